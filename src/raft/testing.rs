@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -13,6 +13,8 @@ use super::{
 };
 use crate::storage::{self, Batch, CommandBuf, GroupId, Store};
 use crate::task::Tasks;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) const GROUP: GroupId = GroupId::partition(1, 0);
 
@@ -91,16 +93,30 @@ impl Broker {
     }
 
     fn on(dir: tempfile::TempDir, config: Config, transport: Arc<dyn Transport>) -> Self {
-        let settings = storage::Config { sync: storage::Sync::Interval, ..storage::Config::in_dir(dir.path()) };
-        let store = Store::open(&settings, None).unwrap();
+        let store = Store::open(&Self::settings(&dir), None).unwrap();
         Broker { env: Env { store, tasks: Tasks::new(), config, transport }, dir }
     }
 
-    /// Closes the store and opens it again. All groups must be shut down.
-    pub(super) fn reopen(self) -> Self {
-        let Broker { env, dir } = self;
-        env.store.close().unwrap();
-        Self::on(dir, env.config, env.transport)
+    fn settings(dir: &tempfile::TempDir) -> storage::Config {
+        storage::Config { sync: storage::Sync::Interval, ..storage::Config::in_dir(dir.path()) }
+    }
+
+    /// Closes the store and opens it again. `group`, its only group, must be shut down.
+    pub(super) async fn reopen(self, group: Group<Notebook>) -> Self {
+        let Broker { env: Env { store, config, transport, tasks }, dir } = self;
+        drop(group);
+        assert!(tasks.stop(PATIENCE).await, "the group's tasks end with it");
+        store.close().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let store = loop {
+            // The last handle of a stopped group goes when its last task is dropped.
+            match Store::open(&Self::settings(&dir), None) {
+                Ok(store) => break store,
+                Err(storage::Error::Locked { .. }) if Instant::now() < deadline => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        Broker { env: Env { store, tasks: Tasks::new(), config, transport }, dir }
     }
 
     pub(super) async fn open(&self, node: NodeId) -> (Group<Notebook>, Notebook) {
@@ -113,7 +129,7 @@ impl Broker {
 /// Waits until the status is as wished, and fails the test if it does not become so.
 pub(super) async fn eventually(group: &Group<Notebook>, what: &str, wish: impl FnMut(&Status) -> bool) -> Status {
     let mut status = group.status();
-    let reached = tokio::time::timeout(Duration::from_secs(20), status.wait_for(wish)).await;
+    let reached = tokio::time::timeout(PATIENCE, status.wait_for(wish)).await;
     match reached {
         Ok(Ok(status)) => status.clone(),
         _ => panic!("never came true: {what}; status {:?}", group.status().borrow().clone()),
@@ -143,6 +159,10 @@ impl Switch {
     pub(super) fn plug(&self, node: NodeId, replica: Replica) {
         self.replicas.lock().unwrap().insert(node, replica);
         self.down.lock().unwrap().remove(&node);
+    }
+
+    fn unplug(&self, node: NodeId) {
+        self.replicas.lock().unwrap().remove(&node);
     }
 
     /// Loses every message from and to `node`.
@@ -229,7 +249,8 @@ impl Cluster {
         self.switch.cut(node);
         group.shutdown().await;
         let broker = self.brokers.remove(&node).unwrap();
-        self.brokers.insert(node, broker.reopen());
+        self.switch.unplug(node);
+        self.brokers.insert(node, broker.reopen(group).await);
         self.open(node).await;
     }
 
