@@ -115,7 +115,10 @@ impl<M: Machine> Group<M> {
             purging: tokio::sync::Mutex::new(()),
             ended: Mutex::new(Some(ended)),
         });
-        core.start().await?;
+        if let Err(error) = core.start().await {
+            core.stop().await;
+            return Err(error);
+        }
         env.tasks.spawn("raft group status", Criticality::BestEffort, observe::run(Arc::clone(&core)));
         Ok(Group { core, machine: PhantomData })
     }
@@ -223,8 +226,11 @@ impl<M> Group<M> {
         self.core.stop().await;
     }
 
-    pub(super) fn log(&self) -> &crate::storage::Log {
-        &self.core.shared.log
+    /// Index and term of every retained entry.
+    pub(super) fn entries(&self) -> Vec<(u64, u64)> {
+        let first = self.core.shared.log.purged().unwrap().map_or(0, |purged| purged.index + 1);
+        let rows = LogStore::new(Arc::clone(&self.core.shared)).read(first..u64::MAX, u64::MAX).unwrap();
+        rows.iter().map(|row| (row.index, row.term)).collect()
     }
 }
 

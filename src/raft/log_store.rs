@@ -28,7 +28,7 @@ impl LogStore {
     }
 
     /// The rows of `range` that exist, up to about `bytes_max` bytes but at least one.
-    fn read(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Row>, storage::Error> {
+    pub(super) fn read(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Row>, storage::Error> {
         let mut recent = self.shared.tail().read(range.clone());
         let stored_end = recent.first().map_or(range.end, |row| row.index);
         if range.start >= stored_end {

@@ -26,6 +26,8 @@
 mod apply;
 mod checkpoint;
 mod config;
+#[cfg(test)]
+mod conformance;
 mod error;
 mod group;
 mod log_store;

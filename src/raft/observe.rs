@@ -44,7 +44,8 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     };
     // The only voter hears from nobody and has nobody to talk to, so time need not pass for it.
     let members = observed.membership_config.nodes().count();
-    let rests = role == Role::Leader && members == 1 && voters == [core.node] || members == 0;
+    let alone = role == Role::Leader && members == 1 && voters == [core.node];
+    let rests = alone || members == 0;
     core.agreement.runtime_config().tick(!rests);
     core.shared.status().send_if_modified(|status| {
         let term = observed.vote.leader_id.term;

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::{Config, Error, Group, Role};
-use crate::storage::Log;
 
 fn small_checkpoints() -> Config {
     Config { checkpoint_bytes: 1, ..Config::default() }
@@ -29,11 +28,6 @@ async fn started(broker: &Broker) -> (Group<Notebook>, Notebook) {
     group.bootstrap([1]).await.unwrap();
     leads(&group).await;
     (group, notebook)
-}
-
-fn rows(log: &Log) -> Vec<(u64, u64)> {
-    let first = log.first_index().unwrap().unwrap_or(0);
-    log.read(first, u64::MAX, u64::MAX).unwrap().iter().map(|row| (row.index, row.term)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -294,7 +288,7 @@ async fn entries_that_no_majority_has_are_replaced_by_the_new_leaders() {
         cluster.catches_up(node, second).await;
         assert_eq!(cluster.notebook(node).seen().commands, ["agreed", "kept"]);
     }
-    assert_eq!(rows(cluster.group(first).log()), rows(cluster.group(second).log()));
+    assert_eq!(cluster.group(first).entries(), cluster.group(second).entries());
     cluster.stop().await;
 }
 
@@ -318,7 +312,7 @@ async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_r
     assert_eq!(*cluster.switch.snapshots.lock().unwrap(), 1);
     assert_eq!(cluster.notebook(lagging).seen().commands, cluster.notebook(leader).seen().commands);
     eventually(cluster.group(lagging), "the follower purged", |status| status.purged == Some(purged)).await;
-    let (theirs, ours) = (rows(cluster.group(lagging).log()), rows(cluster.group(leader).log()));
+    let (theirs, ours) = (cluster.group(lagging).entries(), cluster.group(leader).entries());
     assert_eq!(theirs, ours);
     assert_eq!(theirs.first().unwrap().0, purged + 1);
 

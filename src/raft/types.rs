@@ -89,6 +89,12 @@ pub struct Reply {
     appended: Option<Instant>,
 }
 
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("appended", &self.appended).finish_non_exhaustive()
+    }
+}
+
 impl Reply {
     pub(super) fn new(value: Option<AnyReply>) -> Self {
         Reply { value: Mutex::new(value), appended: None }
