@@ -1,0 +1,231 @@
+//! The protobuf wire format, read from borrowed bytes and written to a buffer.
+
+use std::ops::Range;
+
+use bytes::BufMut;
+
+use super::Error;
+
+/// Largest field number that protobuf allows.
+const FIELD_MAX: u64 = (1 << 29) - 1;
+
+/// A tag of a field with a variable-length integer.
+pub(super) const fn varint_tag(field: u8) -> u8 {
+    field << 3
+}
+
+/// A tag of a field with a length and that many bytes.
+pub(super) const fn bytes_tag(field: u8) -> u8 {
+    field << 3 | 2
+}
+
+/// A position in a message.
+///
+/// A cursor of an embedded message borrows the batch up to that message's end, so every cursor's position
+/// counts from the start of the batch.
+#[derive(Clone, Copy)]
+pub(super) struct Cursor<'a> {
+    bytes: &'a [u8],
+    /// INVARIANT: `at <= bytes.len()`.
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Cursor { bytes, at: 0 }
+    }
+
+    /// A cursor over `bytes` from `at` on. A position past the end is the end.
+    pub(super) fn starting_at(bytes: &'a [u8], at: usize) -> Self {
+        Cursor { bytes, at: at.min(bytes.len()) }
+    }
+
+    #[inline]
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Number of bytes that are left.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    /// The bytes that are left.
+    #[inline]
+    pub(super) fn rest(&self) -> &'a [u8] {
+        &self.bytes[self.at..]
+    }
+
+    /// Where in the batch the bytes that are left lie.
+    #[inline]
+    pub(super) fn range(&self) -> Range<usize> {
+        self.at..self.bytes.len()
+    }
+
+    #[inline(always)]
+    pub(super) fn varint(&mut self) -> Result<u64, Error> {
+        match *self.rest() {
+            [a, ..] if a < 0x80 => {
+                self.at += 1;
+                Ok(u64::from(a))
+            }
+            [a, b, ..] if b < 0x80 => {
+                self.at += 2;
+                Ok(u64::from(a & 0x7f) | u64::from(b) << 7)
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    #[inline(never)]
+    fn long_varint(&mut self) -> Result<u64, Error> {
+        let mut value = 0;
+        for (i, &byte) in self.rest().iter().enumerate().take(10) {
+            if i == 9 && byte > 1 {
+                break;
+            }
+            value |= u64::from(byte & 0x7f) << (7 * i);
+            if byte < 0x80 {
+                self.at += i + 1;
+                return Ok(value);
+            }
+        }
+        let what = if self.len() < 10 { "number cut short" } else { "number too long" };
+        Err(Error::malformed(self.at, what))
+    }
+
+    /// Takes a length and a cursor over that many bytes.
+    #[inline(always)]
+    pub(super) fn delimited(&mut self) -> Result<Cursor<'a>, Error> {
+        let start = self.at;
+        let len = self.varint()?;
+        if len > self.len() as u64 {
+            return Err(Error::malformed(start, "length exceeds what is left"));
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "compared with a usize above")]
+        let end = self.at + len as usize;
+        let inner = Cursor { bytes: &self.bytes[..end], at: self.at };
+        self.at = end;
+        Ok(inner)
+    }
+
+    /// Skips the value of a field that the caller does not know. `known` is the largest field number of the
+    /// message: reaching here with such a number means that the field has the wrong wire type.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn skip(&mut self, tag: u64, tag_at: usize, known: u64) -> Result<(), Error> {
+        let field = tag >> 3;
+        if field == 0 || field > FIELD_MAX {
+            return Err(Error::malformed(tag_at, "field number out of range"));
+        }
+        if field <= known {
+            return Err(Error::malformed(tag_at, "wrong wire type for the field"));
+        }
+        match tag & 7 {
+            0 => self.varint().map(|_| ()),
+            1 => self.skip_bytes(8),
+            2 => self.delimited().map(|_| ()),
+            3 | 4 => Err(Error::malformed(tag_at, "groups are not allowed")),
+            5 => self.skip_bytes(4),
+            _ => Err(Error::malformed(tag_at, "unknown wire type")),
+        }
+    }
+
+    fn skip_bytes(&mut self, count: usize) -> Result<(), Error> {
+        if self.len() < count {
+            return Err(Error::malformed(self.at, "field cut short"));
+        }
+        self.at += count;
+        Ok(())
+    }
+}
+
+/// Number of bytes of `value` as a varint.
+#[inline]
+pub(super) fn varint_len(value: u64) -> usize {
+    // One byte for each seven significant bits, and one for zero.
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+/// Number of bytes of a field with a one-byte tag and `len` bytes.
+#[inline]
+pub(super) fn delimited_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
+#[inline]
+pub(super) fn put_varint(buf: &mut impl BufMut, mut value: u64) {
+    while value >= 0x80 {
+        buf.put_u8(value as u8 | 0x80);
+        value >>= 7;
+    }
+    buf.put_u8(value as u8);
+}
+
+/// Writes the tag and the length of a field whose bytes follow.
+#[inline]
+pub(super) fn put_delimiter(buf: &mut impl BufMut, field: u8, len: usize) {
+    buf.put_u8(bytes_tag(field));
+    put_varint(buf, len as u64);
+}
+
+#[inline]
+pub(super) fn put_delimited(buf: &mut impl BufMut, field: u8, bytes: &[u8]) {
+    put_delimiter(buf, field, bytes.len());
+    buf.put_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<u64, Error> {
+        Cursor::new(bytes).varint()
+    }
+
+    #[test]
+    fn reads_the_largest_number_and_no_larger() {
+        assert_eq!(read(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Ok(u64::MAX));
+        let too_long = Err(Error::Malformed { at: 0, what: "number too long" });
+        assert_eq!(read(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]), too_long);
+        assert_eq!(read(&[0xff; 11]), too_long);
+    }
+
+    #[test]
+    fn names_a_number_that_is_cut_short() {
+        let cut = Err(Error::Malformed { at: 0, what: "number cut short" });
+        assert_eq!(read(&[]), cut);
+        assert_eq!(read(&[0x80]), cut);
+        assert_eq!(read(&[0xff; 9]), cut);
+    }
+
+    #[test]
+    fn an_embedded_message_ends_where_its_length_says() {
+        let mut outer = Cursor::new(&[2, 7, 8, 9]);
+        let inner = outer.delimited().unwrap();
+        assert_eq!((inner.rest(), inner.range()), (&[7u8, 8][..], 1..3));
+        assert_eq!(outer.rest(), &[9]);
+        assert_eq!(
+            Cursor::new(&[3, 7, 8]).delimited().err(),
+            Some(Error::Malformed { at: 0, what: "length exceeds what is left" })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(value: u64) {
+            let mut buf = Vec::new();
+            put_varint(&mut buf, value);
+            prop_assert_eq!(buf.len(), varint_len(value));
+            prop_assert_eq!(read(&buf), Ok(value));
+        }
+    }
+}
