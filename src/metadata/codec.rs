@@ -224,7 +224,10 @@ mod tests {
                 created: Timestamp(9),
                 partitions: partitions.clone(),
             },
-            Command::AlterTopic { name: "orders".into(), settings: Settings { retention: None, ..settings() } },
+            Command::AlterTopic {
+                name: "orders".into(),
+                settings: Settings { retention: None, ..settings() },
+            },
             Command::AddPartitions { name: "orders".into(), partitions },
             Command::AllocateProducerId,
             Command::DeleteTopic { name: "orders".into() },

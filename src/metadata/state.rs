@@ -148,7 +148,11 @@ impl State {
             Command::AddPartitions { name, partitions } => self.change(&name, |topic| {
                 if partitions.is_empty() {
                     let present = topic.partitions.len() as u32;
-                    return Err(Error::PartitionsNotMore { name: name.to_string(), present, requested: present });
+                    return Err(Error::PartitionsNotMore {
+                        name: name.to_string(),
+                        present,
+                        requested: present,
+                    });
                 }
                 topic.partitions.extend(partitions);
                 Ok(())

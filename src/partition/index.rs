@@ -129,8 +129,8 @@ mod tests {
     #[test]
     fn rows_have_golden_bytes() {
         let golden = [
-            2, 1, 0, 0, 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0,
-            103, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0,
+            2, 1, 0, 0, 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0b, 0x0a, 0, 0, 0, 0,
+            0, 0, 103, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0,
         ];
         assert_eq!(&entry().encode()[..], golden);
         assert_eq!(Entry::decode(Offset(100), &golden), Some(entry()));

@@ -213,7 +213,10 @@ mod tests {
         let second = state.append(6, &append(1, &[(1, None)]));
         assert_eq!(second.outcomes, [Outcome::Appended(Offset(5))]);
         let entry = second.entry.expect("something was appended");
-        assert_eq!((entry.base, entry.end, entry.raft_index, entry.bytes_before), (Offset(5), Offset(6), 6, 20));
+        assert_eq!(
+            (entry.base, entry.end, entry.raft_index, entry.bytes_before),
+            (Offset(5), Offset(6), 6, 20)
+        );
     }
 
     #[test]

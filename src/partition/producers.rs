@@ -11,8 +11,10 @@ use crate::record::{Offset, ProducerSequence};
 
 /// Runs kept per producer. A producer that is alone on a partition needs one, however many batches are in flight.
 const RUNS_MAX: usize = 128;
-/// Producers kept per partition. Beyond it the one that appended longest ago is forgotten.
-const PRODUCERS_MAX: usize = 10_000;
+/// Producers kept per partition. Beyond it those that appended longest ago are forgotten.
+const PRODUCERS_MAX: usize = 10_240;
+/// New producers between two sweeps. INVARIANT: divides [`PRODUCERS_MAX`].
+const SWEEP_EVERY: usize = 256;
 /// A producer that appended nothing for this long is forgotten, in milliseconds.
 const EXPIRY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -102,7 +104,9 @@ impl Producers {
         }
         match producer.find(sequence, records) {
             Some(offset) => Verdict::Duplicate(offset),
-            None => Verdict::Refuse(Refusal::SequenceOutOfOrder { expected: producer.next, actual: sequence }),
+            None => {
+                Verdict::Refuse(Refusal::SequenceOutOfOrder { expected: producer.next, actual: sequence })
+            }
         }
     }
 
@@ -126,12 +130,19 @@ impl Producers {
         producer.extend(Run { sequence: id.base_sequence, offset, records });
     }
 
+    /// Sweeps now and then, not at every new producer: a sweep looks at all of them.
     fn make_room(&mut self, now: Timestamp) {
+        let count = self.known.len();
+        if !count.is_power_of_two() && !count.is_multiple_of(SWEEP_EVERY) {
+            return;
+        }
         self.known.retain(|_, producer| now.millis_since(producer.last_append) < EXPIRY_MS);
         if self.known.len() >= PRODUCERS_MAX {
-            let oldest = self.known.iter().min_by_key(|(id, producer)| (producer.last_append, **id)).map(|(id, _)| *id);
-            if let Some(id) = oldest {
-                self.known.remove(&id);
+            let mut by_age: Vec<_> =
+                self.known.iter().map(|(id, producer)| (producer.last_append, *id)).collect();
+            by_age.sort_unstable();
+            for (_, id) in &by_age[..SWEEP_EVERY] {
+                self.known.remove(id);
             }
         }
     }
@@ -210,15 +221,24 @@ mod tests {
     fn a_batch_that_overlaps_the_end_is_refused() {
         let mut producers = Producers::default();
         append(&mut producers, id(1, 0, 0), 3, 0);
-        assert!(matches!(producers.judge(id(1, 0, 2), 2), Verdict::Refuse(Refusal::SequenceOutOfOrder { .. })));
+        assert!(matches!(
+            producers.judge(id(1, 0, 2), 2),
+            Verdict::Refuse(Refusal::SequenceOutOfOrder { .. })
+        ));
     }
 
     #[test]
     fn an_old_epoch_is_fenced_and_a_new_one_starts_at_zero() {
         let mut producers = Producers::default();
         append(&mut producers, id(1, 1, 0), 1, 0);
-        assert_eq!(producers.judge(id(1, 0, 1), 1), Verdict::Refuse(Refusal::Fenced { current: 1, actual: 0 }));
-        assert!(matches!(producers.judge(id(1, 2, 1), 1), Verdict::Refuse(Refusal::SequenceOutOfOrder { .. })));
+        assert_eq!(
+            producers.judge(id(1, 0, 1), 1),
+            Verdict::Refuse(Refusal::Fenced { current: 1, actual: 0 })
+        );
+        assert!(matches!(
+            producers.judge(id(1, 2, 1), 1),
+            Verdict::Refuse(Refusal::SequenceOutOfOrder { .. })
+        ));
         append(&mut producers, id(1, 2, 0), 1, 1);
         assert_eq!(producers.judge(id(1, 2, 0), 1), Verdict::Duplicate(Offset(1)));
     }
@@ -248,7 +268,8 @@ mod tests {
         for producer in 2..PRODUCERS_MAX as u64 + 10 {
             append(&mut producers, id(producer, 0, 0), 1, producer);
         }
-        assert_eq!(producers.known.len(), PRODUCERS_MAX);
+        assert!(producers.known.len() <= PRODUCERS_MAX);
+        assert!(producers.known.contains_key(&(PRODUCERS_MAX as u64 + 9)), "the newest stays");
     }
 
     #[test]

@@ -148,7 +148,12 @@ impl View {
     }
 
     /// Shows applied entries and wakes readers.
-    pub(super) fn publish(&self, entries: impl Iterator<Item = (Arc<Entry>, Bytes)>, bounds: Bounds, bytes_end: u64) {
+    pub(super) fn publish(
+        &self,
+        entries: impl Iterator<Item = (Arc<Entry>, Bytes)>,
+        bounds: Bounds,
+        bytes_end: u64,
+    ) {
         let mut inner = self.lock();
         let before = inner.tail_bytes;
         for (entry, command) in entries {
