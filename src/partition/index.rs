@@ -1,14 +1,12 @@
-//! Where batches lie: one row per log entry that holds any.
+//! Where batches lie: one index row per log entry that holds any.
 //!
-//! A row's key is the base offset (see `storage`); its value is
+//! The store keeps the base offset, Raft index and append time of a row; the rest is its detail:
 //!
 //! | bytes | field | |
 //! |---|---|---|
-//! | 0..8 | Raft index | u64, little-endian like all numbers |
-//! | 8..16 | append time | i64, milliseconds since the Unix epoch |
-//! | 16..24 | bytes before | u64, bytes of all batches of the partition before this entry |
-//! | 24..32 | end offset | u64, offset after the entry's last record |
-//! | 32.. | skipped batches | u32 each, numbers of the batches that were refused or duplicates |
+//! | 0..8 | bytes before | u64, little-endian like all numbers: bytes of all batches of the partition before this entry |
+//! | 8..16 | end offset | u64, offset after the entry's last record |
+//! | 16.. | skipped batches | u32 each, numbers of the batches that were refused or duplicates |
 
 use std::ops::ControlFlow;
 
@@ -17,8 +15,9 @@ use bytes::{Buf, Bytes};
 use crate::clock::Timestamp;
 use crate::record::command::{self, Command};
 use crate::record::{Frame, Offset};
+use crate::storage::IndexRow;
 
-const FIXED_LEN: usize = 32;
+const FIXED_LEN: usize = 16;
 
 /// The batches of one log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,30 +37,34 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The row's value.
-    pub fn encode(&self) -> Bytes {
-        let mut value = Vec::with_capacity(FIXED_LEN + 4 * self.skipped.len());
-        value.extend_from_slice(&self.raft_index.to_le_bytes());
-        value.extend_from_slice(&self.append_time.0.to_le_bytes());
-        value.extend_from_slice(&self.bytes_before.to_le_bytes());
-        value.extend_from_slice(&self.end.0.to_le_bytes());
+    /// The row as the store keeps it.
+    pub fn to_row(&self) -> IndexRow {
+        let mut detail = Vec::with_capacity(FIXED_LEN + 4 * self.skipped.len());
+        detail.extend_from_slice(&self.bytes_before.to_le_bytes());
+        detail.extend_from_slice(&self.end.0.to_le_bytes());
         for number in &self.skipped {
-            value.extend_from_slice(&number.to_le_bytes());
+            detail.extend_from_slice(&number.to_le_bytes());
         }
-        value.into()
+        IndexRow {
+            offset: self.base.0,
+            index: self.raft_index,
+            append_time_ms: self.append_time.0,
+            detail: detail.into(),
+        }
     }
 
-    /// Reads a row's value. `None`: the bytes are no such value.
-    pub fn decode(base: Offset, mut value: &[u8]) -> Option<Self> {
-        if value.len() < FIXED_LEN || !(value.len() - FIXED_LEN).is_multiple_of(4) {
+    /// Reads a row. `None`: its detail is not as the table above says.
+    pub fn from_row(row: &IndexRow) -> Option<Self> {
+        let mut detail = &row.detail[..];
+        if detail.len() < FIXED_LEN || !(detail.len() - FIXED_LEN).is_multiple_of(4) {
             return None;
         }
-        let raft_index = value.get_u64_le();
-        let append_time = Timestamp(value.get_i64_le());
-        let bytes_before = value.get_u64_le();
-        let end = Offset(value.get_u64_le());
-        let skipped = value.chunks_exact(4).map(|mut number| number.get_u32_le()).collect();
-        (end > base).then_some(Entry { base, end, raft_index, append_time, bytes_before, skipped })
+        let base = Offset(row.offset);
+        let bytes_before = detail.get_u64_le();
+        let end = Offset(detail.get_u64_le());
+        let skipped = detail.chunks_exact(4).map(|mut number| number.get_u32_le()).collect();
+        let append_time = Timestamp(row.append_time_ms);
+        (end > base).then_some(Entry { base, end, raft_index: row.index, append_time, bytes_before, skipped })
     }
 
     /// Visits the appended batches of the entry with their base offsets. `command` is the log entry's.
@@ -127,20 +130,20 @@ mod tests {
     }
 
     #[test]
-    fn rows_have_golden_bytes() {
-        let golden = [
-            2, 1, 0, 0, 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0b, 0x0a, 0, 0, 0, 0,
-            0, 0, 103, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0,
-        ];
-        assert_eq!(&entry().encode()[..], golden);
-        assert_eq!(Entry::decode(Offset(100), &golden), Some(entry()));
+    fn details_have_golden_bytes() {
+        let row = entry().to_row();
+        let golden = [0x0b, 0x0a, 0, 0, 0, 0, 0, 0, 103, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0];
+        assert_eq!(&row.detail[..], golden);
+        assert_eq!((row.offset, row.index, row.append_time_ms), (100, 0x0102, -2));
+        assert_eq!(Entry::from_row(&row), Some(entry()));
     }
 
     #[test]
-    fn values_that_are_no_row_are_refused() {
-        let value = entry().encode();
-        assert_eq!(Entry::decode(Offset(100), &value[..31]), None);
-        assert_eq!(Entry::decode(Offset(100), &value[..34]), None);
-        assert_eq!(Entry::decode(Offset(103), &value), None);
+    fn details_that_are_none_are_refused() {
+        let row = entry().to_row();
+        let cut = |length| IndexRow { detail: row.detail.slice(..length), ..row.clone() };
+        assert_eq!(Entry::from_row(&cut(15)), None);
+        assert_eq!(Entry::from_row(&cut(18)), None);
+        assert_eq!(Entry::from_row(&IndexRow { offset: 103, ..row.clone() }), None);
     }
 }
