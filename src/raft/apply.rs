@@ -1,7 +1,7 @@
 //! openraft's view of a group's state machine: applies committed entries, writes checkpoints, gives and takes snapshots.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,7 +26,8 @@ const COMMANDS_PER_STATE: u64 = 8;
 /// Feeds a machine with committed entries.
 pub(super) struct Applier {
     shared: Arc<Shared>,
-    machine: Box<dyn AnyMachine>,
+    /// A lock only because openraft wants `Sync`; whoever has the applier mutably needs none.
+    machine: Mutex<Box<dyn AnyMachine>>,
     applied: Option<LogId>,
     members: StoredMembership,
     /// After how many bytes of commands a checkpoint is due, from the settings.
@@ -52,7 +53,7 @@ impl Applier {
     ) -> Self {
         Applier {
             shared,
-            machine,
+            machine: Mutex::new(machine),
             applied: start.map(|start| start.applied),
             members: start.map(|start| start.members.clone()).unwrap_or_default(),
             checkpoint_bytes,
@@ -95,8 +96,12 @@ impl Applier {
         self.state_bytes = checkpoint.state.len() as u64;
     }
 
-    fn checkpoint(&self) -> Option<Checkpoint> {
-        let state = Bytes::from(self.machine.encode());
+    fn machine(&mut self) -> &mut dyn AnyMachine {
+        self.machine.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
+    }
+
+    fn checkpoint(&mut self) -> Option<Checkpoint> {
+        let state = Bytes::from(self.machine().encode());
         self.applied.map(|applied| Checkpoint { applied, members: self.members.clone(), state })
     }
 
@@ -110,7 +115,7 @@ impl Applier {
                     Command::Proposed(command) => command.payload(),
                 };
                 self.bytes_since_checkpoint += payload.len() as u64;
-                Some(self.machine.apply(log_id.index, log_id.leader_id.term, &payload, batch))
+                Some(self.machine().apply(log_id.index, log_id.leader_id.term, &payload, batch))
             }
             EntryPayload::Membership(members) => {
                 self.members = StoredMembership::new(Some(log_id), members);
@@ -168,7 +173,7 @@ impl RaftStateMachine<Types> for Applier {
         }
         let Some(applied) = self.applied else { return Ok(()) };
         self.store(batch, applied);
-        self.machine.applied();
+        self.machine().applied();
         {
             let mut tail = self.shared.tail();
             for (index, _, reply) in &mut answers {
@@ -198,7 +203,7 @@ impl RaftStateMachine<Types> for Applier {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: Bytes) -> Result<(), io::Error> {
         let Some(applied) = meta.last_log_id else { return Ok(()) };
         let group = self.shared.group;
-        let restored = self.machine.restore(&state);
+        let restored = self.machine().restore(&state);
         restored.map_err(|source| self.shared.fail(Error::Restore { group, source: Arc::new(source) }))?;
         let snapshot = Checkpoint { applied, members: meta.last_membership.clone(), state };
         let mut batch = Batch::new();
@@ -211,7 +216,7 @@ impl RaftStateMachine<Types> for Applier {
         self.bytes_since_checkpoint = 0;
         self.checkpoint_at = Some(applied.index);
         self.state_bytes = snapshot.state.len() as u64;
-        self.machine.applied();
+        self.machine().applied();
         self.shared.tail().applied(applied.index);
         self.shared.update_status(|status| {
             status.applied = Some(applied.index);

@@ -17,7 +17,7 @@ use super::network::{self, Peers, Transport};
 use super::proposal::Waiter;
 use super::shared::Shared;
 use super::tail::Tail;
-use super::types::{Command, Types};
+use super::types::{Command, Types, position};
 use super::{Config, Error, NodeId, Proposal, Role, Status, message, observe, vote};
 use crate::storage::{Batch, CommandBuf, Durability, GroupId, Store};
 use crate::task::{Criticality, Tasks};
@@ -231,15 +231,20 @@ impl Found {
         let corrupt = |what| Error::Corrupt { group, what };
         let decode = |bytes, what| Checkpoint::decode(&bytes).ok_or(corrupt(what));
         let vote = log.vote()?.map(|bytes| vote::decode(&bytes).ok_or(corrupt("the vote"))).transpose()?;
-        let checkpoint = log.checkpoint_at_or_below(u64::MAX)?;
+        let checkpoint = log.checkpoint_at(u64::MAX)?;
         let checkpoint = checkpoint.map(|(_, bytes)| decode(bytes, "a checkpoint")).transpose()?;
         let snapshot = log.snapshot()?.map(|bytes| decode(bytes, "the snapshot")).transpose()?;
+        let snapshot_at = snapshot.as_ref().map(|snapshot| position(&snapshot.applied));
+        if let Some(snapshot_at) = snapshot_at {
+            // A crash may have come between taking up the snapshot and purging what it replaces.
+            log.purge_to(snapshot_at)?;
+        }
+        let purged = log.purged()?.map(|purged| purged.index);
+        let last = log.last()?.map(|last| last.index);
         let start = match (checkpoint, snapshot) {
             (Some(checkpoint), Some(snapshot)) if checkpoint.applied < snapshot.applied => Some(snapshot),
             (checkpoint, snapshot) => checkpoint.or(snapshot),
         };
-        let purged = log.purged()?.map(|purged| purged.index);
-        let last = log.last()?.map(|last| last.index).or(purged);
         Ok(Found { vote, start, last, purged })
     }
 }
@@ -281,7 +286,7 @@ impl Core {
         let _alone = self.purging.lock().await;
         self.checkpoint_up_to(index).await?;
         let purged = self.shared.status().borrow().purged;
-        let Some((at, checkpoint)) = self.shared.log.checkpoint_at_or_below(index)? else { return Ok(purged) };
+        let Some((at, checkpoint)) = self.shared.log.checkpoint_at(index)? else { return Ok(purged) };
         if Some(at) <= purged {
             return Ok(purged);
         }
@@ -320,6 +325,8 @@ impl Core {
             // An error is what is waited for: the sender goes with the state machine.
             let _ = ended.await;
         }
+        self.shared.purges.close();
+        self.shared.purges.wait().await;
         self.shared.update_status(|status| {
             status.role = Role::Stopped;
             status.leader = None;

@@ -35,7 +35,7 @@ impl LogStore {
             return Ok(cut(recent, bytes_max));
         }
         // A row leaves the tail only after the store has it, so what is not in the tail is there or does not exist.
-        let mut rows = self.shared.log.read(range.start..stored_end, bytes_max)?;
+        let mut rows = self.shared.log.read(range.start, stored_end, bytes_max)?;
         if rows.last().is_some_and(|row| row.index + 1 == stored_end) {
             rows.append(&mut recent);
         }
@@ -142,7 +142,7 @@ impl RaftLogStorage<Types> for LogStore {
         let log = &self.shared.log;
         let fail = |error: storage::Error| self.shared.fail(error);
         let purged = log.purged().map_err(fail)?;
-        let last = log.last().map_err(fail)?.or(purged);
+        let last = log.last().map_err(fail)?;
         Ok(LogState { last_purged_log_id: purged.map(log_id), last_log_id: last.map(log_id) })
     }
 
@@ -208,7 +208,10 @@ impl RaftLogStorage<Types> for LogStore {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let last = last.map(|last| last.index);
         let mut batch = Batch::new();
-        self.shared.log.truncate_after(&mut batch, last);
+        match last {
+            Some(last) => self.shared.log.truncate_after(&mut batch, last),
+            None => self.shared.log.clear(&mut batch),
+        }
         let done = self.shared.store.commit_and_wait(batch, Durability::Sync).await;
         done.map_err(|error| self.shared.fail(error))?;
         // Only now: until the store has forgotten the rows, a read of the store would have found them again.
@@ -218,12 +221,14 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        let purged = self.shared.log.purge_to(position(&upto)).await;
-        purged.map_err(|error| self.shared.fail(error))?;
         self.shared.tail().purge_to(upto.index);
-        self.shared.update_status(|status| {
-            status.purged = Some(upto.index);
-            status.last_index = status.last_index.max(Some(upto.index));
+        self.shared.update_status(|status| status.last_index = status.last_index.max(Some(upto.index)));
+        // In the background, because removing files takes long and nothing after it waits for it: openraft asks no more
+        // for what it purged, and opening the group finishes what a crash left behind.
+        let shared = Arc::clone(&self.shared);
+        self.shared.purges.spawn_blocking(move || match shared.log.purge_to(position(&upto)) {
+            Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),
+            Err(error) => shared.fail_in_background(error),
         });
         Ok(())
     }

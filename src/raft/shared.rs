@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use super::tail::Tail;
 use super::types::Vote;
@@ -17,6 +18,8 @@ pub(super) struct Shared {
     pub(super) log: Log,
     /// The most bytes of entries read at once for a follower.
     pub(super) append_bytes_max: u64,
+    /// Removal of purged rows, under way.
+    pub(super) purges: TaskTracker,
     tail: Mutex<Tail>,
     vote: Mutex<Option<Vote>>,
     status: watch::Sender<Status>,
@@ -38,6 +41,7 @@ impl Shared {
             store,
             log,
             append_bytes_max,
+            purges: TaskTracker::new(),
             tail: Mutex::new(tail),
             vote: Mutex::new(vote),
             status: watch::Sender::new(Status::default()),

@@ -13,15 +13,31 @@ use super::machine::AnyReply;
 use super::proposal::Waiter;
 use crate::storage::{self, Position, Row};
 
-openraft::declare_raft_types!(
-    /// How openraft is set up for every group.
-    pub Types:
-        D = Command,
-        R = Reply,
-        NodeId = NodeId,
-        Node = (),
-        Responder<T> = Waiter<T> where T: openraft::OptionalSend + 'static,
-);
+/// How openraft is set up for every group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Types;
+
+impl openraft::RaftTypeConfig for Types {
+    type D = Command;
+    type R = Reply;
+    type NodeId = NodeId;
+    type Node = ();
+    type Term = u64;
+    type LeaderId = LeaderId;
+    type Vote = Vote;
+    type Payload = Payload;
+    type Entry = Entry;
+    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type Responder<T>
+        = Waiter<T>
+    where
+        T: openraft::OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: openraft::OptionalSend + 'static;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 pub(super) type LeaderId = leader_id_adv::LeaderId<u64, NodeId>;
 pub(super) type LogId = openraft::LogId<LeaderId>;

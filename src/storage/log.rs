@@ -64,6 +64,11 @@ impl Log {
         }
     }
 
+    /// Removes every row, as [`Log::truncate_after`] would with an index below the first.
+    pub fn clear(&self, batch: &mut Batch) {
+        batch.remove_log_from(self.group, self.table.clone(), 0);
+    }
+
     /// Reads rows from `from` up to and without `to`, until their payloads exceed `max_bytes`; at least one if there is
     /// one. Every checksum is verified. Payloads share the engine's memory.
     ///
