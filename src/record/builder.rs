@@ -65,13 +65,14 @@ where
 pub struct BatchBuilder {
     buf: BytesMut,
     records: u32,
+    capacity: usize,
 }
 
 impl BatchBuilder {
-    /// An empty batch with room for `capacity` bytes.
+    /// A builder that makes room for `capacity` bytes at each batch's first record.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        BatchBuilder { buf: BytesMut::with_capacity(capacity), records: 0 }
+        BatchBuilder { capacity, ..BatchBuilder::default() }
     }
 
     /// Number of records so far.
@@ -107,7 +108,8 @@ impl BatchBuilder {
         H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
     {
         let len = draft.encoded_len();
-        self.buf.reserve(delimited_len(len));
+        let room = if self.is_empty() { self.capacity } else { 0 };
+        self.buf.reserve(delimited_len(len).max(room));
         put_delimiter(&mut self.buf, batch::RECORDS, len);
         let start = self.buf.len();
         draft.encode(&mut self.buf);

@@ -7,7 +7,7 @@ use lz4_flex::frame::{FrameDecoder, FrameEncoder, FrameInfo};
 use zstd::zstd_safe;
 
 use super::fields::{RecordField, batch};
-use super::skim::{Envelope, narrow, walk};
+use super::skim::{Envelope, walk};
 use super::wire::{Cursor, delimited_len, put_delimited, put_varint, varint_len, varint_tag};
 use super::{Codec, Error};
 
@@ -75,29 +75,32 @@ pub(super) struct OpenBatch {
 
 /// As [`decompress_batch`].
 pub(super) fn open_batch(batch: &Bytes, uncompressed_bytes_max: usize) -> Result<OpenBatch, Error> {
+    if u32::try_from(batch.len()).is_err() {
+        return Err(Error::BatchTooLarge { bytes: batch.len(), limit: u32::MAX });
+    }
     let envelope = check_structure(batch)?;
     envelope.check_fields()?;
     let Some(body) = envelope.compressed_records.filter(|_| envelope.codec != Codec::None) else {
         return Ok(OpenBatch { batch: batch.clone(), records: envelope.records });
     };
-    let declared = narrow(envelope.uncompressed_bytes) as usize;
-    let declared_records = narrow(envelope.record_count);
+    let declared = envelope.uncompressed_bytes as usize;
     if declared > uncompressed_bytes_max {
         let limit = u32::try_from(uncompressed_bytes_max).unwrap_or(u32::MAX);
         return Err(Error::BatchTooLarge { bytes: declared, limit });
     }
-    let batch = Bytes::from(decompress(envelope.codec, body.rest(), declared)?);
-    let inner = check_structure(&batch)?;
+    let opened = Bytes::from(decompress(envelope.codec, body.rest(), declared)?);
+    let inner = check_structure(&opened)?;
     if inner.codec != Codec::None {
         return Err(Error::NestedField { field: "codec" });
     }
     if let Some(field) = inner.field_beside_records() {
         return Err(Error::NestedField { field });
     }
-    if inner.records != declared_records {
-        return Err(Error::CountMismatch { declared: declared_records, records: inner.records });
+    if inner.records != envelope.record_count {
+        return Err(Error::CountMismatch { declared: envelope.record_count, records: inner.records });
     }
-    Ok(OpenBatch { batch, records: declared_records })
+    let records = inner.records;
+    Ok(OpenBatch { batch: opened, records })
 }
 
 /// Checks that `batch` and each of its records are well-formed.

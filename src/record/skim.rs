@@ -7,7 +7,7 @@ use super::wire::Cursor;
 use super::{Codec, CodecSet, Error, traceparent};
 
 /// An empty record still has a tag and a length in its batch.
-const RECORD_BYTES_MIN: u64 = 2;
+const RECORD_BYTES_MIN: u32 = 2;
 
 /// What a topic allows. Sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,17 +64,18 @@ pub struct Skim {
 /// Everything that is wrong with a batch, naming record, field and limit; see [`Error`]. Of several mistakes, the
 /// one that comes first in the bytes is reported.
 pub fn skim(batch: &[u8], limits: &Limits) -> Result<Skim, Error> {
-    if batch.len() > limits.batch_bytes_max as usize {
-        return Err(Error::BatchTooLarge { bytes: batch.len(), limit: limits.batch_bytes_max });
-    }
+    let limit = limits.batch_bytes_max;
+    let Some(batch_bytes) = u32::try_from(batch.len()).ok().filter(|bytes| *bytes <= limit) else {
+        return Err(Error::BatchTooLarge { bytes: batch.len(), limit });
+    };
     let mut tally = Tally::default();
     let envelope = walk(batch, |number, record| tally.add(number, record, limits))?;
     envelope.check(limits)?;
     if envelope.codec != Codec::None {
         return Ok(Skim {
             codec: envelope.codec,
-            records: narrow(envelope.record_count),
-            uncompressed_bytes: narrow(envelope.uncompressed_bytes),
+            records: envelope.record_count,
+            uncompressed_bytes: envelope.uncompressed_bytes,
             max_timestamp_ms: 0,
             traceparent: None,
         });
@@ -82,7 +83,7 @@ pub fn skim(batch: &[u8], limits: &Limits) -> Result<Skim, Error> {
     Ok(Skim {
         codec: Codec::None,
         records: envelope.records,
-        uncompressed_bytes: narrow(batch.len() as u64),
+        uncompressed_bytes: batch_bytes,
         max_timestamp_ms: tally.max_timestamp_ms.unwrap_or(0),
         traceparent: tally.traceparent,
     })
@@ -112,7 +113,8 @@ where
     }
 }
 
-/// Calls `visit` with the number and the bytes of each record and returns the rest of the batch.
+/// Calls `visit` with the number and the bytes of each record and returns the rest of the batch. The batch must
+/// have at most `u32::MAX` bytes, so that the number of records has 32 bits.
 #[inline(always)]
 pub(super) fn walk<'a, F>(batch: &'a [u8], mut visit: F) -> Result<Envelope<'a>, Error>
 where
@@ -142,8 +144,8 @@ pub(super) struct Envelope<'a> {
     /// Number of records outside of `compressed_records`.
     pub(super) records: u32,
     pub(super) compressed_records: Option<Cursor<'a>>,
-    pub(super) record_count: u64,
-    pub(super) uncompressed_bytes: u64,
+    pub(super) record_count: u32,
+    pub(super) uncompressed_bytes: u32,
 }
 
 impl Envelope<'_> {
@@ -152,9 +154,9 @@ impl Envelope<'_> {
         if !limits.codecs.contains(self.codec) {
             return Err(Error::CodecNotAllowed { codec: self.codec });
         }
-        if self.uncompressed_bytes > u64::from(limits.batch_bytes_max) {
-            let bytes = usize::try_from(self.uncompressed_bytes).unwrap_or(usize::MAX);
-            return Err(Error::BatchTooLarge { bytes, limit: limits.batch_bytes_max });
+        if self.uncompressed_bytes > limits.batch_bytes_max {
+            let (bytes, limit) = (self.uncompressed_bytes as usize, limits.batch_bytes_max);
+            return Err(Error::BatchTooLarge { bytes, limit });
         }
         Ok(())
     }
@@ -188,8 +190,7 @@ impl Envelope<'_> {
         if self.uncompressed_bytes == 0 {
             return Err(Error::UncompressedBytesMissing { codec });
         }
-        let fits = self.uncompressed_bytes / RECORD_BYTES_MIN;
-        if self.record_count > fits || u32::try_from(self.uncompressed_bytes).is_err() {
+        if self.record_count > self.uncompressed_bytes / RECORD_BYTES_MIN {
             let (records, uncompressed_bytes) = (self.record_count, self.uncompressed_bytes);
             return Err(Error::CountImplausible { records, uncompressed_bytes });
         }
@@ -259,11 +260,6 @@ fn check_header(record: u32, header: u32, key_bytes: usize, limits: &Limits) -> 
         return Err(Error::HeaderKeyTooLong { record, header, bytes: key_bytes, limit });
     }
     Ok(())
-}
-
-/// Narrows a number that has been compared with a limit of 32 bits.
-pub(super) fn narrow(number: u64) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
