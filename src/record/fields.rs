@@ -118,7 +118,15 @@ pub(super) struct HeaderFields<'a> {
 
 impl<'a> HeaderFields<'a> {
     #[inline(always)]
-    fn read(mut cursor: Cursor<'a>) -> Result<Self, Error> {
+    fn read(cursor: Cursor<'a>) -> Result<Self, Error> {
+        match cursor.short_pair(header::KEY, header::VALUE) {
+            Some((key, value)) => Ok(HeaderFields { key: utf8(key)?, value }),
+            None => Self::read_any(cursor),
+        }
+    }
+
+    #[inline(never)]
+    fn read_any(mut cursor: Cursor<'a>) -> Result<Self, Error> {
         const KEY: u64 = bytes_tag(header::KEY) as u64;
         const VALUE: u64 = bytes_tag(header::VALUE) as u64;
         let mut fields = HeaderFields { key: Cursor::new(&[]), value: Cursor::new(&[]) };

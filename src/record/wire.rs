@@ -89,6 +89,21 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// The two fields that are left, if they are just `first` and `second`, each of fewer than 128 bytes. Nearly
+    /// every header is like that, and taking both at once saves half of its cost.
+    #[inline(always)]
+    pub(super) fn short_pair(&self, first: u8, second: u8) -> Option<(Cursor<'a>, Cursor<'a>)> {
+        let [tag, len @ ..0x80, ref rest @ ..] = *self.rest else { return None };
+        let (one, [next_tag, next_len @ ..0x80, two @ ..]) = rest.split_at_checked(len.into())? else {
+            return None;
+        };
+        let fits =
+            tag == bytes_tag(first) && *next_tag == bytes_tag(second) && two.len() == usize::from(*next_len);
+        let one = Cursor { rest: one, at: self.at + 2 };
+        let two = Cursor { rest: two, at: one.at + one.rest.len() + 2 };
+        fits.then_some((one, two))
+    }
+
     #[cold]
     #[inline(never)]
     fn bad_varint(&self) -> Error {
