@@ -50,26 +50,17 @@ impl From<Codec> for i32 {
     }
 }
 
-impl TryFrom<u64> for Codec {
+impl TryFrom<i32> for Codec {
     type Error = Error;
 
     /// Fails with [`Error::UnknownCodec`].
-    fn try_from(number: u64) -> Result<Self, Error> {
+    fn try_from(number: i32) -> Result<Self, Error> {
         match number {
             0 => Ok(Codec::None),
             1 => Ok(Codec::Lz4),
             2 => Ok(Codec::Zstd),
             _ => Err(Error::UnknownCodec { number }),
         }
-    }
-}
-
-impl TryFrom<i32> for Codec {
-    type Error = Error;
-
-    /// Fails with [`Error::UnknownCodec`]; a negative number is named as protobuf writes it, in 64 bits.
-    fn try_from(number: i32) -> Result<Self, Error> {
-        Codec::try_from(i64::from(number).cast_unsigned())
     }
 }
 
@@ -86,7 +77,8 @@ impl CodecSet {
     /// The set with these bits, or `None` if a bit stands for no known codec.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Option<CodecSet> {
-        if bits <= CodecSet::ALL.0 as u32 { Some(CodecSet(bits as u8)) } else { None }
+        let [low, ..] = bits.to_le_bytes();
+        if bits <= CodecSet::ALL.bits() { Some(CodecSet(low)) } else { None }
     }
 
     /// The bits, for storing.
@@ -156,7 +148,7 @@ mod tests {
     #[test]
     fn refuses_unknown_numbers() {
         assert_eq!(Codec::try_from(3), Err(Error::UnknownCodec { number: 3 }));
-        assert!(Codec::try_from(-1).is_err());
+        assert_eq!(Codec::try_from(-1), Err(Error::UnknownCodec { number: -1 }));
     }
 
     #[test]

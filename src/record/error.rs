@@ -66,7 +66,7 @@ pub enum Error {
     #[error("field codec: number {number} is not a known codec")]
     UnknownCodec {
         /// The number.
-        number: u64,
+        number: i32,
     },
     /// The topic does not allow the codec.
     #[error("the topic does not allow batches with codec {codec}")]
@@ -86,9 +86,9 @@ pub enum Error {
     )]
     CountImplausible {
         /// What `record_count` says.
-        records: u64,
+        records: u32,
         /// What `uncompressed_bytes` says.
-        uncompressed_bytes: u64,
+        uncompressed_bytes: u32,
     },
     /// A compressed batch does not say how large it becomes.
     #[error("field uncompressed_bytes is missing; it is required with codec {codec}")]

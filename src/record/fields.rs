@@ -42,10 +42,10 @@ pub(super) mod header {
 /// A field of a `RecordBatch`.
 pub(super) enum BatchField<'a> {
     Record(Cursor<'a>),
-    Codec(u64),
+    Codec(i32),
     CompressedRecords(Cursor<'a>),
-    RecordCount(u64),
-    UncompressedBytes(u64),
+    RecordCount(u32),
+    UncompressedBytes(u32),
 }
 
 impl<'a> BatchField<'a> {
@@ -61,10 +61,10 @@ impl<'a> BatchField<'a> {
             let tag_at = cursor.at();
             return Ok(Some(match cursor.varint()? {
                 RECORDS => BatchField::Record(cursor.delimited()?),
-                CODEC => BatchField::Codec(cursor.varint()?),
+                CODEC => BatchField::Codec(low_32(cursor.varint()?).cast_signed()),
                 COMPRESSED_RECORDS => BatchField::CompressedRecords(cursor.delimited()?),
-                RECORD_COUNT => BatchField::RecordCount(cursor.varint()?),
-                UNCOMPRESSED_BYTES => BatchField::UncompressedBytes(cursor.varint()?),
+                RECORD_COUNT => BatchField::RecordCount(low_32(cursor.varint()?)),
+                UNCOMPRESSED_BYTES => BatchField::UncompressedBytes(low_32(cursor.varint()?)),
                 tag => {
                     cursor.skip(tag, tag_at, batch::UNCOMPRESSED_BYTES.into())?;
                     continue;
@@ -118,7 +118,15 @@ pub(super) struct HeaderFields<'a> {
 
 impl<'a> HeaderFields<'a> {
     #[inline(always)]
-    fn read(mut cursor: Cursor<'a>) -> Result<Self, Error> {
+    fn read(cursor: Cursor<'a>) -> Result<Self, Error> {
+        match cursor.short_pair(header::KEY, header::VALUE) {
+            Some((key, value)) => Ok(HeaderFields { key: utf8(key)?, value }),
+            None => Self::read_any(cursor),
+        }
+    }
+
+    #[inline(never)]
+    fn read_any(mut cursor: Cursor<'a>) -> Result<Self, Error> {
         const KEY: u64 = bytes_tag(header::KEY) as u64;
         const VALUE: u64 = bytes_tag(header::VALUE) as u64;
         let mut fields = HeaderFields { key: Cursor::new(&[]), value: Cursor::new(&[]) };
@@ -136,8 +144,15 @@ impl<'a> HeaderFields<'a> {
 
 #[inline(always)]
 fn utf8(text: Cursor<'_>) -> Result<Cursor<'_>, Error> {
-    if std::str::from_utf8(text.rest()).is_err() {
+    // Nearly every key is a few ASCII bytes, for which the general check costs more than this one.
+    if !text.rest().is_ascii() && std::str::from_utf8(text.rest()).is_err() {
         return Err(Error::malformed(text.at(), "header key is not UTF-8"));
     }
     Ok(text)
+}
+
+/// Protobuf drops the high bits of a number that is too large for its field.
+#[allow(clippy::cast_possible_truncation, reason = "the wire format truncates")]
+fn low_32(number: u64) -> u32 {
+    number as u32
 }

@@ -94,7 +94,7 @@ impl FrameHeader {
         }
         let header = FrameHeader {
             records,
-            codec: Codec::try_from(u64::from(raw[9])).map_err(|_| invalid("unknown codec"))?,
+            codec: Codec::try_from(i32::from(raw[9])).map_err(|_| invalid("unknown codec"))?,
             producer: read_producer(raw).map_err(invalid)?,
             max_timestamp_ms: i64::from_le_bytes(field(raw, 32)),
             span: read_span(raw).map_err(invalid)?,

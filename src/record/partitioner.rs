@@ -9,7 +9,7 @@ pub fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff).checked_rem(partitions).unwrap_or(0)
 }
 
-/// 32-bit MurmurHash2 with the seed that Kafka uses.
+/// The 32-bit hash `MurmurHash2` with the seed that Kafka uses.
 fn murmur2(key: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
