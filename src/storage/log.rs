@@ -113,9 +113,11 @@ impl Log {
     fn read_singly(&self, rows: &mut Rows, to: u64) -> Result<bool, Error> {
         while rows.next < to {
             let found = self.table.rows.get(keys::log_row(self.group, rows.next));
-            match found.map_err(|source| read_error(self.group, rows.next, source))? {
-                Some(value) if rows.add(Some(rows.next), value.into())? => {}
-                _ => break,
+            let Some(value) = found.map_err(|source| read_error(self.group, rows.next, source))? else {
+                break;
+            };
+            if !rows.add(Some(rows.next), value.into())? {
+                break;
             }
         }
         Ok(false)
