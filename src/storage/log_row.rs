@@ -163,7 +163,14 @@ impl Row {
         let checksum = crc32c::crc32c(&bytes[CRC_BYTES..]);
         bytes[..CRC_BYTES].copy_from_slice(&checksum.to_le_bytes());
         let bytes = bytes.freeze();
-        Self { index: at.index, kind, term: at.term, leader: at.leader, payload: bytes.slice(HEADER_BYTES..), bytes }
+        Self {
+            index: at.index,
+            kind,
+            term: at.term,
+            leader: at.leader,
+            payload: bytes.slice(HEADER_BYTES..),
+            bytes,
+        }
     }
 
     /// Reads a row back and verifies its checksum. The payload shares `bytes`.
@@ -214,7 +221,8 @@ mod tests {
     fn a_row_has_its_documented_bytes() {
         let at = Position { index: 9, term: 2, leader: 3 };
         let row = Row::encode(at, Kind::Command, Command::copy_from_slice(b"abc"));
-        let mut expected = vec![1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut expected =
+            vec![1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         expected.extend_from_slice(b"abc");
         assert_eq!(row.bytes()[CRC_BYTES..], expected);
         assert_eq!(row.bytes()[..CRC_BYTES], crc32c::crc32c(&expected).to_le_bytes());
@@ -263,7 +271,7 @@ mod tests {
             let row = Row::encode(Position::default(), Kind::Command, Command::copy_from_slice(&payload));
             let mut bytes = row.bytes().to_vec();
             let at = at % bytes.len();
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             prop_assert!(Row::decode(GROUP, 7, bytes.into()).is_err());
         }
     }

@@ -23,8 +23,8 @@
 
 mod batch;
 mod committer;
-mod engine;
 mod config;
+mod engine;
 mod error;
 mod journal;
 mod keys;
@@ -32,6 +32,9 @@ mod log;
 mod log_row;
 mod space;
 mod store;
+
+#[cfg(test)]
+mod tests;
 
 pub use batch::Batch;
 pub use committer::{Permit, Stats, SyncObservation, SyncObserver};
