@@ -42,6 +42,18 @@ impl LogStore {
         Ok(cut(rows, bytes_max))
     }
 
+    /// The rows of `range`, every one.
+    fn read_all(&self, range: Range<u64>) -> Result<Vec<Row>, super::Error> {
+        let rows = self.read(range.clone(), u64::MAX)?;
+        let next = rows.last().map_or(range.start, |row| row.index + 1);
+        if next < range.end {
+            // Reading stops before a damaged row; starting at it says what is wrong with it.
+            self.shared.log.read(next, range.end, 0)?;
+            return Err(super::Error::Corrupt { group: self.shared.group, what: "committed entries are missing" });
+        }
+        Ok(rows)
+    }
+
     fn read_entries(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
         let rows = self.read(range, bytes_max).map_err(|error| self.shared.fail(error))?;
         rows.into_iter().map(|row| self.entry(row)).collect()
@@ -112,7 +124,8 @@ impl RaftLogReader<Types> for LogStore {
     {
         // Only applying reads this way, and what it reads is nearly always in the tail: no copy but of handles.
         let store = self.clone();
-        let (rows, error) = match self.read(half_open(range), u64::MAX) {
+        let range = half_open(range);
+        let (rows, error) = match self.read_all(range) {
             Ok(rows) => (rows, None),
             Err(error) => (Vec::new(), Some(Err(self.shared.fail(error)))),
         };
