@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::committer::Permit;
-use super::keys::{self, GroupId, IndexRow, Position};
 use super::engine::LogTable;
+use super::keys::{self, GroupId, IndexRow, Position};
 
 /// Rows to be written atomically, in the order in which they were added. Adding a row does no I/O; only
 /// [`super::Store::commit`] writes. When two rows have one key, the later one stands.
@@ -18,10 +18,21 @@ pub struct Batch {
 /// One change to one table.
 #[derive(Debug)]
 pub(super) enum Op {
-    Put { table: Table, key: Bytes, value: Bytes },
-    Remove { table: Table, key: Bytes },
+    Put {
+        table: Table,
+        key: Bytes,
+        value: Bytes,
+    },
+    Remove {
+        table: Table,
+        key: Bytes,
+    },
     /// Removes the rows of the group at and above an index, as of the moment of writing.
-    RemoveLogFrom { group: GroupId, log: LogTable, index: u64 },
+    RemoveLogFrom {
+        group: GroupId,
+        log: LogTable,
+        index: u64,
+    },
 }
 
 /// The table that a change is for.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::batch::Batch;
-use super::keys::Round;
 use super::engine::Engine;
+use super::keys::Round;
 use super::{Config, Durability, Error, Sync};
 
 /// Called once, with the fate of a batch. Runs on the committer's thread, so it must be short and must not block.
@@ -87,7 +87,8 @@ struct Item {
 
 impl Queue {
     pub fn new(config: &Config) -> Self {
-        let units = u32::try_from(config.commit_queue_bytes.div_ceil(ROOM_UNIT_BYTES)).unwrap_or(u32::MAX).max(1);
+        let units =
+            u32::try_from(config.commit_queue_bytes.div_ceil(ROOM_UNIT_BYTES)).unwrap_or(u32::MAX).max(1);
         Self {
             waiting: Mutex::default(),
             wake: Condvar::new(),
@@ -148,7 +149,10 @@ impl Queue {
     fn fail(&self, error: &Error) {
         let source: Arc<dyn std::error::Error + Send + std::marker::Sync> = Arc::new(error.clone());
         if self.failure.set(source).is_ok() {
-            tracing::error!(error = error as &dyn std::error::Error, "the store failed; no more writes are accepted");
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the store failed; no more writes are accepted"
+            );
         }
         self.failed.store(true, Ordering::Release);
     }
@@ -233,7 +237,9 @@ impl Committer {
 
     /// Writes until the queue is closed and empty, then records that everything is on disk.
     pub fn run(mut self) {
-        while let Some(items) = self.queue.take(self.round_bytes, self.unsynced.map(|at| at + self.sync_interval)) {
+        while let Some(items) =
+            self.queue.take(self.round_bytes, self.unsynced.map(|at| at + self.sync_interval))
+        {
             self.pass(items);
         }
         if self.queue.healthy().is_ok()
@@ -259,7 +265,8 @@ impl Committer {
 
     fn write_and_sync(&mut self, items: &[Item]) -> Result<(), Error> {
         self.write(items)?;
-        let wanted = self.sync == Sync::Always && items.iter().any(|item| item.durability == Durability::Sync);
+        let wanted =
+            self.sync == Sync::Always && items.iter().any(|item| item.durability == Durability::Sync);
         let overdue = self.unsynced.is_some_and(|at| at.elapsed() >= self.sync_interval);
         if wanted || overdue { self.sync_now() } else { Ok(()) }
     }

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn names_every_setting_that_is_too_small() {
-        let config = Config { journal_bytes: 1, round_bytes: 1, sync_interval: Duration::ZERO, ..Config::default() };
+        let config =
+            Config { journal_bytes: 1, round_bytes: 1, sync_interval: Duration::ZERO, ..Config::default() };
 
         let mistakes = config.mistakes();
 
@@ -136,6 +137,9 @@ mod tests {
     #[test]
     fn rejects_an_unknown_setting() {
         assert!(toml::from_str::<Config>("fsync = true").is_err());
-        assert_eq!(toml::from_str::<Config>("sync = \"interval\"").map(|c| c.sync).ok(), Some(Sync::Interval));
+        assert_eq!(
+            toml::from_str::<Config>("sync = \"interval\"").map(|c| c.sync).ok(),
+            Some(Sync::Interval)
+        );
     }
 }

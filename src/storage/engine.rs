@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use fjall::config::{BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry};
+use fjall::config::{
+    BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry,
+};
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::batch::{Batch, Op, Table};
@@ -71,7 +73,9 @@ impl Engine {
             .open()
             .map_err(|source| Error::storage("open the tables", source))?;
         let small = |name: &str| {
-            database.keyspace(name, || small_rows()).map_err(|source| Error::storage("open a shared table", source))
+            database
+                .keyspace(name, || small_rows())
+                .map_err(|source| Error::storage("open a shared table", source))
         };
         let system_log = database
             .keyspace(keys::SYSTEM_LOG, || log_rows(config.table_bytes))
@@ -123,7 +127,9 @@ impl Engine {
         // journals are gone.
         rows.clear().map_err(|source| Error::storage("empty a partition's table", source))?;
         self.release_files()?;
-        self.database.delete_keyspace(rows).map_err(|source| Error::storage("delete a partition's table", source))
+        self.database
+            .delete_keyspace(rows)
+            .map_err(|source| Error::storage("delete a partition's table", source))
     }
 
     /// Removes the files of a partition's table that hold only rows up to `index`. The newest file stays: the engine
@@ -188,7 +194,9 @@ impl Engine {
 
     /// Forces everything written so far to the disk.
     pub fn sync(&self) -> Result<(), Error> {
-        self.database.persist(PersistMode::SyncData).map_err(|source| Error::storage("sync the journal", source))
+        self.database
+            .persist(PersistMode::SyncData)
+            .map_err(|source| Error::storage("sync the journal", source))
     }
 
     /// Keeps memory and journals within their bounds after `bytes` were written: starts turning memory into tables, and
@@ -257,7 +265,8 @@ impl Engine {
         let tables = self.all_tables();
         let used: u64 = tables.iter().map(Keyspace::disk_space).sum();
         let files = tables.iter().filter(|rows| is_log(rows)).map(Keyspace::table_count).sum::<usize>();
-        let journals = journal_bytes_on_disk(directory).map_err(|source| Error::storage("measure the journals", source))?;
+        let journals = journal_bytes_on_disk(directory)
+            .map_err(|source| Error::storage("measure the journals", source))?;
         Ok((used + journals, files as u64, self.database.compactions_completed() as u64))
     }
 

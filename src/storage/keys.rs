@@ -168,11 +168,7 @@ pub fn group_of_table(name: &str) -> Option<GroupId> {
 
 /// Key of a log row in its group's table.
 pub fn log_row(group: GroupId, index: u64) -> Bytes {
-    if group.is_partition() {
-        Bytes::copy_from_slice(&index.to_be_bytes())
-    } else {
-        pair(group, index)
-    }
+    if group.is_partition() { Bytes::copy_from_slice(&index.to_be_bytes()) } else { pair(group, index) }
 }
 
 /// Raft index in a key made by [`log_row`].
@@ -295,7 +291,10 @@ mod tests {
     #[test]
     fn fixed_values_have_their_documented_bytes() {
         let position = Position { index: 1, term: 2, leader: 3 };
-        assert_eq!(position.encode(), [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            position.encode(),
+            [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]
+        );
         assert_eq!(Round { number: 1, synced: 2 }.encode(), [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
         let row = IndexRow { offset: 7, index: 1, append_time_ms: -2, detail: Bytes::from_static(b"d") };
         assert_eq!(row.encode(), [1, 0, 0, 0, 0, 0, 0, 0, 254, 255, 255, 255, 255, 255, 255, 255, b'd']);

@@ -33,7 +33,12 @@ impl fmt::Debug for Log {
 }
 
 impl Log {
-    pub(super) fn open(store: Store, group: GroupId, table: LogTable, start: Arc<AtomicU64>) -> Result<Self, Error> {
+    pub(super) fn open(
+        store: Store,
+        group: GroupId,
+        table: LogTable,
+        start: Arc<AtomicU64>,
+    ) -> Result<Self, Error> {
         let log = Self { store, group, table, start };
         if let Some(purged) = log.purged()? {
             log.start.fetch_max(purged.index + 1, Ordering::AcqRel);
@@ -86,7 +91,8 @@ impl Log {
         let mut bytes = 0;
         let range = keys::log_row(self.group, from)..=keys::log_row(self.group, to - 1);
         for (item, expected) in self.table.rows.range(range).zip(from..to) {
-            let (key, value) = item.into_inner().map_err(|source| read_error(self.group, expected, source))?;
+            let (key, value) =
+                item.into_inner().map_err(|source| read_error(self.group, expected, source))?;
             if keys::log_row_index(self.group, &key) != Some(expected) {
                 // A purge may have run since the start was checked.
                 self.check_start(from)?;
@@ -115,7 +121,11 @@ impl Log {
     /// [`Error::Storage`].
     pub fn first_index(&self) -> Result<Option<u64>, Error> {
         let start = self.start.load(Ordering::Acquire);
-        let first = self.table.rows.range(keys::log_row(self.group, start)..=keys::log_row(self.group, u64::MAX)).next();
+        let first = self
+            .table
+            .rows
+            .range(keys::log_row(self.group, start)..=keys::log_row(self.group, u64::MAX))
+            .next();
         self.index_of(first)
     }
 
@@ -330,7 +340,11 @@ impl Log {
         self.index_rows(middle + 1, late - 1).next().transpose()
     }
 
-    fn index_rows(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = Result<IndexRow, Error>> + use<> {
+    fn index_rows(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> impl DoubleEndedIterator<Item = Result<IndexRow, Error>> + use<> {
         let group = self.group;
         // An empty range must not have its ends the wrong way round.
         let to = keys::index_row(group, to.max(from));
@@ -364,9 +378,14 @@ impl Log {
 fn read_error(group: GroupId, index: u64, source: fjall::Error) -> Error {
     use fjall::LsmError;
     let what = match &source {
-        fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => "the checksum of its block does not match",
+        fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => {
+            "the checksum of its block does not match"
+        }
         fjall::Error::Storage(
-            LsmError::InvalidTag(_) | LsmError::InvalidTrailer | LsmError::InvalidHeader(_) | LsmError::Decompress(_),
+            LsmError::InvalidTag(_)
+            | LsmError::InvalidTrailer
+            | LsmError::InvalidHeader(_)
+            | LsmError::Decompress(_),
         ) => "its block cannot be read",
         _ => return Error::storage("read the log", source),
     };

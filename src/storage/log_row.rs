@@ -74,6 +74,11 @@ impl CommandBuf {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The buffer, to append to. What is in it already must stay.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.bytes
+    }
+
     /// The payload so far.
     pub fn payload(&self) -> &[u8] {
         &self.bytes[HEADER_BYTES..]
@@ -163,7 +168,14 @@ impl Row {
         let checksum = crc32c::crc32c(&bytes[CRC_BYTES..]);
         bytes[..CRC_BYTES].copy_from_slice(&checksum.to_le_bytes());
         let bytes = bytes.freeze();
-        Self { index: at.index, kind, term: at.term, leader: at.leader, payload: bytes.slice(HEADER_BYTES..), bytes }
+        Self {
+            index: at.index,
+            kind,
+            term: at.term,
+            leader: at.leader,
+            payload: bytes.slice(HEADER_BYTES..),
+            bytes,
+        }
     }
 
     /// Reads a row back and verifies its checksum. The payload shares `bytes`.
@@ -214,7 +226,8 @@ mod tests {
     fn a_row_has_its_documented_bytes() {
         let at = Position { index: 9, term: 2, leader: 3 };
         let row = Row::encode(at, Kind::Command, Command::copy_from_slice(b"abc"));
-        let mut expected = vec![1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut expected =
+            vec![1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         expected.extend_from_slice(b"abc");
         assert_eq!(row.bytes()[CRC_BYTES..], expected);
         assert_eq!(row.bytes()[..CRC_BYTES], crc32c::crc32c(&expected).to_le_bytes());

@@ -39,7 +39,9 @@ impl Space {
         let stale = last == 0 || now - last.min(now) >= FRESH.as_millis() as u64;
         if stale && self.looked_at.compare_exchange(last, now, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             match rustix::fs::statvfs(&self.directory) {
-                Ok(found) => self.free.store(found.f_bavail.saturating_mul(found.f_frsize), Ordering::Release),
+                Ok(found) => {
+                    self.free.store(found.f_bavail.saturating_mul(found.f_frsize), Ordering::Release)
+                }
                 Err(error) => tracing::warn!(%error, "free disk space is unknown"),
             }
         }
@@ -54,7 +56,11 @@ impl Space {
     /// An error while less than the reserve is free.
     pub fn writable(&self) -> Result<(), Error> {
         let available = self.free();
-        if available < self.reserve { Err(Error::DiskFull { available, reserve: self.reserve }) } else { Ok(()) }
+        if available < self.reserve {
+            Err(Error::DiskFull { available, reserve: self.reserve })
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -70,15 +70,20 @@ impl Store {
             return Err(Error::Config(mistake));
         }
         let data_dir = &config.data_dir;
-        std::fs::create_dir_all(data_dir).map_err(|source| Error::storage("create the data directory", source))?;
+        std::fs::create_dir_all(data_dir)
+            .map_err(|source| Error::storage("create the data directory", source))?;
         let lock = lock(data_dir)?;
         check_format(data_dir)?;
         let tables_dir = data_dir.join(TABLES_DIR);
         journal::check(&tables_dir)?;
         // The engine asserts where it finds its own files inconsistent; a broker should say so instead of aborting.
-        let engine = catch_unwind(AssertUnwindSafe(|| Engine::open(&tables_dir, config))).unwrap_or_else(|_| {
-            Err(Error::storage("open the tables", std::io::Error::other("the files contradict each other")))
-        })?;
+        let engine =
+            catch_unwind(AssertUnwindSafe(|| Engine::open(&tables_dir, config))).unwrap_or_else(|_| {
+                Err(Error::storage(
+                    "open the tables",
+                    std::io::Error::other("the files contradict each other"),
+                ))
+            })?;
         let engine = Arc::new(engine);
         let last_round = last_round(&engine)?;
         let queue = Arc::new(Queue::new(config));
@@ -319,7 +324,8 @@ impl Drop for Shared {
 }
 
 fn last_round(engine: &Engine) -> Result<u64, Error> {
-    let value = engine.meta.get(keys::ROUND).map_err(|source| Error::storage("read the last round", source))?;
+    let value =
+        engine.meta.get(keys::ROUND).map_err(|source| Error::storage("read the last round", source))?;
     Ok(value.and_then(|value| Round::decode(&value)).map_or(0, |round| round.number))
 }
 
