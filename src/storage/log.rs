@@ -74,37 +74,53 @@ impl Log {
         batch.remove_log_from(self.group, self.table.clone(), 0);
     }
 
-    /// Reads rows from `from` up to and without `to`, until their payloads exceed `max_bytes`; at least one if there is
-    /// one. Every checksum is verified. Payloads share the engine's memory.
+    /// Reads rows from `from` up to and without `to`, until their bytes exceed `max_bytes`; at least one if there is
+    /// one. Every checksum is verified, and reading stops before a row that is damaged or missing, so that the rows
+    /// before it can still be served; reading from that row on is the error. Payloads share the engine's memory.
     ///
     /// # Errors
     /// - [`Error::Purged`]: `from` is below the start of the log.
-    /// - [`Error::Corrupt`]: a row is damaged or missing between others. The rows before it can be read by asking for
-    ///   fewer.
+    /// - [`Error::Corrupt`]: the row at `from` is damaged, or missing while later ones exist.
     /// - [`Error::Storage`].
     pub fn read(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<Row>, Error> {
         self.check_start(from)?;
-        let mut rows = Vec::new();
+        let mut rows = Rows { group: self.group, next: from, found: Vec::new(), bytes: 0, max_bytes };
         if from >= to {
-            return Ok(rows);
+            return Ok(rows.found);
         }
-        let mut bytes = 0;
         let range = keys::log_row(self.group, from)..=keys::log_row(self.group, to - 1);
-        for (item, expected) in self.table.rows.range(range).zip(from..to) {
-            let (key, value) =
-                item.into_inner().map_err(|source| read_error(self.group, expected, source))?;
-            if keys::log_row_index(self.group, &key) != Some(expected) {
-                // A purge may have run since the start was checked.
-                self.check_start(from)?;
-                return Err(Error::Corrupt { group: self.group, index: expected, what: "it is missing" });
+        for item in self.table.rows.range(range) {
+            let outcome = match item.into_inner() {
+                Ok((key, value)) => rows.add(keys::log_row_index(self.group, &key), value.into()),
+                // The engine reads ahead, so the damage may be in a later row than the one that is due.
+                Err(_) => self.read_singly(&mut rows, to),
+            };
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) if !rows.found.is_empty() => break,
+                Err(error) => {
+                    // A purge may have run since the start was checked.
+                    self.check_start(from)?;
+                    return Err(error);
+                }
             }
-            if bytes > 0 && bytes + value.len() as u64 > max_bytes {
+        }
+        Ok(rows.found)
+    }
+
+    /// Goes on row by row, so that damage is blamed on the row that has it. Returns whether there is more to read.
+    fn read_singly(&self, rows: &mut Rows, to: u64) -> Result<bool, Error> {
+        while rows.next < to {
+            let found = self.table.rows.get(keys::log_row(self.group, rows.next));
+            let Some(value) = found.map_err(|source| read_error(self.group, rows.next, source))? else {
+                break;
+            };
+            if !rows.add(Some(rows.next), value.into())? {
                 break;
             }
-            bytes += value.len() as u64;
-            rows.push(Row::decode(self.group, expected, value.into())?);
         }
-        Ok(rows)
+        Ok(false)
     }
 
     /// The row of exactly this index.
@@ -371,6 +387,33 @@ impl Log {
         let Some(row) = row else { return Ok(None) };
         let key = row.key().map_err(|source| Error::storage("read log keys", source))?;
         Ok(keys::log_row_index(self.group, &key))
+    }
+}
+
+/// Rows on their way to a reader.
+struct Rows {
+    group: GroupId,
+    /// Index of the row that is due.
+    next: u64,
+    found: Vec<Row>,
+    bytes: u64,
+    max_bytes: u64,
+}
+
+impl Rows {
+    /// Verifies and adds the row that is due. Returns whether another one may follow.
+    fn add(&mut self, index: Option<u64>, value: Bytes) -> Result<bool, Error> {
+        if index != Some(self.next) {
+            return Err(Error::Corrupt { group: self.group, index: self.next, what: "it is missing" });
+        }
+        let bytes = self.bytes + value.len() as u64;
+        if !self.found.is_empty() && bytes > self.max_bytes {
+            return Ok(false);
+        }
+        self.found.push(Row::decode(self.group, self.next, value)?);
+        self.bytes = bytes;
+        self.next += 1;
+        Ok(true)
     }
 }
 

@@ -276,7 +276,7 @@ mod tests {
             let row = Row::encode(Position::default(), Kind::Command, Command::copy_from_slice(&payload));
             let mut bytes = row.bytes().to_vec();
             let at = at % bytes.len();
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             prop_assert!(Row::decode(GROUP, 7, bytes.into()).is_err());
         }
     }

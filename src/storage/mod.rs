@@ -34,6 +34,9 @@ mod note;
 mod space;
 mod store;
 
+#[cfg(test)]
+mod tests;
+
 pub use batch::Batch;
 pub use committer::{Permit, Stats, SyncObservation, SyncObserver};
 pub use config::{Config, Sync};

@@ -1,0 +1,579 @@
+//! The store as its users see it: order, durability, damage, retention.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::*;
+
+const GROUP: GroupId = GroupId::partition(1, 0);
+const OTHER: GroupId = GroupId::partition(1, 1);
+const SYSTEM: GroupId = GroupId::CONTROL;
+
+fn config(directory: &Path) -> Config {
+    Config { reserve_bytes: 0, ..Config::in_dir(directory.join("data")) }
+}
+
+fn open(directory: &Path) -> Store {
+    Store::open(&config(directory), None).expect("the store opens")
+}
+
+fn row(index: u64, payload: &[u8]) -> Row {
+    Row::encode(Position { index, term: 1, leader: 7 }, Kind::Command, Command::copy_from_slice(payload))
+}
+
+fn append(store: &Store, log: &Log, index: u64, payload: &[u8]) {
+    let mut batch = store.batch();
+    log.append(&mut batch, &row(index, payload));
+    store.commit_blocking(batch, Durability::Sync).expect("the row is written");
+}
+
+fn at(index: u64) -> Position {
+    Position { index, term: 1, leader: 7 }
+}
+
+/// What a process that is killed now would leave behind.
+fn crash_image(directory: &Path) -> tempfile::TempDir {
+    let image = tempfile::tempdir().expect("a temporary directory");
+    copy(directory, image.path());
+    image
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            std::fs::create_dir(&target).expect("a new directory");
+            copy(&entry.path(), &target);
+        } else {
+            // Without the holes of preallocated journals, which are 64 MiB of zeros.
+            std::fs::write(&target, journal::read_data(&entry.path()).expect("a file"))
+                .expect("a copied file");
+            let length = entry.metadata().expect("its length").len();
+            let file = std::fs::OpenOptions::new().write(true).open(&target).expect("the copied file");
+            file.set_len(length).expect("the length of the copied file");
+        }
+    }
+}
+
+fn newest_journal(directory: &Path) -> std::path::PathBuf {
+    let tables = directory.join("data/tables");
+    let mut journals: Vec<_> = std::fs::read_dir(tables)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
+        .collect();
+    journals.sort();
+    journals.pop().expect("a journal")
+}
+
+/// Changes one byte of the newest journal, `offset` bytes from where `pattern` starts.
+fn flip(directory: &Path, pattern: &[u8], offset: isize) {
+    let path = newest_journal(directory);
+    let bytes = journal::read_data(&path).expect("a journal");
+    let found = bytes.windows(pattern.len()).position(|window| window == pattern).expect("the pattern");
+    let place = found.checked_add_signed(offset).expect("a place in the file");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("the journal");
+    file.write_all_at(&[bytes[place] ^ 0x40], place as u64).expect("a damaged journal");
+}
+
+fn payloads(log: &Log, from: u64, to: u64) -> Vec<Bytes> {
+    log.read(from, to, u64::MAX).expect("rows").into_iter().map(|row| row.payload).collect()
+}
+
+fn bytes_on_disk(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        // The engine deletes files while this looks at them.
+        let Ok(found) = std::fs::metadata(&path) else { continue };
+        bytes += if found.is_dir() { bytes_on_disk(&path) } else { found.blocks() * 512 };
+    }
+    bytes
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn acknowledged_rows_survive_a_crash_in_order() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let (log, system) = (store.log(GROUP).expect("a log"), store.log(SYSTEM).expect("a log"));
+    for index in 1..=100 {
+        append(&store, &log, index, format!("p{index}").as_bytes());
+        append(&store, &system, index, format!("s{index}").as_bytes());
+    }
+
+    let image = crash_image(directory.path());
+    let reopened = open(image.path());
+
+    let (log, system) = (reopened.log(GROUP).expect("a log"), reopened.log(SYSTEM).expect("a log"));
+    let expected: Vec<Bytes> = (1..=100).map(|index| format!("p{index}").into()).collect();
+    assert_eq!(payloads(&log, 1, 200), expected);
+    assert_eq!(system.last().expect("a position"), Some(at(100)));
+    assert_eq!(reopened.groups().expect("groups"), vec![SYSTEM, GROUP]);
+}
+
+#[test]
+fn callbacks_run_in_commit_order_and_a_panic_in_one_stops_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    for index in 1..=50 {
+        let mut batch = store.batch();
+        log.append(&mut batch, &row(index, b"x"));
+        let seen = Arc::clone(&seen);
+        let durability = if index % 2 == 0 { Durability::Sync } else { Durability::Lazy };
+        let done = move |outcome: Result<(), Error>| {
+            assert!(outcome.is_ok());
+            seen.lock().expect("no poison").push(index);
+            assert_ne!(index, 10, "a defect of the caller");
+        };
+        store.commit(batch, durability, Box::new(done));
+    }
+
+    store.clone().close().expect("closes");
+
+    // The panic happened while the lock was held.
+    let seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    assert_eq!(seen[..10], (1..=10).collect::<Vec<u64>>());
+    assert!(store.stats().commits.load(Ordering::Relaxed) >= 50);
+    assert!(matches!(store.commit_blocking(Batch::new(), Durability::Sync), Err(Error::Closed)));
+}
+
+#[test]
+fn the_last_of_two_rows_with_one_key_stands_after_a_crash_too() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    let mut batch = store.batch();
+    batch.put_vote(GROUP, &b"first"[..]);
+    batch.put_vote(GROUP, &b"second"[..]);
+    batch.put_checkpoint(GROUP, 3, &b"state"[..]);
+    batch.remove_checkpoint(GROUP, 3);
+    store.commit_blocking(batch, Durability::Sync).expect("written");
+    assert_eq!(log.vote().expect("a vote").as_deref(), Some(&b"second"[..]));
+
+    let image = crash_image(directory.path());
+    let log = open(image.path()).log(GROUP).expect("a log");
+
+    assert_eq!(log.vote().expect("a vote").as_deref(), Some(&b"second"[..]));
+    assert_eq!(log.checkpoint_at(u64::MAX).expect("a checkpoint"), None);
+}
+
+#[test]
+fn truncation_sees_rows_that_still_wait_and_keeps_later_ones() {
+    for group in [GROUP, SYSTEM] {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = open(directory.path());
+        let log = store.log(group).expect("a log");
+        for index in 1..=20 {
+            let mut batch = store.batch();
+            log.append(&mut batch, &row(index, b"old"));
+            store.commit(batch, Durability::Lazy, Box::new(|_| ()));
+        }
+        let mut batch = store.batch();
+        log.truncate_after(&mut batch, 10);
+        log.append(&mut batch, &row(11, b"new"));
+        store.commit_blocking(batch, Durability::Sync).expect("written");
+
+        let image = crash_image(directory.path());
+        for store in [store, open(image.path())] {
+            let log = store.log(group).expect("a log");
+            assert_eq!(log.last_index().expect("an index"), Some(11));
+            assert_eq!(payloads(&log, 10, 100), vec![Bytes::from("old"), Bytes::from("new")]);
+        }
+    }
+}
+
+#[test]
+fn a_torn_last_write_is_cut_off_and_the_rest_is_kept() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"first-row-payload");
+    append(&store, &log, 2, b"second-row-payload");
+    let image = crash_image(directory.path());
+    flip(image.path(), b"second-row-payload", 3);
+
+    let reopened = open(image.path());
+    let log = reopened.log(GROUP).expect("a log");
+
+    assert_eq!(payloads(&log, 1, 10), vec![Bytes::from("first-row-payload")]);
+    append(&reopened, &log, 2, b"again");
+    let again = open(crash_image(image.path()).path());
+    assert_eq!(again.log(GROUP).expect("a log").last_index().expect("an index"), Some(2));
+}
+
+#[test]
+fn damage_before_acknowledged_data_refuses_to_open() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"first-row-payload");
+    append(&store, &log, 2, b"second-row-payload");
+    append(&store, &log, 3, b"third-row-payload");
+    // A payload byte, the length of the stored value, and the tag that starts the item. The engine alone would report
+    // the first and silently drop the rows after the others.
+    let item_header = -(32 + 8 + 4 + 4 + 2 + 8 + 1 + 1 + 1);
+    for offset in [3, -(32 + 8 + 2), item_header, item_header - 13] {
+        let image = crash_image(directory.path());
+        flip(image.path(), b"second-row-payload", offset);
+
+        let outcome = Store::open(&config(image.path()), None).map(drop);
+
+        assert!(
+            matches!(&outcome, Err(Error::CorruptJournal { file, position, .. })
+                if *position > 0 && *file == newest_journal(image.path())),
+            "flip at {offset}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn damage_to_the_last_write_is_found_after_a_clean_close() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"only-row-payload");
+    drop(log);
+    store.close().expect("closes");
+    flip(directory.path(), b"only-row-payload", 0);
+
+    let outcome = Store::open(&config(directory.path()), None).map(drop);
+
+    assert!(matches!(outcome, Err(Error::CorruptJournal { .. })), "{outcome:?}");
+}
+
+#[test]
+fn unsynced_rounds_after_a_lost_block_are_cut_off() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let interval =
+        Config { sync: Sync::Interval, sync_interval: Duration::from_secs(3600), ..config(directory.path()) };
+    let store = Store::open(&interval, None).expect("the store opens");
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"first-row-payload");
+    append(&store, &log, 2, b"second-row-payload");
+    append(&store, &log, 3, b"third-row-payload");
+    let image = crash_image(directory.path());
+    flip(image.path(), b"second-row-payload", 3);
+
+    let reopened = open(image.path());
+
+    assert_eq!(reopened.log(GROUP).expect("a log").last_index().expect("an index"), Some(1));
+}
+
+#[test]
+fn a_damaged_table_is_reported_with_its_row_and_serves_nothing_corrupt() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    for index in 1..=5 {
+        append(&store, &log, index, format!("payload-number-{index}-{}", "x".repeat(40_000)).as_bytes());
+    }
+    let LogTableForTest(table) = table_of(&store);
+    table.rotate_memtable_and_wait().expect("a table file");
+    drop((log, table));
+    store.close().expect("closes");
+    let damaged = damage_tables(&directory.path().join("data/tables/keyspaces"), b"payload-number-3-");
+    assert_eq!(damaged, 1);
+
+    // The journal is intact and would replay the rows; it must not hide what the table has.
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+
+    assert_eq!(log.read(1, 3, u64::MAX).expect("rows before the damage").len(), 2);
+    assert_eq!(log.read(1, 6, u64::MAX).expect("rows before the damage").len(), 2);
+    assert_eq!(log.read(4, 6, u64::MAX).expect("rows after the damage").len(), 2);
+    let outcome = log.read(3, 6, u64::MAX);
+    assert!(matches!(outcome, Err(Error::Corrupt { group: GROUP, index: 3, .. })), "{outcome:?}");
+}
+
+struct LogTableForTest(fjall::Keyspace);
+
+fn table_of(store: &Store) -> LogTableForTest {
+    LogTableForTest(store.engine().log_table(GROUP).expect("a table").rows)
+}
+
+fn damage_tables(directory: &Path, pattern: &[u8]) -> usize {
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            damaged += damage_tables(&path, pattern);
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).expect("a file");
+        if let Some(found) = bytes.windows(pattern.len()).position(|window| window == pattern) {
+            bytes[found + 100] ^= 1;
+            std::fs::write(&path, bytes).expect("a damaged file");
+            damaged += 1;
+        }
+    }
+    damaged
+}
+
+#[test]
+fn purging_hides_rows_at_once_and_frees_disk_space() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    let payload = vec![7; 100_000];
+    for index in 1..=120 {
+        let mut batch = store.batch();
+        log.append(&mut batch, &row(index, &payload));
+        batch.put_index_row(
+            GROUP,
+            &IndexRow { offset: index * 10, index, append_time_ms: 5, detail: Bytes::new() },
+        );
+        batch.put_checkpoint(GROUP, index, &b"state"[..]);
+        store.commit_blocking(batch, Durability::Lazy).expect("written");
+        if index % 20 == 0 {
+            table_of(&store).0.rotate_memtable_and_wait().expect("a table file");
+        }
+    }
+    let tables = directory.path().join("data/tables/keyspaces");
+    let (before, used_before) = (bytes_on_disk(&tables), store.usage().used_bytes);
+    assert!(before > 11_000_000 && store.usage().segments > 3, "{before} bytes in {:?}", store.usage());
+
+    log.purge_to(at(110)).expect("purged");
+
+    assert!(matches!(log.read(110, 112, 1), Err(Error::Purged { purged: 110, .. })));
+    assert_eq!(log.first_index().expect("an index"), Some(111));
+    assert_eq!(log.index_from(0, 1).expect("rows")[0].offset, 1110);
+    assert_eq!(log.checkpoints().expect("checkpoints")[0], 110);
+    eventually("files are deleted", || bytes_on_disk(&tables) < 4_000_000);
+    assert!(store.usage().used_bytes + 8_000_000 < used_before);
+
+    log.purge_to(at(50)).expect("a lower purge changes nothing");
+    log.purge_to(at(120)).expect("purged");
+    let image = crash_image(directory.path());
+    let reopened = open(image.path());
+    let log = reopened.log(GROUP).expect("a log");
+    assert_eq!(log.purged().expect("a position"), Some(at(120)));
+    assert_eq!(log.first_index().expect("an index"), None);
+    assert_eq!(log.last().expect("a position"), Some(at(120)));
+}
+
+#[test]
+fn purging_a_system_group_removes_its_rows_and_only_its_rows() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let (log, other) = (store.log(SYSTEM).expect("a log"), store.log(GroupId(1)).expect("a log"));
+    for index in 1..=10 {
+        append(&store, &log, index, b"x");
+        append(&store, &other, index, b"y");
+    }
+
+    log.purge_to(at(7)).expect("purged");
+
+    assert_eq!(payloads(&log, 8, 100).len(), 3);
+    assert_eq!(payloads(&other, 1, 100).len(), 10);
+}
+
+#[test]
+fn deleting_a_group_leaves_nothing_of_it_and_all_of_the_others() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    for group in [GROUP, OTHER, SYSTEM] {
+        let log = store.log(group).expect("a log");
+        append(&store, &log, 1, &vec![1; 3_000_000]);
+        let mut batch = store.batch();
+        batch
+            .put_index_row(group, &IndexRow { offset: 0, index: 1, append_time_ms: 1, detail: Bytes::new() });
+        batch.put_vote(group, &b"v"[..]);
+        batch.put_committed(group, at(1));
+        store.commit_blocking(batch, Durability::Sync).expect("written");
+    }
+    table_of(&store).0.rotate_memtable_and_wait().expect("a table file");
+    let tables = directory.path().join("data/tables/keyspaces");
+    let before = bytes_on_disk(&tables);
+
+    store.delete_group(GROUP).expect("deleted");
+    store.delete_group(SYSTEM).expect("deleted");
+
+    assert_eq!(store.groups().expect("groups"), vec![OTHER]);
+    eventually("the files are gone", || bytes_on_disk(&tables) + 2_900_000 < before);
+    let image = crash_image(directory.path());
+    let reopened = open(image.path());
+    assert_eq!(reopened.groups().expect("groups"), vec![OTHER]);
+    for group in [GROUP, SYSTEM] {
+        let log = reopened.log(group).expect("a log");
+        assert_eq!(log.last_index().expect("an index"), None);
+        assert_eq!(log.vote().expect("a vote"), None);
+        assert_eq!(log.committed().expect("a position"), None);
+        assert_eq!(log.last_index_row().expect("a row"), None);
+    }
+    let other = reopened.log(OTHER).expect("a log");
+    assert_eq!(other.committed().expect("a position"), Some(at(1)));
+    assert_eq!(payloads(&other, 1, 2).len(), 1);
+}
+
+#[test]
+fn the_index_is_found_by_offset_and_by_time() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    let mut batch = store.batch();
+    for (offset, time) in [(0, 10), (5, 10), (9, 20), (100, 30), (101, 30), (5000, 40)] {
+        let detail = Bytes::from(format!("d{offset}"));
+        batch.put_index_row(GROUP, &IndexRow { offset, index: offset + 1, append_time_ms: time, detail });
+    }
+    batch.put_index_row(OTHER, &IndexRow { offset: 7, index: 1, append_time_ms: 1, detail: Bytes::new() });
+    store.commit_blocking(batch, Durability::Lazy).expect("written");
+
+    let offset_at = |offset| log.index_at(offset).expect("a row").map(|row| row.offset);
+    assert_eq!([0, 4, 5, 99, 100, u64::MAX].map(offset_at), [0, 0, 5, 9, 100, 5000].map(Some));
+    assert_eq!(log.index_at(6).expect("a row").expect("a row").detail, "d5");
+    let offset_at_time = |time| log.index_at_time(time).expect("a row").map(|row| row.offset);
+    assert_eq!(
+        [0, 10, 11, 20, 21, 30, 31, 40].map(offset_at_time),
+        [0, 0, 9, 9, 100, 100, 5000, 5000].map(Some)
+    );
+    assert_eq!(offset_at_time(41), None);
+    assert_eq!(
+        log.index_from(6, 2).expect("rows").iter().map(|row| row.offset).collect::<Vec<_>>(),
+        [9, 100]
+    );
+}
+
+#[test]
+fn reads_stop_at_the_byte_limit_but_return_at_least_one_row() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    for index in 1..=5 {
+        append(&store, &log, index, &[0; 100]);
+    }
+
+    assert_eq!(log.read(1, 100, 1).expect("rows").len(), 1);
+    assert_eq!(log.read(1, 100, 2 * (100 + HEADER_BYTES as u64)).expect("rows").len(), 2);
+    assert_eq!(log.read(4, 5, u64::MAX).expect("rows").len(), 1);
+    assert_eq!(log.read(6, 100, u64::MAX).expect("rows").len(), 0);
+    assert_eq!(log.get(9).expect("no row"), None);
+}
+
+#[test]
+fn a_missing_row_is_corruption() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"a");
+    append(&store, &log, 3, b"c");
+
+    assert_eq!(log.read(1, 4, u64::MAX).expect("the row before it").len(), 1);
+    assert!(matches!(log.read(2, 4, u64::MAX), Err(Error::Corrupt { index: 2, .. })));
+}
+
+#[test]
+fn a_directory_is_used_by_one_store_at_a_time() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+
+    assert!(matches!(Store::open(&config(directory.path()), None), Err(Error::Locked { .. })));
+
+    store.close().expect("closes");
+    drop(open(directory.path()));
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    drop(open(directory.path()));
+    std::fs::write(directory.path().join("data/format"), "2\n").expect("a format record");
+
+    let outcome = Store::open(&config(directory.path()), None).map(drop);
+
+    assert!(matches!(outcome, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{outcome:?}");
+}
+
+#[test]
+fn a_creation_that_was_interrupted_is_repeated() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let tables = directory.path().join("data/tables");
+    std::fs::create_dir_all(tables.join("keyspaces")).expect("directories");
+    std::fs::write(tables.join("0.jnl"), [0; 100]).expect("an empty journal");
+
+    let store = open(directory.path());
+
+    assert_eq!(store.groups().expect("groups"), vec![]);
+}
+
+#[test]
+fn records_of_the_broker_are_kept() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    store.meta_put("cluster_id", &b"c1"[..]).expect("written");
+    store.close().expect("closes");
+
+    let store = open(directory.path());
+
+    assert_eq!(store.meta_get("cluster_id").expect("a record").as_deref(), Some(&b"c1"[..]));
+    assert_eq!(store.meta_get("broker_id").expect("no record"), None);
+}
+
+#[test]
+fn a_full_disk_refuses_producers_but_not_the_committer() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let full = Config { reserve_bytes: u64::MAX, ..config(directory.path()) };
+    let store = Store::open(&full, None).expect("the store opens");
+    let log = store.log(GROUP).expect("a log");
+
+    assert!(matches!(store.writable(), Err(Error::DiskFull { reserve: u64::MAX, .. })));
+    assert_eq!(store.usage().available_bytes, 0);
+    append(&store, &log, 1, b"still written");
+}
+
+#[test]
+fn each_sync_is_observed_and_lazy_rows_are_synced_in_time() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (tx, rx) = mpsc::channel();
+    let observer: SyncObserver = Arc::new(move |seen| {
+        let _ = tx.send(seen);
+    });
+    let quick = Config { sync_interval: Duration::from_millis(1), ..config(directory.path()) };
+    let store = Store::open(&quick, Some(observer)).expect("the store opens");
+    let mut batch = store.batch();
+    batch.put_vote(GROUP, &b"v"[..]);
+    store.commit_blocking(batch, Durability::Lazy).expect("written");
+
+    let seen = rx.recv_timeout(Duration::from_secs(20)).expect("a sync");
+
+    assert_eq!(seen.commits, 1);
+    assert!(seen.bytes > 0);
+}
+
+#[tokio::test]
+async fn a_full_queue_makes_reservations_wait() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let small = Config { commit_queue_bytes: 1024 * 1024, ..config(directory.path()) };
+    let store = tokio::task::spawn_blocking(move || Store::open(&small, None).expect("the store opens"))
+        .await
+        .expect("no panic");
+    let held = store.reserve(800 * 1024).await.expect("room");
+    let waiting = store.reserve(u64::MAX);
+    tokio::pin!(waiting);
+    assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+
+    drop(held);
+
+    let all = waiting.await.expect("room for one batch larger than the queue");
+    let mut batch = store.batch();
+    batch.put_vote(GROUP, &b"v"[..]);
+    batch.hold(all);
+    store.commit_and_wait(batch, Durability::Sync).await.expect("written");
+    store.reserve(1024 * 1024).await.expect("the room of a written batch is free again");
+}
