@@ -222,6 +222,18 @@ impl<M> Group<M> {
     }
 }
 
+#[cfg(test)]
+impl<M> Group<M> {
+    /// Stops as a crash would, as far as one process can: no last checkpoint.
+    pub(super) async fn stop_without_checkpoint(&self) {
+        self.core.stop().await;
+    }
+
+    pub(super) fn log(&self) -> &crate::storage::Log {
+        &self.core.shared.log
+    }
+}
+
 /// What the store holds for a group.
 struct Found {
     vote: Option<super::types::Vote>,
@@ -324,6 +336,10 @@ impl Core {
     async fn shutdown(&self) {
         // A replica that failed cannot write a checkpoint; the next start applies from an older one.
         let _ = self.checkpoint_up_to(u64::MAX).await;
+        self.stop().await;
+    }
+
+    async fn stop(&self) {
         // Fails only for a task that was cancelled, which is as good as stopped.
         let _ = self.agreement.shutdown().await;
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();

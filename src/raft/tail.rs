@@ -86,11 +86,6 @@ impl Tail {
         self.rows.range((start - first) as usize..(end - first) as usize).cloned().collect()
     }
 
-    /// The index of the first entry that is here.
-    pub(super) fn first_index(&self) -> Option<u64> {
-        self.rows.front().map(|row| row.index)
-    }
-
     fn shrink(&mut self) {
         let done = self.written.min(self.applied);
         while self.rows.front().is_some_and(|row| Some(row.index) <= done) {
@@ -131,7 +126,7 @@ mod tests {
         tail.written(6, Instant::now());
         assert_eq!(indexes(&tail.read(0..99)), [6]);
         tail.applied(6);
-        assert_eq!(tail.first_index(), None);
+        assert_eq!(indexes(&tail.read(0..99)), [0; 0]);
     }
 
     #[test]

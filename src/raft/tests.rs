@@ -1,1 +1,360 @@
+//! Behaviour of whole replicas over a real store.
 
+use std::time::{Duration, Instant};
+
+use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
+use super::{Config, Error, Group, Role};
+use crate::storage::Log;
+
+fn small_checkpoints() -> Config {
+    Config { checkpoint_bytes: 1, ..Config::default() }
+}
+
+async fn write(group: &Group<Notebook>, texts: impl IntoIterator<Item = &str>) {
+    for text in texts {
+        group.propose(command(text)).await.unwrap();
+    }
+}
+
+fn numbered(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| format!("command {number}")).collect()
+}
+
+fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
+    texts.iter().map(String::as_str)
+}
+
+async fn started(broker: &Broker) -> (Group<Notebook>, Notebook) {
+    let (group, notebook) = broker.open(1).await;
+    group.bootstrap([1]).await.unwrap();
+    leads(&group).await;
+    (group, notebook)
+}
+
+fn rows(log: &Log) -> Vec<(u64, u64)> {
+    let first = log.first_index().unwrap().unwrap_or(0);
+    log.read(first, u64::MAX, u64::MAX).unwrap().iter().map(|row| (row.index, row.term)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proposals_in_flight_are_applied_and_answered_in_the_order_of_the_calls() {
+    let broker = Broker::alone(Config::default());
+    let (group, notebook) = started(&broker).await;
+
+    let texts = numbered(0..500);
+    let proposals: Vec<_> = texts.iter().map(|text| group.propose(command(text))).collect();
+
+    let mut last = None;
+    for (place, proposal) in proposals.into_iter().enumerate() {
+        let proposed = proposal.await.unwrap();
+        assert_eq!(proposed.reply, (place, texts[place].clone()));
+        assert!(Some(proposed.index) > last);
+        assert!(proposed.timing.appended <= proposed.timing.committed);
+        assert!(proposed.timing.committed <= proposed.timing.applied);
+        last = Some(proposed.index);
+    }
+    assert_eq!(notebook.seen().commands, texts);
+    assert_eq!(notebook.seen().published, texts.len());
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn status_tells_what_the_replica_does() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = broker.open(1).await;
+    assert_eq!(group.status().borrow().role, Role::Learner);
+    group.bootstrap([1]).await.unwrap();
+    let proposed = group.propose(command("a")).await;
+    // The election may still be under way, in which case nothing was written.
+    assert!(matches!(proposed, Ok(_) | Err(Error::NotLeader { .. })), "{proposed:?}");
+    leads(&group).await;
+
+    let index = group.propose(command("b")).await.unwrap().index;
+
+    let status = group.status().borrow().clone();
+    assert_eq!((status.role, status.leader, &status.voters[..]), (Role::Leader, Some(1), &[1][..]));
+    assert_eq!((status.last_index, status.committed, status.applied), (Some(index), Some(index), Some(index)));
+    assert!(status.failed.is_none() && status.term > 0);
+    group.shutdown().await;
+    let status = group.status().borrow().clone();
+    assert!(status.role == Role::Stopped && status.failed.is_none());
+}
+
+#[tokio::test]
+async fn a_group_without_members_writes_nothing() {
+    let broker = Broker::alone(Config::default());
+    let (group, notebook) = broker.open(1).await;
+    let refused = group.propose(command("a")).await;
+    assert!(matches!(refused, Err(Error::NotLeader { leader: None })), "{refused:?}");
+    assert_eq!(notebook.seen().commands, [""; 0]);
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn bootstrapping_again_changes_nothing() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    let before = group.status().borrow().clone();
+    group.bootstrap([1]).await.unwrap();
+    group.bootstrap([1, 2]).await.unwrap();
+    let after = group.status().borrow().clone();
+    assert_eq!((before.term, before.last_index, before.voters), (after.term, after.last_index, after.voters));
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_cannot_bootstrap_a_group_that_it_is_no_member_of() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = broker.open(1).await;
+    assert!(matches!(group.bootstrap([2]).await, Err(Error::Membership { .. })));
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_stopped_replica_refuses_commands() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    group.shutdown().await;
+    assert!(matches!(group.propose(command("a")).await, Err(Error::Stopped)));
+    assert!(matches!(group.purge_to(1).await, Err(Error::Stopped)));
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn commands_in_flight_at_shutdown_are_applied_or_unknown() {
+    let broker = Broker::alone(Config::default());
+    let (group, notebook) = started(&broker).await;
+    let proposals: Vec<_> = (0..200).map(|_| group.propose(command("a"))).collect();
+    group.shutdown().await;
+    let mut applied = 0;
+    for proposal in proposals {
+        match proposal.await {
+            Ok(_) => applied += 1,
+            Err(error) => assert!(matches!(error, Error::OutcomeUnknown), "{error:?}"),
+        }
+    }
+    assert!(notebook.seen().commands.len() >= applied);
+}
+
+#[tokio::test]
+async fn a_restart_without_a_checkpoint_applies_the_log_again() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    let texts = numbered(0..100);
+    write(&group, strs(&texts)).await;
+    group.stop_without_checkpoint().await;
+
+    let broker = broker.reopen(group).await;
+    let (group, notebook) = broker.open(1).await;
+    leads(&group).await;
+    assert_eq!(notebook.seen().commands, texts);
+    assert_eq!(notebook.seen().applied.len(), texts.len());
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_restart_after_a_shutdown_applies_nothing_again() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    let texts = numbered(0..100);
+    write(&group, strs(&texts)).await;
+    group.shutdown().await;
+
+    let broker = broker.reopen(group).await;
+    let (group, notebook) = broker.open(1).await;
+    leads(&group).await;
+    assert_eq!(notebook.seen().commands, texts);
+    assert_eq!(notebook.seen().applied, [0; 0]);
+    write(&group, ["one more"]).await;
+    assert_eq!(notebook.seen().commands.len(), 101);
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_only_voter_leads_again_at_once_after_a_restart() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    group.shutdown().await;
+    let broker = broker.reopen(group).await;
+    let begun = Instant::now();
+    let (group, _) = broker.open(1).await;
+    leads(&group).await;
+    let shortest_election = Duration::from_millis(Config::default().election_min_ms);
+    assert!(begun.elapsed() < shortest_election, "took {:?}", begun.elapsed());
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn purging_keeps_state_and_later_entries_across_a_restart() {
+    let broker = Broker::alone(small_checkpoints());
+    let (group, _) = started(&broker).await;
+    let texts = numbered(0..60);
+    write(&group, strs(&texts)).await;
+    let last = group.status().borrow().applied.unwrap();
+
+    let purged = group.purge_to(last - 20).await.unwrap().unwrap();
+
+    assert!(purged <= last - 20 && purged > 0, "purged to {purged} of {last}");
+    let log = broker.env.store.log(GROUP).unwrap();
+    assert_eq!(log.first_index().unwrap(), Some(purged + 1));
+    assert_eq!(group.purge_to(purged).await.unwrap(), Some(purged), "purging again does nothing");
+    group.stop_without_checkpoint().await;
+
+    drop(log);
+    let broker = broker.reopen(group).await;
+    let (group, notebook) = broker.open(1).await;
+    leads(&group).await;
+    assert_eq!(notebook.seen().commands, texts);
+    assert_eq!(group.status().borrow().purged, Some(purged));
+    write(&group, ["one more"]).await;
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn purging_an_idle_group_to_its_end_leaves_no_entry() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    write(&group, strs(&numbered(0..10))).await;
+    let last = group.status().borrow().applied.unwrap();
+
+    assert_eq!(group.purge_to(last).await.unwrap(), Some(last));
+
+    let log = broker.env.store.log(GROUP).unwrap();
+    assert_eq!(log.first_index().unwrap(), None);
+    drop(log);
+    group.shutdown().await;
+    let broker = broker.reopen(group).await;
+    let (group, notebook) = broker.open(1).await;
+    leads(&group).await;
+    write(&group, ["one more"]).await;
+    assert_eq!(notebook.seen().commands.len(), 11);
+    group.shutdown().await;
+}
+
+#[tokio::test]
+async fn nothing_is_purged_below_the_first_checkpoint() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    write(&group, strs(&numbered(0..10))).await;
+    assert_eq!(group.purge_to(3).await.unwrap(), None);
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_agree_and_survive_the_loss_of_their_leader() {
+    let mut cluster = Cluster::start(4 << 20).await;
+    let first = cluster.leader(&[]).await;
+    let texts = numbered(0..50);
+    write(cluster.group(first), strs(&texts)).await;
+    for node in 1..=3 {
+        cluster.catches_up(node, first).await;
+        assert_eq!(cluster.notebook(node).seen().commands, texts);
+    }
+    let follower = (1..=3).find(|node| *node != first).unwrap();
+    let refused = cluster.group(follower).propose(command("no")).await;
+    assert!(matches!(refused, Err(Error::NotLeader { leader }) if leader == Some(first)), "{refused:?}");
+
+    cluster.switch.cut(first);
+    let second = cluster.leader(&[first]).await;
+    write(cluster.group(second), ["after"]).await;
+    cluster.switch.join(first);
+    cluster.catches_up(first, second).await;
+    assert_eq!(cluster.notebook(first).seen().commands.last().unwrap(), "after");
+
+    cluster.restart(second).await;
+    let third = cluster.leader(&[]).await;
+    write(cluster.group(third), ["after the restart"]).await;
+    cluster.catches_up(second, third).await;
+    let expected = cluster.notebook(third).seen().commands;
+    assert_eq!(expected.len(), 52);
+    for node in 1..=3 {
+        cluster.catches_up(node, third).await;
+        assert_eq!(cluster.notebook(node).seen().commands, expected);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_no_majority_has_are_replaced_by_the_new_leaders() {
+    let cluster = Cluster::start(4 << 20).await;
+    let first = cluster.leader(&[]).await;
+    write(cluster.group(first), ["agreed"]).await;
+    cluster.switch.cut(first);
+    let lost: Vec<_> = (0..10).map(|_| cluster.group(first).propose(command("lost"))).collect();
+    let second = cluster.leader(&[first]).await;
+    write(cluster.group(second), ["kept"]).await;
+
+    cluster.switch.join(first);
+    cluster.catches_up(first, second).await;
+
+    for proposal in lost {
+        assert!(matches!(proposal.await, Err(Error::OutcomeUnknown | Error::NotLeader { .. })));
+    }
+    for node in 1..=3 {
+        cluster.catches_up(node, second).await;
+        assert_eq!(cluster.notebook(node).seen().commands, ["agreed", "kept"]);
+    }
+    assert_eq!(rows(cluster.group(first).log()), rows(cluster.group(second).log()));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_retained_entry() {
+    let mut cluster = Cluster::start(1).await;
+    let leader = cluster.leader(&[]).await;
+    write(cluster.group(leader), ["before"]).await;
+    let lagging = (1..=3).find(|node| *node != leader).unwrap();
+    cluster.catches_up(lagging, leader).await;
+    cluster.switch.cut(lagging);
+    let lagging_at = cluster.group(lagging).status().borrow().last_index.unwrap();
+    write(cluster.group(leader), strs(&numbered(0..200))).await;
+    let last = cluster.group(leader).status().borrow().applied.unwrap();
+    let purged = cluster.group(leader).purge_to(last - 10).await.unwrap().unwrap();
+    assert!(purged > lagging_at, "purged to {purged}, the follower has {lagging_at}");
+
+    cluster.switch.join(lagging);
+    cluster.catches_up(lagging, leader).await;
+
+    assert_eq!(*cluster.switch.snapshots.lock().unwrap(), 1);
+    assert_eq!(cluster.notebook(lagging).seen().commands, cluster.notebook(leader).seen().commands);
+    eventually(cluster.group(lagging), "the follower purged", |status| status.purged == Some(purged)).await;
+    let (theirs, ours) = (rows(cluster.group(lagging).log()), rows(cluster.group(leader).log()));
+    assert_eq!(theirs, ours);
+    assert_eq!(theirs.first().unwrap().0, purged + 1);
+
+    cluster.restart(lagging).await;
+    let leader = cluster.leader(&[]).await;
+    write(cluster.group(leader), ["after"]).await;
+    cluster.catches_up(lagging, leader).await;
+    assert_eq!(cluster.notebook(lagging).seen().commands, cluster.notebook(leader).seen().commands);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_over_on_request() {
+    let cluster = Cluster::start(4 << 20).await;
+    let first = cluster.leader(&[]).await;
+    let next = (1..=3).find(|node| *node != first).unwrap();
+    cluster.catches_up(next, first).await;
+    cluster.group(first).transfer_leadership(next).await.unwrap();
+    leads(cluster.group(next)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_of_one_grows_and_shrinks() {
+    let cluster = Cluster::start_unformed(4 << 20).await;
+    let group = cluster.group(1);
+    group.bootstrap([1]).await.unwrap();
+    leads(group).await;
+    write(group, ["alone"]).await;
+    group.add_learner(2).await.unwrap();
+    group.change_voters([1, 2]).await.unwrap();
+    write(group, ["together"]).await;
+    cluster.catches_up(2, 1).await;
+    assert_eq!(cluster.notebook(2).seen().commands, ["alone", "together"]);
+    group.change_voters([1]).await.unwrap();
+    cluster.switch.cut(2);
+    write(group, ["alone again"]).await;
+    cluster.stop().await;
+}

@@ -272,7 +272,7 @@ mod tests {
         }
 
         #[test]
-        fn every_flipped_bit_is_found(payload in proptest::collection::vec(any::<u8>(), 0..64), at: usize, bit in 0..8) {
+        fn every_flipped_bit_is_found(payload in proptest::collection::vec(any::<u8>(), 0..64), at: usize, bit in 0_u8..8) {
             let row = Row::encode(Position::default(), Kind::Command, Command::copy_from_slice(&payload));
             let mut bytes = row.bytes().to_vec();
             let at = at % bytes.len();
