@@ -139,3 +139,46 @@ fn put_unless_empty(buf: &mut BytesMut, field: u8, bytes: &[u8]) {
         put_delimited(buf, field, bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Record, decode};
+
+    fn draft(value: &[u8]) -> Draft<'_, std::iter::Empty<(&str, &[u8])>> {
+        Draft { key: None, value: Some(value), headers: std::iter::empty(), timestamp_ms: 0 }
+    }
+
+    #[test]
+    fn knows_its_size_beforehand() {
+        let mut builder = BatchBuilder::default();
+        for len in [0, 1, 123, 124, 125, 126, 127, 128, 16_383, 16_384] {
+            let value = vec![b'v'; len];
+            let would_be = builder.would_be_len(&draft(&value));
+            builder.push(&draft(&value));
+            assert_eq!(builder.len(), would_be, "after a value of {len} bytes");
+        }
+        assert_eq!(builder.records(), 10);
+    }
+
+    #[test]
+    fn is_empty_again_after_a_batch() {
+        let mut builder = BatchBuilder::with_capacity(100);
+        builder.push(&draft(b"first"));
+        builder.finish(Codec::None).unwrap();
+        assert_eq!((builder.len(), builder.records()), (0, 0));
+        assert_eq!(builder.finish(Codec::None), Err(Error::EmptyBatch));
+
+        builder.push(&draft(b"second"));
+        let records: Vec<_> = decode(&builder.finish(Codec::None).unwrap(), 100).unwrap().collect();
+        assert_eq!(records, [Record { value: Some("second".into()), ..Record::default() }]);
+    }
+
+    #[test]
+    fn absent_and_empty_fields_differ() {
+        let mut builder = BatchBuilder::default();
+        builder.push(&Draft { key: None, value: None, headers: std::iter::empty(), timestamp_ms: 0 });
+        builder.push(&Draft { key: Some(b""), ..draft(b"") });
+        assert_eq!(builder.finish(Codec::None).unwrap()[..], [0x0a, 0, 0x0a, 4, 0x0a, 0, 0x12, 0]);
+    }
+}

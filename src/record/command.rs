@@ -297,3 +297,196 @@ fn put_header(kind: u8, buf: &mut impl BufMut) {
     buf.put_slice(&[VERSION, kind, 0, 0]);
     buf.put_u32_le(0);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::{Codec, ProducerSequence, SpanLink};
+
+    const PRODUCER: ProducerSequence =
+        ProducerSequence { producer_id: 0x0102_0304, epoch: 5, base_sequence: 6 };
+
+    fn header() -> FrameHeader {
+        FrameHeader { records: 2, codec: Codec::None, producer: None, max_timestamp_ms: 0, span: None }
+    }
+
+    fn full_header() -> FrameHeader {
+        FrameHeader {
+            records: 2,
+            codec: Codec::Zstd,
+            producer: Some(PRODUCER),
+            max_timestamp_ms: -2,
+            span: Some(SpanLink { trace_id: [0xaa; 16], span_id: [0xbb; 8] }),
+        }
+    }
+
+    fn write(append_time_ms: i64, frames: &[(FrameHeader, &[u8])]) -> BytesMut {
+        let mut buf = BytesMut::new();
+        let mut writer = AppendWriter::new(&mut buf, append_time_ms);
+        for (header, batch) in frames {
+            writer.push(header, batch);
+        }
+        writer.finish();
+        buf
+    }
+
+    fn decode(bytes: impl AsRef<[u8]>) -> Result<Command, Error> {
+        Command::decode(&Bytes::copy_from_slice(bytes.as_ref()))
+    }
+
+    fn edited(mut bytes: BytesMut, at: usize, byte: u8) -> Result<Command, Error> {
+        bytes[at] = byte;
+        decode(bytes)
+    }
+
+    #[test]
+    fn an_append_has_these_bytes() {
+        let mut golden = Vec::new();
+        golden.extend([1, 1, 0, 0, 2, 0, 0, 0, 0x15, 0xcd, 0x5b, 0x07, 0, 0, 0, 0]);
+        // A frame with everything.
+        golden.extend([3, 0, 0, 0, 2, 0, 0, 0, 1, 2, 0, 0, 5, 0, 0, 0]);
+        golden.extend([4, 3, 2, 1, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        golden.extend([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+        golden.extend([0xaa; 16]);
+        golden.extend([0xbb; 8]);
+        golden.extend(b"abc");
+        // A frame with as little as can be.
+        golden.extend([1, 0, 0, 0, 2, 0, 0, 0]);
+        golden.extend([0; 56]);
+        golden.extend(b"z");
+        assert_eq!(write(123_456_789, &[(full_header(), b"abc"), (header(), b"z")]), golden);
+    }
+
+    #[test]
+    fn a_trim_has_these_bytes() {
+        let mut buf = BytesMut::new();
+        Command::encode_trim(Offset(0x0102), &mut buf);
+        assert_eq!(buf[..], [1, 2, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(decode(buf), Ok(Command::Trim { before: Offset(0x0102) }));
+    }
+
+    #[test]
+    fn batches_are_slices_of_the_command() {
+        let bytes = write(1, &[(header(), b"abc")]).freeze();
+        let Ok(Command::Append(append)) = Command::decode(&bytes) else { panic!("not an append") };
+        let frame = append.frames().next().unwrap();
+        assert_eq!(frame.batch.as_ptr(), bytes[bytes.len() - 3..].as_ptr());
+    }
+
+    #[test]
+    fn a_command_follows_what_is_in_the_buffer() {
+        let mut buf = BytesMut::from(&b"row header"[..]);
+        let mut writer = AppendWriter::new(&mut buf, 7);
+        assert!(writer.is_empty());
+        writer.push(&header(), b"abc");
+        let expected = AppendWriter::COMMAND_OVERHEAD + AppendWriter::FRAME_OVERHEAD + 3;
+        assert_eq!((writer.len(), writer.frame_count()), (expected, 1));
+        writer.finish();
+        assert!(buf.starts_with(b"row header"));
+        assert!(decode(&buf[10..]).is_ok());
+    }
+
+    #[test]
+    fn a_dropped_writer_leaves_nothing() {
+        let mut buf = BytesMut::from(&b"row header"[..]);
+        let mut writer = AppendWriter::new(&mut buf, 7);
+        writer.push(&header(), b"abc");
+        drop(writer);
+        assert_eq!(&buf[..], b"row header");
+    }
+
+    #[test]
+    fn refuses_what_this_version_does_not_write() {
+        let whole = || write(1, &[(full_header(), b"abc")]);
+        let bare = || write(1, &[(header(), b"abc")]);
+        let header = |what| Err(Error::InvalidHeader { what });
+        let frame = |what| Err(Error::InvalidFrame { at: 16, what });
+        assert_eq!(edited(whole(), 0, 2), Err(Error::UnknownVersion { version: 2 }));
+        assert_eq!(edited(whole(), 1, 9), Err(Error::UnknownKind { kind: 9 }));
+        assert_eq!(edited(whole(), 3, 1), header("reserved bytes are not zero"));
+        assert_eq!(edited(whole(), 4, 0), header("an append has no frames"));
+        assert_eq!(edited(whole(), 1, TRIM), header("a trim has frames"));
+        assert_eq!(edited(whole(), 16, 0), frame("the batch is empty"));
+        assert_eq!(edited(whole(), 20, 0), frame("the batch is empty"));
+        assert_eq!(edited(whole(), 24, 3), frame("unknown flags"));
+        assert_eq!(edited(whole(), 24, 0), frame("producer fields without their flag"));
+        assert_eq!(edited(whole(), 25, 3), frame("unknown codec"));
+        assert_eq!(edited(whole(), 26, 1), frame("reserved bytes are not zero"));
+        assert_eq!(edited(whole(), 47, 1), frame("reserved bytes are not zero"));
+        assert_eq!(edited(bare(), 56, 1), frame("trace id and span id do not go together"));
+        assert_eq!(edited(bare(), 79, 1), frame("trace id and span id do not go together"));
+    }
+
+    #[test]
+    fn refuses_other_lengths_than_the_headers_say() {
+        let whole = || write(1, &[(header(), b"abc")]);
+        assert_eq!(edited(whole(), 16, 4), Err(Error::Truncated { at: 80, needed: 4, left: 3 }));
+        assert_eq!(edited(whole(), 16, 2), Err(Error::TrailingBytes { bytes: 1 }));
+        assert_eq!(edited(whole(), 4, 2), Err(Error::Truncated { at: 83, needed: 64, left: 0 }));
+        for len in 0..whole().len() {
+            assert!(matches!(decode(&whole()[..len]), Err(Error::Truncated { .. })), "{len} bytes");
+        }
+        let mut trim = BytesMut::new();
+        Command::encode_trim(Offset(1), &mut trim);
+        trim.put_u8(0);
+        assert_eq!(decode(trim), Err(Error::TrailingBytes { bytes: 1 }));
+    }
+
+    fn any_span() -> impl Strategy<Value = SpanLink> {
+        any::<([u8; 16], [u8; 8])>()
+            .prop_filter("neither id is zero", |(trace, span)| *trace != [0; 16] && *span != [0; 8])
+            .prop_map(|(trace_id, span_id)| SpanLink { trace_id, span_id })
+    }
+
+    fn any_producer() -> impl Strategy<Value = ProducerSequence> {
+        any::<(u64, u32, u32)>().prop_map(|(producer_id, epoch, base_sequence)| ProducerSequence {
+            producer_id,
+            epoch,
+            base_sequence,
+        })
+    }
+
+    fn any_frame() -> impl Strategy<Value = Frame> {
+        let codec = prop::sample::select(&Codec::ALL[..]);
+        let batch = vec(any::<u8>(), 1..100).prop_map(Bytes::from);
+        (1u32.., codec, option::of(any_producer()), any::<i64>(), option::of(any_span()), batch).prop_map(
+            |(records, codec, producer, max_timestamp_ms, span, batch)| Frame {
+                header: FrameHeader { records, codec, producer, max_timestamp_ms, span },
+                batch,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(time: i64, frames in vec(any_frame(), 1..10)) {
+            let parts: Vec<_> = frames.iter().map(|frame| (frame.header, &frame.batch[..])).collect();
+            let Ok(Command::Append(append)) = decode(write(time, &parts)) else { panic!("not an append") };
+            prop_assert_eq!(append.append_time_ms(), time);
+            prop_assert_eq!(append.frames().len(), frames.len());
+            prop_assert_eq!(append.frames().collect::<Vec<_>>(), frames);
+        }
+
+        #[test]
+        fn damage_never_panics_and_what_is_read_is_written_the_same(
+            frames in vec(any_frame(), 1..4),
+            edits in vec((0usize..200, any::<u8>()), 1..3),
+        ) {
+            let parts: Vec<_> = frames.iter().map(|frame| (frame.header, &frame.batch[..])).collect();
+            let mut bytes = write(1, &parts);
+            for (at, byte) in edits {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            if let Ok(Command::Append(append)) = decode(&bytes) {
+                let frames: Vec<_> = append.frames().collect();
+                let parts: Vec<_> = frames.iter().map(|frame| (frame.header, &frame.batch[..])).collect();
+                prop_assert_eq!(write(append.append_time_ms(), &parts), bytes);
+            }
+        }
+    }
+}

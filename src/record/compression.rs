@@ -165,3 +165,141 @@ fn decompress_zstd(body: &[u8], declared: usize) -> Result<Vec<u8>, Error> {
 fn is_too_small(code: zstd_safe::ErrorCode) -> bool {
     code.wrapping_neg() == zstd_safe::zstd_sys::ZSTD_ErrorCode::ZSTD_error_dstSize_tooSmall as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::proto::v1;
+
+    const MAX: usize = 1 << 20;
+    const CODECS: [Codec; 2] = [Codec::Lz4, Codec::Zstd];
+
+    fn plain(records: usize) -> Bytes {
+        let record = v1::Record { value: Some(Bytes::from_static(&[b'v'; 100])), ..Default::default() };
+        v1::RecordBatch { records: vec![record; records], ..Default::default() }.encode_to_vec().into()
+    }
+
+    fn compressed(codec: Codec) -> v1::RecordBatch {
+        let batch = compress_batch(&plain(50), 50, codec).unwrap();
+        v1::RecordBatch::decode(batch).unwrap()
+    }
+
+    fn open(batch: &v1::RecordBatch) -> Result<Bytes, Error> {
+        decompress_batch(&batch.encode_to_vec().into(), MAX)
+    }
+
+    #[test]
+    fn compressing_is_undone() {
+        for codec in CODECS {
+            let batch = compress_batch(&plain(50), 50, codec).unwrap();
+            assert!(batch.len() < plain(50).len() / 10, "{codec}: {} bytes", batch.len());
+            assert_eq!(decompress_batch(&batch, MAX), Ok(plain(50)));
+        }
+    }
+
+    #[test]
+    fn other_ways_to_write_an_lz4_frame_are_read() {
+        use lz4_flex::frame::{BlockMode, BlockSize};
+        let info = FrameInfo::new().block_size(BlockSize::Max64KB).block_mode(BlockMode::Linked);
+        let mut encoder =
+            FrameEncoder::with_frame_info(info.content_checksum(true).block_checksums(true), vec![]);
+        let batch = plain(5000);
+        encoder.write_all(&batch).unwrap();
+        let envelope = v1::RecordBatch {
+            codec: v1::Codec::Lz4.into(),
+            compressed_records: encoder.finish().unwrap().into(),
+            record_count: 5000,
+            uncompressed_bytes: batch.len() as u32,
+            ..Default::default()
+        };
+        assert_eq!(open(&envelope), Ok(batch));
+    }
+
+    #[test]
+    fn an_uncompressed_batch_stays_the_same_bytes() {
+        let batch = plain(3);
+        let same = decompress_batch(&batch, 0).unwrap();
+        assert_eq!(same.as_ptr(), batch.as_ptr());
+    }
+
+    #[test]
+    fn a_batch_that_would_grow_stays_uncompressed() {
+        for codec in CODECS {
+            assert_eq!(compress_batch(&Bytes::from_static(&[0x0a, 0]), 1, codec), Ok(vec![0x0a, 0].into()));
+        }
+    }
+
+    #[test]
+    fn a_size_that_is_a_lie_is_found_out() {
+        for codec in CODECS {
+            let batch = compressed(codec);
+            let declared = batch.uncompressed_bytes as usize;
+            let too_small =
+                v1::RecordBatch { uncompressed_bytes: batch.uncompressed_bytes - 1, ..batch.clone() };
+            let too_large = v1::RecordBatch { uncompressed_bytes: batch.uncompressed_bytes + 1, ..batch };
+            assert_eq!(open(&too_small), Err(Error::LargerThanDeclared { declared: declared - 1 }));
+            let smaller = Error::SmallerThanDeclared { declared: declared + 1, bytes: declared };
+            assert_eq!(open(&too_large), Err(smaller));
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_declared_size() {
+        let zeros = vec![0; 64 << 20];
+        for (codec, bomb) in [
+            (Codec::Lz4, compress_lz4(&zeros).unwrap()),
+            (Codec::Zstd, zstd::bulk::compress(&zeros, 3).unwrap()),
+        ] {
+            let result = decompress(codec, &bomb, 1000);
+            assert_eq!(result, Err(Error::LargerThanDeclared { declared: 1000 }), "{codec}");
+        }
+    }
+
+    #[test]
+    fn a_declared_size_beyond_the_limit_is_refused_before_anything_else() {
+        let batch = v1::RecordBatch { compressed_records: "junk".into(), ..compressed(Codec::Zstd) };
+        let bytes = batch.uncompressed_bytes as usize;
+        let refused = decompress_batch(&batch.encode_to_vec().into(), 5000);
+        assert_eq!(refused, Err(Error::BatchTooLarge { bytes, limit: 5000 }));
+    }
+
+    #[test]
+    fn a_record_count_that_is_a_lie_is_found_out() {
+        for codec in CODECS {
+            let batch = v1::RecordBatch { record_count: 49, ..compressed(codec) };
+            assert_eq!(open(&batch), Err(Error::CountMismatch { declared: 49, records: 50 }));
+        }
+    }
+
+    #[test]
+    fn only_records_are_allowed_inside() {
+        let inner: Bytes = compressed(Codec::Zstd).encode_to_vec().into();
+        for codec in CODECS {
+            // Padding makes the nested batch compressible, so that it is nested at all.
+            let mut padded = inner.to_vec();
+            padded.extend([0x7a, 0xe8, 0x07].into_iter().chain([0; 1000]));
+            let nested = compress_batch(&padded.into(), 50, codec).unwrap();
+            assert_eq!(decompress_batch(&nested, MAX), Err(Error::NestedField { field: "codec" }));
+        }
+    }
+
+    #[test]
+    fn damage_names_the_codec() {
+        for codec in CODECS {
+            let batch = v1::RecordBatch { compressed_records: "not compressed".into(), ..compressed(codec) };
+            let error = open(&batch).unwrap_err();
+            assert!(matches!(&error, Error::Corrupt { codec: named, .. } if *named == codec), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_after_an_lz4_frame_are_refused() {
+        let mut batch = compressed(Codec::Lz4);
+        let mut body = batch.compressed_records.to_vec();
+        body.extend(b"more");
+        batch.compressed_records = body.into();
+        assert!(matches!(open(&batch), Err(Error::Corrupt { .. })));
+    }
+}

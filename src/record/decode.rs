@@ -135,3 +135,57 @@ fn read_record(batch: &Bytes, mut cursor: Cursor<'_>) -> Result<Record, Error> {
 fn read_header(batch: &Bytes, header: HeaderFields<'_>) -> Header {
     Header { key: batch.slice(header.key.range()), value: batch.slice(header.value.range()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BatchBuilder, Codec};
+
+    fn record() -> Record {
+        Record {
+            key: Some("key".into()),
+            value: Some("value".into()),
+            headers: vec![Header::new("a", "1"), Header::new("b", "2"), Header::new("a", "3")],
+            timestamp_ms: -1,
+        }
+    }
+
+    fn batch() -> Bytes {
+        let mut builder = BatchBuilder::default();
+        builder.push(&record().draft());
+        builder.finish(Codec::None).unwrap()
+    }
+
+    #[test]
+    fn yields_slices_of_the_batch() {
+        let batch = batch();
+        let record = decode(&batch, 0).unwrap().next().unwrap();
+        let range = batch.as_ptr_range();
+        for part in [record.key.unwrap(), record.value.unwrap(), record.headers[1].value().clone()] {
+            assert!(range.contains(&part.as_ptr()));
+        }
+    }
+
+    #[test]
+    fn finds_the_first_header_of_a_name() {
+        let record = decode(&batch(), 0).unwrap().next().unwrap();
+        assert_eq!(record.header("a").map(|value| &value[..]), Some(&b"1"[..]));
+        assert_eq!(record.header("c"), None);
+        assert_eq!(record.headers[2].key(), "a");
+    }
+
+    #[test]
+    fn one_bad_record_refuses_the_whole_batch() {
+        let mut bytes = batch().to_vec();
+        bytes.extend([0x0a, 1, 0x80]);
+        assert!(matches!(decode(&bytes.into(), 0), Err(Error::Malformed { .. })));
+    }
+
+    #[test]
+    fn unknown_fields_between_records_are_skipped() {
+        let mut bytes = batch().to_vec();
+        bytes.extend([0x78, 1, 0x0a, 0, 0x78, 1]);
+        let records: Vec<_> = decode(&bytes.into(), 0).unwrap().collect();
+        assert_eq!(records, [record(), Record::default()]);
+    }
+}
