@@ -64,7 +64,9 @@ impl FromStr for ByteSize {
         let (number, unit) = split_number(text);
         let scale = match unit {
             "" => Some(1),
-            unit => SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|(_, scale)| *scale),
+            unit => {
+                SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|(_, scale)| *scale)
+            }
         };
         let bytes = scale.and_then(|scale| scaled(number, scale)).and_then(|bytes| u64::try_from(bytes).ok());
         bytes.map(ByteSize).ok_or_else(|| Error(format!("\"{text}\" is not {FORM}")))
@@ -231,7 +233,8 @@ pub mod size {
         D: Deserializer<'de>,
     {
         let size = ByteSize::deserialize(deserializer)?;
-        T::try_from(size.0).map_err(|_| de::Error::custom(format_args!("{size} is too large for this setting")))
+        T::try_from(size.0)
+            .map_err(|_| de::Error::custom(format_args!("{size} is too large for this setting")))
     }
 }
 
