@@ -83,8 +83,13 @@ pub fn duration_to_proto(duration: Duration) -> prost_types::Duration {
 }
 
 fn duration_from_proto(duration: prost_types::Duration, field: &'static str) -> Result<Duration, Error> {
-    Duration::try_from(duration)
-        .map_err(|_| Error::invalid(field, format!("{} s {} ns", duration.seconds, duration.nanos), "a duration of zero or longer"))
+    Duration::try_from(duration).map_err(|_| {
+        Error::invalid(
+            field,
+            format!("{} s {} ns", duration.seconds, duration.nanos),
+            "a duration of zero or longer",
+        )
+    })
 }
 
 fn timestamp_to_proto(timestamp: Timestamp) -> prost_types::Timestamp {
@@ -131,11 +136,6 @@ pub(super) fn producer(sequence: v1::ProducerSequence) -> ProducerSequence {
     }
 }
 
-/// A batch must be present; whether it is well-formed the broker finds out.
-pub(super) fn batch(batch: Option<bytes::Bytes>) -> Result<bytes::Bytes, Error> {
-    batch.ok_or_else(|| Error::missing("batch", "the records to append"))
-}
-
 impl From<Produced> for v1::ProduceResponse {
     fn from(produced: Produced) -> Self {
         v1::ProduceResponse {
@@ -169,7 +169,11 @@ pub(super) fn positions(
                     "set one of offset, earliest, latest, time",
                 )
             })?;
-            Ok(FetchPartition { topic: entry.topic, partition: entry.partition, position: position(at, field, index)? })
+            Ok(FetchPartition {
+                topic: entry.topic,
+                partition: entry.partition,
+                position: position(at, field, index)?,
+            })
         })
         .collect()
 }
@@ -230,7 +234,7 @@ impl From<FetchedBatch> for v1::StoredBatch {
             base_offset: fetched.base_offset.0,
             record_count: fetched.record_count,
             append_time_ms: fetched.append_time.0,
-            batch: Some(fetched.batch),
+            batch: fetched.batch,
         }
     }
 }
@@ -390,7 +394,10 @@ mod tests {
         assert_eq!(time(-1, 500_000_000), Some(Timestamp(-500)));
         assert_eq!(time(1, -1), None);
         assert_eq!(time(i64::MAX, 0), None);
-        assert_eq!(timestamp_to_proto(Timestamp(-500)), prost_types::Timestamp { seconds: -1, nanos: 500_000_000 });
+        assert_eq!(
+            timestamp_to_proto(Timestamp(-500)),
+            prost_types::Timestamp { seconds: -1, nanos: 500_000_000 }
+        );
     }
 
     #[test]

@@ -23,9 +23,11 @@ pub(super) fn not_ready(health: &Health) -> Option<String> {
         Phase::Stopped => return Some("stopped".to_owned()),
         Phase::Running => {}
     }
-    [("broker", &health.broker), ("cluster", &health.cluster)].into_iter().find_map(|(name, check)| match check {
-        Check::Ok => None,
-        Check::Failing { reason } => Some(format!("{name}: {reason}")),
+    [("broker", &health.broker), ("cluster", &health.cluster)].into_iter().find_map(|(name, check)| {
+        match check {
+            Check::Ok => None,
+            Check::Failing { reason } => Some(format!("{name}: {reason}")),
+        }
     })
 }
 
@@ -116,7 +118,11 @@ mod tests {
         ] {
             assert_eq!(Statuses::of(&health), Statuses::NONE);
         }
-        assert!(not_ready(&health(Phase::Starting { waiting_for: "leaders".to_owned() })).unwrap().contains("leaders"));
+        assert!(
+            not_ready(&health(Phase::Starting { waiting_for: "leaders".to_owned() }))
+                .unwrap()
+                .contains("leaders")
+        );
     }
 
     #[test]

@@ -40,9 +40,7 @@ use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::broker::{BrokerLevels, HealthCheck, Status};
-use crate::telemetry::trace::Tracer;
-use crate::telemetry::{Metrics, Scraper};
+use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, Status, Tracer};
 
 /// What a message may have beyond its batch: topic, trace context, lengths.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -81,6 +79,20 @@ pub struct Environment {
     pub tasks: Tasks,
     /// Largest batch that any topic may allow (`limits.batch_bytes_max`).
     pub batch_bytes_max: u64,
+}
+
+/// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
+pub type Scraper = Arc<dyn Fn(&str, &str) -> Scrape + Send + Sync>;
+
+/// An answer to a scrape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scrape {
+    /// Its media type, with version and character set.
+    pub content_type: &'static str,
+    /// How `body` is compressed, if it is.
+    pub content_encoding: Option<&'static str>,
+    /// The text.
+    pub body: Vec<u8>,
 }
 
 /// Both ports, open but not served yet.
@@ -172,8 +184,7 @@ impl Server {
     /// Begins to accept connections, and to report the broker's health over gRPC.
     #[must_use = "dropping it leaves nobody to drain the server"]
     pub fn serve(self) -> Running {
-        let follow =
-            health::follow(self.reporter, self.broker.health(), self.grpc.stop.drain.clone());
+        let follow = health::follow(self.reporter, self.broker.health(), self.grpc.stop.drain.clone());
         self.grpc.tasks.spawn("grpc health", Criticality::BestEffort, follow);
         Running { grpc: self.grpc.serve("grpc listener"), http: self.http.serve("http listener") }
     }

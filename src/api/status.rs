@@ -37,19 +37,41 @@ pub struct Mapping {
 pub const fn mapping(code: ErrorCode) -> Mapping {
     use v1::ErrorCode as Proto;
     match code {
-        ErrorCode::InvalidArgument => refused("invalid_argument", Code::InvalidArgument, 400, Proto::InvalidArgument),
-        ErrorCode::MalformedBatch => refused("malformed_batch", Code::InvalidArgument, 400, Proto::MalformedBatch),
-        ErrorCode::RecordTooLarge => refused("record_too_large", Code::InvalidArgument, 413, Proto::RecordTooLarge),
-        ErrorCode::BatchTooLarge => refused("batch_too_large", Code::InvalidArgument, 413, Proto::BatchTooLarge),
-        ErrorCode::CodecNotAllowed => refused("codec_not_allowed", Code::InvalidArgument, 400, Proto::CodecNotAllowed),
+        ErrorCode::InvalidArgument => {
+            refused("invalid_argument", Code::InvalidArgument, 400, Proto::InvalidArgument)
+        }
+        ErrorCode::MalformedBatch => {
+            refused("malformed_batch", Code::InvalidArgument, 400, Proto::MalformedBatch)
+        }
+        ErrorCode::RecordTooLarge => {
+            refused("record_too_large", Code::InvalidArgument, 413, Proto::RecordTooLarge)
+        }
+        ErrorCode::BatchTooLarge => {
+            refused("batch_too_large", Code::InvalidArgument, 413, Proto::BatchTooLarge)
+        }
+        ErrorCode::CodecNotAllowed => {
+            refused("codec_not_allowed", Code::InvalidArgument, 400, Proto::CodecNotAllowed)
+        }
         ErrorCode::UnknownTopic => refused("unknown_topic", Code::NotFound, 404, Proto::UnknownTopic),
-        ErrorCode::UnknownPartition => refused("unknown_partition", Code::NotFound, 404, Proto::UnknownPartition),
+        ErrorCode::UnknownPartition => {
+            refused("unknown_partition", Code::NotFound, 404, Proto::UnknownPartition)
+        }
         ErrorCode::TopicExists => refused("topic_exists", Code::AlreadyExists, 409, Proto::TopicExists),
-        ErrorCode::OffsetOutOfRange => refused("offset_out_of_range", Code::OutOfRange, 416, Proto::OffsetOutOfRange),
-        ErrorCode::SequenceOutOfOrder => refused("sequence_out_of_order", Code::FailedPrecondition, 409, Proto::SequenceOutOfOrder),
-        ErrorCode::ProducerFenced => refused("producer_fenced", Code::FailedPrecondition, 409, Proto::ProducerFenced),
-        ErrorCode::UnknownProducer => refused("unknown_producer", Code::FailedPrecondition, 409, Proto::UnknownProducer),
-        ErrorCode::LimitReached => refused("limit_reached", Code::ResourceExhausted, 429, Proto::LimitReached),
+        ErrorCode::OffsetOutOfRange => {
+            refused("offset_out_of_range", Code::OutOfRange, 416, Proto::OffsetOutOfRange)
+        }
+        ErrorCode::SequenceOutOfOrder => {
+            refused("sequence_out_of_order", Code::FailedPrecondition, 409, Proto::SequenceOutOfOrder)
+        }
+        ErrorCode::ProducerFenced => {
+            refused("producer_fenced", Code::FailedPrecondition, 409, Proto::ProducerFenced)
+        }
+        ErrorCode::UnknownProducer => {
+            refused("unknown_producer", Code::FailedPrecondition, 409, Proto::UnknownProducer)
+        }
+        ErrorCode::LimitReached => {
+            refused("limit_reached", Code::ResourceExhausted, 429, Proto::LimitReached)
+        }
         ErrorCode::Busy => retry("busy", Code::ResourceExhausted, 429, Proto::Busy),
         ErrorCode::DiskFull => retry("disk_full", Code::ResourceExhausted, 507, Proto::DiskFull),
         ErrorCode::NotLeader => retry("not_leader", Code::Unavailable, 503, Proto::NotLeader),
@@ -115,7 +137,10 @@ impl Failure {
     /// The broker stops, and nothing of the request was done.
     #[must_use]
     pub fn stopping() -> Self {
-        Failure::new(ErrorCode::NotReady, "the broker is stopping: reconnect and repeat what was not acknowledged")
+        Failure::new(
+            ErrorCode::NotReady,
+            "the broker is stopping: reconnect and repeat what was not acknowledged",
+        )
     }
 
     /// What kind of failure.
@@ -226,7 +251,10 @@ mod tests {
 
     #[test]
     fn a_result_in_a_stream_says_the_same_as_a_status() {
-        let failure = Failure { retry_after: Some(Duration::from_millis(1_500)), ..Failure::new(ErrorCode::Busy, "full") };
+        let failure = Failure {
+            retry_after: Some(Duration::from_millis(1_500)),
+            ..Failure::new(ErrorCode::Busy, "full")
+        };
         let error = failure.into_proto();
         assert_eq!(error.code(), v1::ErrorCode::Busy);
         assert_eq!(error.message, "full");

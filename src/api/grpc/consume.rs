@@ -14,13 +14,17 @@ use crate::broker::{Fetch, Fetched};
 use crate::proto::v1;
 use crate::proto::v1::consume_service_server::ConsumeService;
 use crate::record::for_each_traceparent;
-use crate::telemetry::trace::{LINKS_MAX, RequestTrace};
-use crate::telemetry::traceparent::{TraceIds, TraceParent};
+use crate::telemetry::{LINKS_MAX, RequestTrace};
+use crate::telemetry::{TraceIds, TraceParent};
 
 pub(super) struct Service(pub(super) Context);
 
 impl Service {
-    async fn read(&self, request: v1::FetchRequest, trace: &RequestTrace) -> Result<v1::FetchResponse, Failure> {
+    async fn read(
+        &self,
+        request: v1::FetchRequest,
+        trace: &RequestTrace,
+    ) -> Result<v1::FetchResponse, Failure> {
         let FetchPlan { partitions, min_bytes, max_bytes, max_wait, accepted } = request.try_into()?;
         let trace_of_fetch = trace.clone();
         let fetch = Fetch { partitions, min_bytes, max_bytes, max_wait, accepted, trace: trace_of_fetch };
@@ -54,7 +58,11 @@ impl ConsumeService for Service {
 }
 
 /// Turns what was read into what is sent, and leaves a delivery span that links to the records' own traces.
-pub(super) fn deliver(context: &Context, mut fetched: Fetched, request: &RequestTrace) -> v1::PartitionRecords {
+pub(super) fn deliver(
+    context: &Context,
+    mut fetched: Fetched,
+    request: &RequestTrace,
+) -> v1::PartitionRecords {
     let error = fetched.error.take().map(|error| context.consume_refused(error));
     if fetched.batches.is_empty() {
         return convert::records(fetched, error);

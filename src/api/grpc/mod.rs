@@ -25,8 +25,8 @@ use crate::proto::v1::consume_service_server::{self, ConsumeServiceServer};
 use crate::proto::v1::produce_service_server::{self, ProduceServiceServer};
 use crate::proto::v1::topic_service_server::{self, TopicServiceServer};
 use crate::telemetry::Metrics;
-use crate::telemetry::trace::{RequestTrace, Tracer};
-use crate::telemetry::traceparent::TraceParent;
+use crate::telemetry::TraceParent;
+use crate::telemetry::{RequestTrace, Tracer};
 
 /// Names of the services, as health checks know them.
 pub(super) const PRODUCE: &str = produce_service_server::SERVICE_NAME;

@@ -11,15 +11,19 @@ use crate::api::status::Failure;
 use crate::broker;
 use crate::proto::v1;
 use crate::proto::v1::produce_service_server::ProduceService;
-use crate::telemetry::trace::RequestTrace;
+use crate::telemetry::RequestTrace;
 
 pub(super) struct Service(pub(super) Context);
 
 impl Service {
-    async fn append(&self, request: v1::ProduceRequest, trace: RequestTrace) -> Result<v1::ProduceResponse, Failure> {
+    async fn append(
+        &self,
+        request: v1::ProduceRequest,
+        trace: RequestTrace,
+    ) -> Result<v1::ProduceResponse, Failure> {
         let request = broker::Produce {
             received: Instant::now(),
-            batch: convert::batch(request.batch)?,
+            batch: request.batch,
             topic: request.topic,
             partition: request.partition,
             producer: request.producer.map(convert::producer),

@@ -22,7 +22,7 @@ use crate::api::status::Failure;
 use crate::broker::{self, Broker, PendingProduce, Produced};
 use crate::proto::v1;
 use crate::proto::v1::produce_result::Outcome;
-use crate::telemetry::trace::RequestTrace;
+use crate::telemetry::RequestTrace;
 
 const METHOD: &str = "streambus.v1.ProduceService/ProduceStream";
 
@@ -95,7 +95,8 @@ impl ProduceStream {
             if !self.finish_admission(cx) {
                 return false;
             }
-            if !matches!(self.input, Input::Open) || self.lanes.len() >= self.context.0.stream_window_batches {
+            if !matches!(self.input, Input::Open) || self.lanes.len() >= self.context.0.stream_window_batches
+            {
                 return false;
             }
             match Pin::new(&mut self.requests).poll_next(cx) {
@@ -113,14 +114,10 @@ impl ProduceStream {
         let trace = self.context.batch_trace(METHOD, &request.traceparent, &request.tracestate);
         let lane = self.lanes.of(&request.topic, request.partition);
         let ticket = Ticket { correlation_id: request.correlation_id, lane, trace };
-        let batch = match convert::batch(request.batch) {
-            Ok(batch) => batch,
-            Err(error) => return self.enqueue(ticket, State::Refused(error.into())),
-        };
         let produce = broker::Produce {
             topic: request.topic,
             partition: request.partition,
-            batch,
+            batch: request.batch,
             producer: request.producer.map(convert::producer),
             trace: ticket.trace.clone(),
             received,

@@ -16,7 +16,7 @@ use crate::api::status::Failure;
 use crate::broker::{ErrorCode, Fetched, Subscription};
 use crate::proto::v1;
 use crate::proto::v1::subscribe_request::Action;
-use crate::telemetry::trace::RequestTrace;
+use crate::telemetry::RequestTrace;
 
 /// What a subscription sends.
 pub(super) type Deliveries = Pin<Box<dyn Stream<Item = Result<v1::SubscribeResponse, Status>> + Send>>;
@@ -93,7 +93,9 @@ impl Subscriber {
     }
 
     async fn act(&mut self, request: v1::SubscribeRequest) -> Result<(), Failure> {
-        let action = request.action.ok_or_else(|| invalid("action is missing: set one of start, credit, add, remove"))?;
+        let action = request
+            .action
+            .ok_or_else(|| invalid("action is missing: set one of start, credit, add, remove"))?;
         let Some(subscription) = &mut self.subscription else {
             let Action::Start(start) = action else {
                 return Err(invalid("the first request of a subscription must be start"));
@@ -113,8 +115,11 @@ impl Subscriber {
                 self.refused.extend(subscription.add(partitions).await);
             }
             Action::Remove(remove) => {
-                let partitions: Vec<_> =
-                    remove.partitions.into_iter().map(|partition| (partition.topic, partition.partition)).collect();
+                let partitions: Vec<_> = remove
+                    .partitions
+                    .into_iter()
+                    .map(|partition| (partition.topic, partition.partition))
+                    .collect();
                 subscription.remove(&partitions);
             }
         }

@@ -25,7 +25,7 @@ pub(super) async fn scrape(State(sources): Shared, headers: HeaderMap) -> Respon
     let (accept, encoding) = (joined(&headers, ACCEPT), joined(&headers, ACCEPT_ENCODING));
     let scraped = tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        scraper.scrape(&accept, &encoding)
+        scraper(&accept, &encoding)
     });
     match scraped.await {
         Ok(scrape) => {

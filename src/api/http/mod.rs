@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt as _;
 
-use super::Config;
 use super::load::Load;
+use super::{Config, Scraper};
 use crate::broker::Health;
-use crate::telemetry::network::{Outcome, Protocol};
-use crate::telemetry::{Metrics, Scraper};
+use crate::telemetry::Metrics;
+use crate::telemetry::{Outcome, Protocol};
 
 /// The endpoints.
 #[derive(Clone)]
@@ -73,7 +73,9 @@ impl Site {
         let response = match answer.await {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
-            Err(_) => answer_json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "the answer took too long" })),
+            Err(_) => {
+                answer_json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "the answer took too long" }))
+            }
         };
         self.metrics.network.request_ended(Protocol::Http, outcome(response.status()));
         response

@@ -15,7 +15,7 @@ use super::{Protocol, Stop};
 use crate::api::Config;
 use crate::api::rpc::Calls;
 use crate::telemetry::Metrics;
-use crate::telemetry::network::NetworkError;
+use crate::telemetry::NetworkError;
 
 /// HTTP/2 for gRPC.
 pub(in crate::api) struct Grpc {

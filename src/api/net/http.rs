@@ -16,7 +16,7 @@ use super::{Protocol, Stop};
 use crate::api::Config;
 use crate::api::http::Site;
 use crate::telemetry::Metrics;
-use crate::telemetry::network::NetworkError;
+use crate::telemetry::NetworkError;
 
 /// HTTP/1.1 for probes, scrapes and people.
 pub(in crate::api) struct Http {

@@ -26,7 +26,7 @@ pub(super) use self::io::Connection;
 use super::load::Load;
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::Metrics;
-use crate::telemetry::network::NetworkError;
+use crate::telemetry::NetworkError;
 
 /// Connections that the kernel holds ready while the accept loop is busy.
 const BACKLOG: u32 = 4_096;

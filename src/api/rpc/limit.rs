@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::api::status::Failure;
 use crate::telemetry::Metrics;
-use crate::telemetry::network::NetworkError;
+use crate::telemetry::NetworkError;
 
 /// Length of what precedes each gRPC message: a compression flag and a big-endian length.
 const PREFIX: usize = 5;

@@ -22,7 +22,7 @@ pub(super) use self::method::{Kind, Method};
 use self::observed::{Call, Observed};
 use super::load::Load;
 use crate::telemetry::Metrics;
-use crate::telemetry::trace::{RequestTrace, Tracer};
+use crate::telemetry::{RequestTrace, Tracer};
 
 const TRACEPARENT: &str = "traceparent";
 

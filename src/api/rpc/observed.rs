@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use hyper::Response;
 use hyper::http::{HeaderMap, HeaderValue};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -15,9 +15,9 @@ use tonic::{Code, Status};
 use super::method::{Kind, Method};
 use crate::api::load::Open;
 use crate::api::status::Failure;
-use crate::telemetry::network::{Outcome, Protocol};
 use crate::telemetry::Metrics;
-use crate::telemetry::trace::RequestTrace;
+use crate::telemetry::RequestTrace;
+use crate::telemetry::{Outcome, Protocol};
 
 /// A call whose status is not known yet. If it is dropped before, the client has gone and the call is cancelled.
 pub(super) struct Call {
