@@ -1,1 +1,425 @@
-//! partition.
+//! A partition: a log of batches that one Raft group agrees on.
+//!
+//! | file | idea |
+//! |---|---|
+//! | [`appender`] | the one writer: gathers batches into log entries |
+//! | [`machine`], [`producers`] | pure state: offsets, duplicates, log start |
+//! | [`replica`] | the pure state as a state machine of the group |
+//! | [`view`], [`signal`] | what readers see, and how they are woken |
+//! | [`index`] | where batches lie |
+//! | [`reader`] | batches from memory or from the store |
+//! | [`retention`] | what is old or too much is trimmed |
+//!
+//! Owner: the reconciler of `cluster` opens and closes partitions. One task per partition, the appender, writes.
+//!
+//! Invariants: the Raft log is the record log, so a batch is written once. An acknowledged batch is applied. Offsets are
+//! dense. The log start never moves back. Readers see only what is committed.
+
+mod appender;
+pub mod index;
+pub mod machine;
+pub mod producers;
+mod reader;
+mod replica;
+pub mod retention;
+pub mod signal;
+pub mod view;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use appender::{Appender, QUEUE_BATCHES, Submission};
+use machine::Outcome;
+use reader::Reader;
+use replica::{Applied, Replica};
+use view::{Bounds, TailBudget, View};
+
+use crate::clock::{Clock, Timestamp};
+use crate::raft::{self, Group, NodeId, Status};
+use crate::record::command::Command;
+use crate::record::{FrameHeader, Offset};
+use crate::storage::{self, CommandBuf, GroupId, Log, Store};
+use crate::task::{Criticality, Tasks};
+use crate::telemetry::{Metrics, TopicMetrics};
+
+pub use reader::StoredBatch;
+
+/// Settings of partitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Bytes of batches, over all partitions, that may wait to be committed. A full buffer makes producers wait.
+    pub buffer_bytes: u64,
+    /// How long a batch waits for room in the buffer before it is refused with `BUSY`, in milliseconds.
+    pub admit_timeout_ms: u64,
+    /// Bytes of batches after which a log entry is closed and the next one begun. A larger batch has an entry of its own.
+    pub entry_bytes: u64,
+    /// Log entries of a partition that may be under way at once.
+    pub entries_in_flight: usize,
+    /// Memory for the newest batches of all partitions, which serves consumers that keep up, in bytes.
+    pub tail_bytes: u64,
+    /// The same for each partition.
+    pub partition_tail_bytes: u64,
+    /// How often retention looks for what is too old or too much, in milliseconds.
+    pub retention_interval_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            buffer_bytes: 64 << 20,
+            admit_timeout_ms: 1_000,
+            entry_bytes: 1 << 20,
+            entries_in_flight: 8,
+            tail_bytes: 64 << 20,
+            partition_tail_bytes: 8 << 20,
+            retention_interval_ms: 5_000,
+        }
+    }
+}
+
+impl Config {
+    /// Every mistake in these settings, as sentences that name the field. Empty when all is well.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut at_least = |name: &str, value: u64, least: u64| {
+            if value < least {
+                found.push(format!("partition.{name} is {value}, but must be at least {least}"));
+            }
+        };
+        at_least("buffer_bytes", self.buffer_bytes, 1 << 20);
+        at_least("entry_bytes", self.entry_bytes, 4 << 10);
+        at_least("entries_in_flight", self.entries_in_flight as u64, 1);
+        at_least("retention_interval_ms", self.retention_interval_ms, 10);
+        if self.buffer_bytes > u64::from(u32::MAX) {
+            found.push(format!("partition.buffer_bytes is {}, but must be below 4 GiB", self.buffer_bytes));
+        }
+        found
+    }
+}
+
+/// Why a partition refused or failed. Cloned to everybody who shared a log entry.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The offset cannot be read from.
+    #[error("offset {offset} is out of range: the log starts at {log_start} and ends at {high_watermark}")]
+    OffsetOutOfRange {
+        /// The offset.
+        offset: Offset,
+        /// Offset of the oldest retained record.
+        log_start: Offset,
+        /// Offset after the last committed record.
+        high_watermark: Offset,
+    },
+    /// The batch's producer sequence does not fit. Nothing was written.
+    #[error(transparent)]
+    Refused(producers::Refusal),
+    /// The broker's buffer stayed full. Nothing was written.
+    #[error("the broker's buffer for waiting batches is full")]
+    Busy,
+    /// Stored batches do not have the bytes that were written. They are not served.
+    #[error("records {offset} to {end} (without the last) are corrupt on disk: {what}; read on at {end}, or restore them")]
+    Corrupt {
+        /// Offset of the first record that cannot be read.
+        offset: Offset,
+        /// The first offset behind the damage.
+        end: Offset,
+        /// What is wrong.
+        what: String,
+    },
+    /// The index or the state of the partition is damaged.
+    #[error("the partition is damaged: {0}")]
+    Damaged(String),
+    /// Agreement failed.
+    #[error(transparent)]
+    Raft(raft::Error),
+    /// The disk failed, or is full.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The partition is closed. Nothing was written.
+    #[error("the partition is closed")]
+    Stopped,
+}
+
+impl From<raft::Error> for Error {
+    fn from(error: raft::Error) -> Self {
+        match error {
+            raft::Error::Busy => Error::Busy,
+            raft::Error::Stopped => Error::Stopped,
+            raft::Error::Storage(error) => Error::Storage(error),
+            other => Error::Raft(other),
+        }
+    }
+}
+
+/// When an acknowledged batch passed each stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// The broker had read it from the network.
+    pub received: Instant,
+    /// Its log entry was proposed.
+    pub proposed: Instant,
+    /// Its log entry was durable on this broker.
+    pub appended: Instant,
+    /// A majority had it.
+    pub committed: Instant,
+    /// It had its offset.
+    pub applied: Instant,
+}
+
+/// An acknowledged batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// When the log entry was appended.
+    pub append_time: Timestamp,
+    /// Whether an earlier attempt had appended it.
+    pub duplicate: bool,
+    /// When it passed each stage.
+    pub timing: Timing,
+}
+
+/// What all partitions of a broker share.
+#[derive(Clone)]
+pub struct Env {
+    /// Where logs are kept.
+    pub store: Store,
+    /// What groups need.
+    pub raft: raft::Env,
+    /// Tells append times.
+    pub clock: Clock,
+    /// Where things that happen are counted.
+    pub metrics: Metrics,
+    /// Settings.
+    pub config: Config,
+    /// Room for batches that wait, in bytes.
+    pub buffer: Arc<Semaphore>,
+    /// Room for the newest batches.
+    pub tail: Arc<TailBudget>,
+}
+
+impl Env {
+    /// The shared parts for these settings.
+    pub fn new(store: Store, raft: raft::Env, clock: Clock, metrics: Metrics, config: Config) -> Self {
+        let buffer = Arc::new(Semaphore::new(config.buffer_bytes as usize));
+        let tail = TailBudget::new(config.tail_bytes as usize, config.partition_tail_bytes as usize);
+        Env { store, raft, clock, metrics, config, buffer, tail }
+    }
+}
+
+/// A handle of a partition's replica on this broker. Clones share it.
+#[derive(Clone)]
+pub struct Partition(Arc<Inner>);
+
+struct Inner {
+    group: Group<Replica>,
+    reader: Reader,
+    env: Env,
+    topic: Arc<TopicMetrics>,
+    /// Gone once the partition is closed.
+    queue: std::sync::RwLock<Option<mpsc::Sender<Submission>>>,
+    tasks: Tasks,
+}
+
+impl Partition {
+    /// Opens the replica, which catches up with its log in the background. `voters` found the group if it is new.
+    ///
+    /// # Errors
+    /// The store failed, or holds something else than a partition.
+    pub async fn open(
+        id: GroupId,
+        node: NodeId,
+        voters: &[NodeId],
+        topic: Arc<TopicMetrics>,
+        env: &Env,
+        tasks: &Tasks,
+    ) -> Result<Self, Error> {
+        let log = open_log(&env.store, id).await?;
+        let last = {
+            let log = log.clone();
+            blocking(move || Ok(log.last_index()?)).await?
+        };
+        let view = View::new(env.tail.clone());
+        let replica = Replica::new(id, view.clone(), env.metrics.clone(), topic.clone(), last);
+        let group = Group::open(raft::Replica { group: id, node, machine: replica }, &env.raft).await?;
+        if last.is_none() {
+            group.bootstrap(voters).await?;
+        }
+        let (sender, queue) = mpsc::channel(QUEUE_BATCHES);
+        let limits = appender::Limits {
+            entry_bytes: env.config.entry_bytes as usize,
+            entries_in_flight: env.config.entries_in_flight,
+        };
+        let appender =
+            Appender { group: group.clone(), clock: env.clock.clone(), metrics: env.metrics.clone(), limits, queue };
+        let tasks = tasks.child();
+        tasks.spawn("partition appender", Criticality::Critical, appender.run());
+        let reader = Reader { view, log };
+        let queue = std::sync::RwLock::new(Some(sender));
+        let partition = Partition(Arc::new(Inner { group, reader, env: env.clone(), topic, queue, tasks }));
+        partition.measure_start().await?;
+        Ok(partition)
+    }
+
+    /// Waits until this replica leads and has applied what was committed before, or has stopped.
+    ///
+    /// # Errors
+    /// The replica failed or was closed.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let mut status = self.status();
+        match status.wait_for(|s| s.is_ready_leader() || s.failed.is_some()).await {
+            Ok(status) => status.failed.clone().map_or(Ok(()), |error| Err(error.into())),
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// Enqueues a batch that was skimmed; it is appended after those enqueued before. Waits for room in the buffer. The
+    /// receiver gets the outcome.
+    ///
+    /// # Errors
+    /// Nothing was written: [`Error::Busy`] after `admit_timeout_ms` without room, [`storage::Error::DiskFull`], or
+    /// [`Error::Stopped`].
+    pub async fn submit(
+        &self,
+        batch: Bytes,
+        header: FrameHeader,
+        received: Instant,
+    ) -> Result<oneshot::Receiver<Result<Committed, Error>>, Error> {
+        let Inner { env, queue, .. } = &*self.0;
+        env.store.writable()?;
+        let queue = {
+            let queue = queue.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            queue.clone().ok_or(Error::Stopped)?
+        };
+        // A batch larger than the whole buffer waits for all of it.
+        let bytes = u32::try_from((batch.len() as u64).min(env.config.buffer_bytes)).unwrap_or(u32::MAX);
+        let permit = match env.buffer.clone().try_acquire_many_owned(bytes) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let wait = Duration::from_millis(env.config.admit_timeout_ms);
+                match tokio::time::timeout(wait, env.buffer.clone().acquire_many_owned(bytes)).await {
+                    Ok(Ok(permit)) => permit,
+                    Ok(Err(_)) => return Err(Error::Stopped),
+                    Err(_) => return Err(Error::Busy),
+                }
+            }
+        };
+        let (done, outcome) = oneshot::channel();
+        let submission = Submission { batch, header, received, permit, done };
+        match queue.send(submission).await {
+            Ok(()) => Ok(outcome),
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// Committed batches from the one that holds `from` on, until `max_bytes` is reached; at least one if there is one.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`], [`Error::Corrupt`], or the store failed.
+    pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+        self.0.reader.read(from, max_bytes).await
+    }
+
+    /// Offset of the first record that was appended at or after `time`; the high watermark if there is none.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, Error> {
+        self.0.reader.offset_at(time).await
+    }
+
+    /// What readers see.
+    pub fn view(&self) -> &Arc<View> {
+        &self.0.reader.view
+    }
+
+    /// What can be read now.
+    pub fn bounds(&self) -> Bounds {
+        self.view().bounds()
+    }
+
+    /// The state of the group.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.0.group.status()
+    }
+
+    /// The counters of the topic.
+    pub fn topic(&self) -> &Arc<TopicMetrics> {
+        &self.0.topic
+    }
+
+    /// Deletes the records below `before` and gives the new log start. Disk space follows.
+    ///
+    /// # Errors
+    /// Agreement or the store failed.
+    pub async fn trim(&self, before: Offset) -> Result<Offset, Error> {
+        let bounds = self.bounds();
+        let size = self.view().size_bytes();
+        let mut command = CommandBuf::with_capacity(Command::TRIM_LEN);
+        Command::encode_trim(before, command.buffer());
+        let proposed = self.0.group.propose(command.freeze()).await?;
+        let Applied::Trimmed(log_start) = proposed.reply else {
+            return Err(Error::Damaged("a trim was answered with something else".to_owned()));
+        };
+        self.measure_start().await?;
+        let (records, bytes) =
+            (log_start.saturating_since(bounds.log_start), size.saturating_sub(self.view().size_bytes()));
+        self.0.env.metrics.storage.trimmed(&self.0.topic, records, bytes);
+        self.free(log_start).await?;
+        Ok(log_start)
+    }
+
+    /// Purges the log entries whose records all lie below the log start.
+    async fn free(&self, log_start: Offset) -> Result<(), Error> {
+        let bounds = self.bounds();
+        let purge_to = if log_start == bounds.high_watermark {
+            // Nothing is retained: everything that is applied may go.
+            self.status().borrow().applied
+        } else {
+            let reader = self.0.reader.clone();
+            let entry = blocking(move || reader.entry_at(log_start)).await?;
+            entry.and_then(|entry| entry.raft_index.checked_sub(1))
+        };
+        match purge_to {
+            Some(index) => Ok(self.0.group.purge_to(index).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Finds out how many bytes lie below the log start.
+    async fn measure_start(&self) -> Result<(), Error> {
+        let bounds = self.bounds();
+        if bounds.log_start == bounds.high_watermark {
+            self.view().set_bytes_start(self.view().bytes_end());
+            return Ok(());
+        }
+        let reader = self.0.reader.clone();
+        if let Some(entry) = blocking(move || reader.entry_at(bounds.log_start)).await? {
+            self.view().set_bytes_start(entry.bytes_before);
+        }
+        Ok(())
+    }
+
+    /// Stops taking batches, answers those that wait, and closes the replica.
+    pub async fn close(&self) {
+        self.0.queue.write().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        self.0.tasks.stop(Duration::from_secs(5)).await;
+        self.0.group.shutdown().await;
+        self.view().ring();
+    }
+}
+
+async fn open_log(store: &Store, id: GroupId) -> Result<Log, Error> {
+    let store = store.clone();
+    blocking(move || Ok(store.log(id)?)).await
+}
+
+/// Runs disk work off the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Stopped))
+}

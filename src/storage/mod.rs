@@ -1,1 +1,53 @@
-//! storage.
+//! The disk: one embedded store per broker, one thread that writes to it.
+//!
+//! | file | idea |
+//! |---|---|
+//! | [`keys`] | the one table of every key and fixed value on disk |
+//! | [`log_row`] | a Raft log row: header, checksum, and the buffers that avoid copying it |
+//! | [`batch`] | rows of one group that are written atomically |
+//! | [`committer`] | the only writer: gathers waiting batches, writes them at once, syncs once |
+//! | [`engine`] | the tables of the embedded engine, and the bounds on its memory |
+//! | [`store`] | open, close, groups, identity records, usage |
+//! | [`log`] | one group's rows, index, checkpoints, vote and purge point |
+//! | [`journal`] | what a journal must look like before it may be replayed |
+//! | [`space`] | free disk space and the reserve |
+//!
+//! Owner: this module is the only one that names fjall, opens files in the data directory or blocks on a disk. Methods
+//! marked *blocking* belong on a blocking thread.
+//!
+//! Invariants:
+//! - Batches become visible and durable in the order in which `commit` was called, whatever group they belong to.
+//! - A batch committed with [`Durability::Sync`] under [`Sync::Always`] is on disk before its `done` runs.
+//! - A row is returned only if its checksum holds; otherwise the caller gets [`Error::Corrupt`].
+//! - A store whose journal lost acknowledged rows does not open.
+
+mod batch;
+mod committer;
+mod engine;
+mod config;
+mod error;
+mod journal;
+mod keys;
+mod log;
+mod log_row;
+mod space;
+mod store;
+
+pub use batch::Batch;
+pub use committer::{Permit, Stats, SyncObservation, SyncObserver};
+pub use config::{Config, Sync};
+pub use error::Error;
+pub use keys::{GroupId, IndexRow, Position};
+pub use log::Log;
+pub use log_row::{Command, CommandBuf, HEADER_BYTES, Kind, Row};
+pub use store::{Store, Usage};
+
+/// What a commit promises when its `done` runs with `Ok`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Under [`Sync::Always`] the rows are on disk; under [`Sync::Interval`] the operating system has them.
+    Sync,
+    /// The rows are visible and in order. They reach the disk with the next sync of anything, at the latest one
+    /// `sync_interval` later.
+    Lazy,
+}

@@ -1,0 +1,262 @@
+//! Stored forms of commands and state: the messages of `proto/streambus/internal/v1/metadata.proto`.
+//!
+//! Maps are written in key order, so equal states have equal bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+
+use super::state::{Broker, Command, State};
+use super::topic::{PartitionAssignment, Settings, Topic, TopicId};
+use super::{BrokerId, Error};
+use crate::clock::Timestamp;
+use crate::proto::internal as stored;
+use crate::proto::internal::control_command::Command as StoredCommand;
+use crate::record::CodecSet;
+
+impl Command {
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let command = match self {
+            Command::RegisterBroker(broker) => {
+                StoredCommand::RegisterBroker(stored::RegisterBroker { broker: Some(store_broker(broker)) })
+            }
+            Command::CreateTopic { name, settings, replication_factor, created, partitions } => {
+                StoredCommand::CreateTopic(stored::CreateTopic {
+                    name: name.to_string(),
+                    settings: Some(store_settings(settings)),
+                    replication_factor: *replication_factor,
+                    created_ms: created.0,
+                    partitions: store_partitions(partitions),
+                })
+            }
+            Command::AlterTopic { name, settings } => StoredCommand::AlterTopic(stored::AlterTopic {
+                name: name.to_string(),
+                settings: Some(store_settings(settings)),
+            }),
+            Command::AddPartitions { name, partitions } => {
+                StoredCommand::AddTopicPartitions(stored::AddTopicPartitions {
+                    name: name.to_string(),
+                    partitions: store_partitions(partitions),
+                })
+            }
+            Command::DeleteTopic { name } => {
+                StoredCommand::DeleteTopic(stored::DeleteTopic { name: name.to_string() })
+            }
+            Command::AllocateProducerId => StoredCommand::AllocateProducerId(stored::AllocateProducerId {}),
+        };
+        stored::ControlCommand { command: Some(command) }.encode_to_vec()
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`]: the bytes are no command that this version knows.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let command = stored::ControlCommand::decode(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
+        Ok(match command.command.ok_or_else(|| missing("command"))? {
+            StoredCommand::RegisterBroker(c) => {
+                Command::RegisterBroker(load_broker(c.broker.ok_or_else(|| missing("broker"))?))
+            }
+            StoredCommand::CreateTopic(c) => Command::CreateTopic {
+                name: c.name.into(),
+                settings: load_settings(c.settings)?,
+                replication_factor: c.replication_factor,
+                created: Timestamp(c.created_ms),
+                partitions: load_partitions(c.partitions),
+            },
+            StoredCommand::AlterTopic(c) => {
+                Command::AlterTopic { name: c.name.into(), settings: load_settings(c.settings)? }
+            }
+            StoredCommand::AddTopicPartitions(c) => {
+                Command::AddPartitions { name: c.name.into(), partitions: load_partitions(c.partitions) }
+            }
+            StoredCommand::DeleteTopic(c) => Command::DeleteTopic { name: c.name.into() },
+            StoredCommand::AllocateProducerId(_) => Command::AllocateProducerId,
+        })
+    }
+}
+
+impl State {
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        stored::ControlState {
+            brokers: self.brokers.values().map(store_broker).collect(),
+            topics: self.topics.values().map(|topic| store_topic(topic)).collect(),
+            next_topic_id: self.next_topic_id,
+            next_producer_id: self.next_producer_id,
+        }
+        .encode_to_vec()
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`]: the bytes are no state of this format.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let state = stored::ControlState::decode(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
+        let brokers = state.brokers.into_iter().map(load_broker).map(|broker| (broker.id, broker)).collect();
+        let topics = state
+            .topics
+            .into_iter()
+            .map(|topic| load_topic(topic).map(|topic| (topic.name.clone(), Arc::new(topic))))
+            .collect::<Result<_, _>>()?;
+        Ok(State {
+            brokers,
+            topics,
+            next_topic_id: state.next_topic_id,
+            next_producer_id: state.next_producer_id,
+        })
+    }
+}
+
+fn missing(field: &str) -> Error {
+    Error::Malformed(format!("field `{field}` is missing"))
+}
+
+fn store_broker(broker: &Broker) -> stored::BrokerRecord {
+    stored::BrokerRecord {
+        broker_id: broker.id.0,
+        grpc_address: broker.grpc_address.clone(),
+        http_address: broker.http_address.clone(),
+        version: broker.version.clone(),
+        started_ms: broker.started.0,
+    }
+}
+
+fn load_broker(broker: stored::BrokerRecord) -> Broker {
+    Broker {
+        id: BrokerId(broker.broker_id),
+        grpc_address: broker.grpc_address,
+        http_address: broker.http_address,
+        version: broker.version,
+        started: Timestamp(broker.started_ms),
+    }
+}
+
+fn store_settings(settings: &Settings) -> stored::TopicSettings {
+    stored::TopicSettings {
+        retention_ms: settings.retention.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        retention_bytes: settings.retention_bytes.unwrap_or(0),
+        record_bytes_max: settings.record_bytes_max,
+        batch_bytes_max: settings.batch_bytes_max,
+        codecs: settings.codecs.bits(),
+    }
+}
+
+fn load_settings(settings: Option<stored::TopicSettings>) -> Result<Settings, Error> {
+    let settings = settings.ok_or_else(|| missing("settings"))?;
+    Ok(Settings {
+        retention: (settings.retention_ms > 0).then(|| Duration::from_millis(settings.retention_ms)),
+        retention_bytes: (settings.retention_bytes > 0).then_some(settings.retention_bytes),
+        record_bytes_max: settings.record_bytes_max,
+        batch_bytes_max: settings.batch_bytes_max,
+        codecs: CodecSet::from_bits(settings.codecs)
+            .ok_or_else(|| Error::Malformed(format!("unknown codecs {:#b}", settings.codecs)))?,
+    })
+}
+
+fn store_partitions(partitions: &[PartitionAssignment]) -> Vec<stored::PartitionRecord> {
+    partitions
+        .iter()
+        .map(|p| stored::PartitionRecord { replicas: p.replicas.iter().map(|id| id.0).collect() })
+        .collect()
+}
+
+fn load_partitions(partitions: Vec<stored::PartitionRecord>) -> Vec<PartitionAssignment> {
+    partitions
+        .into_iter()
+        .map(|p| PartitionAssignment { replicas: p.replicas.into_iter().map(BrokerId).collect() })
+        .collect()
+}
+
+fn store_topic(topic: &Topic) -> stored::TopicRecord {
+    stored::TopicRecord {
+        topic_id: topic.id.0,
+        name: topic.name.to_string(),
+        settings: Some(store_settings(&topic.settings)),
+        replication_factor: topic.replication_factor,
+        created_ms: topic.created.0,
+        partitions: store_partitions(&topic.partitions),
+    }
+}
+
+fn load_topic(topic: stored::TopicRecord) -> Result<Topic, Error> {
+    Ok(Topic {
+        id: TopicId(topic.topic_id),
+        name: topic.name.into(),
+        settings: load_settings(topic.settings)?,
+        replication_factor: topic.replication_factor,
+        created: Timestamp(topic.created_ms),
+        partitions: load_partitions(topic.partitions),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            retention: Some(Duration::from_secs(60)),
+            retention_bytes: Some(1 << 30),
+            record_bytes_max: 1000,
+            batch_bytes_max: 2000,
+            codecs: CodecSet::ALL,
+        }
+    }
+
+    fn commands() -> Vec<Command> {
+        let partitions = vec![PartitionAssignment { replicas: vec![BrokerId(1), BrokerId(2)] }; 2];
+        vec![
+            Command::RegisterBroker(Broker {
+                id: BrokerId(1),
+                grpc_address: "a:9092".into(),
+                http_address: "a:8080".into(),
+                version: "1.0".into(),
+                started: Timestamp(5),
+            }),
+            Command::CreateTopic {
+                name: "orders".into(),
+                settings: settings(),
+                replication_factor: 2,
+                created: Timestamp(9),
+                partitions: partitions.clone(),
+            },
+            Command::AlterTopic {
+                name: "orders".into(),
+                settings: Settings { retention: None, ..settings() },
+            },
+            Command::AddPartitions { name: "orders".into(), partitions },
+            Command::AllocateProducerId,
+            Command::DeleteTopic { name: "orders".into() },
+        ]
+    }
+
+    #[test]
+    fn commands_survive_storage() {
+        for command in commands() {
+            assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
+    }
+
+    #[test]
+    fn the_same_commands_give_the_same_bytes_of_state_however_often_it_is_stored() {
+        let (mut direct, mut stored) = (State::default(), State::default());
+        for command in commands() {
+            direct.apply(command.clone()).expect("fits");
+            stored = State::decode(&stored.encode()).expect("readable");
+            stored.apply(command).expect("fits");
+            assert_eq!(direct.encode(), stored.encode());
+            assert_eq!(direct, stored);
+        }
+    }
+
+    #[test]
+    fn unreadable_bytes_are_refused() {
+        assert!(matches!(Command::decode(&[0xff, 0x01]), Err(Error::Malformed(_))));
+        assert!(matches!(Command::decode(&[]), Err(Error::Malformed(_))));
+        assert!(matches!(State::decode(&[0xff]), Err(Error::Malformed(_))));
+    }
+}

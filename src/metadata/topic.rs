@@ -1,0 +1,98 @@
+//! Topics, their settings and names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BrokerId, Error};
+use crate::clock::Timestamp;
+use crate::record::CodecSet;
+
+/// Longest topic name, in bytes.
+const NAME_BYTES_MAX: usize = 249;
+
+/// Number of a topic. Never reused, so that a topic which is deleted and created again is another one. From 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicId(pub u32);
+
+/// Effective settings of a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a record is kept after its append; none is without limit. Millisecond precision.
+    pub retention: Option<Duration>,
+    /// How many bytes of batches a partition keeps; none is without limit.
+    pub retention_bytes: Option<u64>,
+    /// Largest record, in bytes of its serialization.
+    pub record_bytes_max: u32,
+    /// Largest batch, in bytes before compression.
+    pub batch_bytes_max: u32,
+    /// Codecs that batches may use.
+    pub codecs: CodecSet,
+}
+
+/// The replicas of one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionAssignment {
+    /// Brokers that hold a replica; the first is preferred as leader.
+    pub replicas: Vec<BrokerId>,
+}
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Its number.
+    pub id: TopicId,
+    /// Its name; see [`validate_name`].
+    pub name: Arc<str>,
+    /// Its settings.
+    pub settings: Settings,
+    /// Replicas that each partition should have.
+    pub replication_factor: u32,
+    /// When it was created, by the control leader's clock.
+    pub created: Timestamp,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionAssignment>,
+}
+
+/// Checks a topic name: 1 to 249 of `a-z A-Z 0-9 . _ -`, not `.` or `..`, not beginning with `__`, which is
+/// reserved for topics of the broker itself.
+///
+/// # Errors
+/// [`Error::InvalidName`], which says what is wrong.
+pub fn validate_name(name: &str) -> Result<(), Error> {
+    let invalid = |problem| Err(Error::InvalidName { name: name.chars().take(300).collect(), problem });
+    if name.is_empty() {
+        return invalid("is empty");
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return invalid("is longer than 249 bytes");
+    }
+    if name == "." || name == ".." {
+        return invalid("is not allowed: `.` and `..` are directory names");
+    }
+    if name.starts_with("__") {
+        return invalid("begins with `__`, which is reserved for internal topics");
+    }
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+        return invalid("has a character other than `a-z A-Z 0-9 . _ -`");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_allowed_characters_are_valid() {
+        for name in ["a", "orders", "Orders.v1_eu-west", "_x", &"n".repeat(249)] {
+            assert_eq!(validate_name(name), Ok(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_break_a_rule_are_refused() {
+        for name in ["", ".", "..", "__internal", "a b", "a/b", "ä", "a\n", &"n".repeat(250)] {
+            assert!(matches!(validate_name(name), Err(Error::InvalidName { .. })), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The one writer of a partition: gathers waiting batches into log entries and answers when they are applied.
+//!
+//! Batches that wait while earlier entries are under way share the next entry, so the cost of agreement and of the
+//! disk is paid per entry, not per batch, and a lone batch never waits for company.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::machine::Outcome;
+use super::replica::{Applied, Replica};
+use super::{Committed, Error, Timing};
+use crate::clock::{Clock, Timestamp};
+use crate::raft::{self, Group, Proposed};
+use crate::storage::{Command, CommandBuf};
+use crate::telemetry::Metrics;
+use crate::record::FrameHeader;
+use crate::record::command::AppendWriter;
+
+/// Batches that may wait for a partition beside those in the buffer's byte limit. A full queue makes
+/// [`Partition::submit`](super::Partition::submit) wait.
+pub(super) const QUEUE_BATCHES: usize = 8_192;
+
+/// A batch that waits to be appended.
+pub(super) struct Submission {
+    pub(super) batch: Bytes,
+    pub(super) header: FrameHeader,
+    pub(super) received: Instant,
+    /// The batch's share of the broker's buffer, held until it is answered.
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) done: oneshot::Sender<Result<Committed, Error>>,
+}
+
+/// Limits of an [`Appender`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Bytes of batches after which a log entry is closed. A larger batch has an entry of its own.
+    pub(super) entry_bytes: usize,
+    /// Log entries that may be under way.
+    pub(super) entries_in_flight: usize,
+}
+
+/// See the module.
+pub(super) struct Appender {
+    pub(super) group: Group<Replica>,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) limits: Limits,
+    pub(super) queue: mpsc::Receiver<Submission>,
+}
+
+/// Who waits for a log entry.
+struct Waiting {
+    done: oneshot::Sender<Result<Committed, Error>>,
+    received: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Appender {
+    /// Runs until every sender of the queue is gone and what was queued is answered.
+    pub(super) async fn run(mut self) {
+        let mut gathered = Vec::new();
+        let mut in_flight = FuturesOrdered::new();
+        let mut open = true;
+        while open || !in_flight.is_empty() {
+            tokio::select! {
+                biased;
+                Some((result, waiting, proposed)) = in_flight.next() => answer(result, waiting, proposed),
+                count = self.queue.recv_many(&mut gathered, QUEUE_BATCHES),
+                    if open && in_flight.len() < self.limits.entries_in_flight =>
+                {
+                    open = count > 0;
+                    let mut rest = gathered.drain(..).peekable();
+                    while rest.peek().is_some() {
+                        let (command, waiting) = gather(&mut rest, self.clock.now(), self.limits.entry_bytes);
+                        self.metrics.produce.grouped(waiting.len());
+                        let proposed = Instant::now();
+                        let proposal = self.group.propose(command);
+                        in_flight.push_back(async move { (proposal.await, waiting, proposed) });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Makes one log entry of the batches that fit.
+fn gather(
+    queued: &mut std::iter::Peekable<impl Iterator<Item = Submission>>,
+    now: Timestamp,
+    entry_bytes: usize,
+) -> (Command, Vec<Waiting>) {
+    let mut chosen: Vec<Submission> = Vec::new();
+    let mut bytes = AppendWriter::COMMAND_OVERHEAD;
+    while let Some(next) = queued.next_if(|next| {
+        chosen.is_empty() || bytes + AppendWriter::FRAME_OVERHEAD + next.batch.len() <= entry_bytes
+    }) {
+        bytes += AppendWriter::FRAME_OVERHEAD + next.batch.len();
+        chosen.push(next);
+    }
+    let mut command = CommandBuf::with_capacity(bytes);
+    let mut writer = AppendWriter::new(command.buffer(), now.0);
+    let mut waiting = Vec::with_capacity(chosen.len());
+    for submission in chosen {
+        writer.push(&submission.header, &submission.batch);
+        let Submission { done, received, permit, .. } = submission;
+        waiting.push(Waiting { done, received, _permit: permit });
+    }
+    writer.finish();
+    (command.freeze(), waiting)
+}
+
+fn answer(result: Result<Proposed<Applied>, raft::Error>, waiting: Vec<Waiting>, proposed: Instant) {
+    let proposal = match result {
+        Ok(proposal) => proposal,
+        Err(error) => {
+            let error = Error::from(error);
+            return waiting.into_iter().for_each(|w| drop(w.done.send(Err(error.clone()))));
+        }
+    };
+    let Applied::Appended(appended) = proposal.reply else {
+        let unreadable = || Error::Damaged("the log entry could not be applied".to_owned());
+        return waiting.into_iter().for_each(|w| drop(w.done.send(Err(unreadable()))));
+    };
+    for (outcome, waiter) in appended.outcomes.into_iter().zip(waiting) {
+        let committed = |base_offset, duplicate| {
+            let raft::Timing { appended: durable, committed, applied } = proposal.timing;
+            let timing =
+                Timing { received: waiter.received, proposed, appended: durable, committed, applied };
+            Committed { base_offset, append_time: appended.append_time, duplicate, timing }
+        };
+        let result = match outcome {
+            Outcome::Appended(offset) => Ok(committed(offset, false)),
+            Outcome::Duplicate(offset) => Ok(committed(offset, true)),
+            Outcome::Refused(refusal) => Err(Error::Refused(refusal)),
+        };
+        // A caller that went away does not need its answer.
+        let _ = waiter.done.send(result);
+    }
+}

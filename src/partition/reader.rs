@@ -1,0 +1,192 @@
+//! Reading committed batches: the newest from memory, older ones from the store.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Error;
+use super::index::Entry;
+use super::view::View;
+use crate::clock::Timestamp;
+use crate::record::{Codec, Frame, Offset, SpanLink};
+use crate::storage::{Durability, Log};
+
+/// Index rows that one read looks at. Bounds the work of a read over many small entries.
+const ENTRIES_PER_READ: usize = 1_024;
+
+/// A batch as it is stored, with what the broker assigned.
+#[derive(Clone, Debug)]
+pub struct StoredBatch {
+    /// Offset of the first record.
+    pub base: Offset,
+    /// Number of records.
+    pub records: u32,
+    /// When it was appended.
+    pub append_time: Timestamp,
+    /// How it is compressed.
+    pub codec: Codec,
+    /// The span in which the broker got it, if that was sampled.
+    pub span: Option<SpanLink>,
+    /// The batch as the producer sent it.
+    pub batch: Bytes,
+}
+
+impl StoredBatch {
+    /// Offset after the last record.
+    pub fn end(&self) -> Offset {
+        Offset(self.base.0 + u64::from(self.records))
+    }
+}
+
+/// Reads a partition. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Reader {
+    pub(super) view: Arc<View>,
+    pub(super) log: Log,
+}
+
+impl Reader {
+    /// Batches from the one that holds `from` on, until `max_bytes` is reached; at least one if there is one. Empty at
+    /// the high watermark.
+    pub(super) async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+        let bounds = self.view.bounds();
+        if from < bounds.log_start || from > bounds.high_watermark {
+            return Err(Error::OffsetOutOfRange {
+                offset: from,
+                log_start: bounds.log_start,
+                high_watermark: bounds.high_watermark,
+            });
+        }
+        if from == bounds.high_watermark {
+            return Ok(Vec::new());
+        }
+        if let Some(entries) = self.view.tail(from, max_bytes) {
+            return collect(&entries, from, max_bytes);
+        }
+        let found = self.read_stored(from, max_bytes).await?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        // The entry has left memory, but its index row is still on its way into the store: rows are written in order,
+        // so once a row that is handed over now is there, that one is too.
+        self.log.store().commit_and_wait(self.log.store().batch(), Durability::Lazy).await?;
+        self.read_stored(from, max_bytes).await
+    }
+
+    async fn read_stored(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+        let reader = self.clone();
+        match tokio::task::spawn_blocking(move || reader.read_blocking(from, max_bytes)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    fn read_blocking(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+        let Some(first) = self.log.index_at(from.0)? else { return Ok(Vec::new()) };
+        let mut chosen: Vec<Arc<Entry>> = Vec::new();
+        for row in self.log.index_from(first.offset, ENTRIES_PER_READ)? {
+            let damaged = || Error::Damaged(format!("the index row of offset {} cannot be read", row.offset));
+            let entry = Entry::from_row(&row).ok_or_else(damaged)?;
+            let start = chosen.first().map_or(entry.bytes_before, |first| first.bytes_before);
+            if !chosen.is_empty() && entry.bytes_before - start >= max_bytes as u64 {
+                break;
+            }
+            chosen.push(Arc::new(entry));
+        }
+        chosen.retain(|entry| entry.end > from);
+        let (Some(first), Some(last)) = (chosen.first(), chosen.last()) else { return Ok(Vec::new()) };
+        let rows = match self.log.read(first.raft_index, last.raft_index + 1, u64::MAX) {
+            Ok(rows) => rows,
+            // What lies before the damage is served; the next read begins at it and reports it.
+            Err(error) => match self.rows_before_damage(&chosen, &error)? {
+                Some(rows) => rows,
+                None => return Err(self.name_damage(first, error)),
+            },
+        };
+        let mut rows = rows.into_iter();
+        let mut entries = Vec::with_capacity(chosen.len());
+        for entry in chosen {
+            match rows.find(|row| row.position.index >= entry.raft_index) {
+                Some(row) if row.position.index == entry.raft_index => entries.push((entry, row.payload)),
+                _ => break,
+            }
+        }
+        collect(&entries, from, max_bytes)
+    }
+
+    fn rows_before_damage(
+        &self,
+        chosen: &[Arc<Entry>],
+        error: &crate::storage::Error,
+    ) -> Result<Option<Vec<crate::storage::Row>>, Error> {
+        let crate::storage::Error::Corrupt { index, .. } = *error else { return Ok(None) };
+        let Some(first) = chosen.first().filter(|first| first.raft_index < index) else { return Ok(None) };
+        Ok(Some(self.log.read(first.raft_index, index, u64::MAX)?))
+    }
+
+    fn name_damage(&self, first: &Entry, error: crate::storage::Error) -> Error {
+        match error {
+            crate::storage::Error::Corrupt { what, .. } => {
+                Error::Corrupt { offset: first.base, end: first.end, what: what.to_owned() }
+            }
+            other => Error::Storage(other),
+        }
+    }
+
+    /// Offset of the first record that was appended at or after `time`; the high watermark if there is none.
+    pub(super) async fn offset_at(&self, time: Timestamp) -> Result<Offset, Error> {
+        let bounds = self.view.bounds();
+        if bounds.log_start == bounds.high_watermark || self.view.last_append() < time {
+            return Ok(bounds.high_watermark);
+        }
+        let log = self.log.clone();
+        let row = match tokio::task::spawn_blocking(move || log.index_at_time(time.0)).await {
+            Ok(row) => row?,
+            Err(_) => return Err(Error::Stopped),
+        };
+        Ok(row.map_or(bounds.high_watermark, |row| Offset(row.offset).max(bounds.log_start)))
+    }
+
+    /// The index row that covers `offset`. Blocking.
+    pub(super) fn entry_at(&self, offset: Offset) -> Result<Option<Entry>, Error> {
+        Ok(self.log.index_at(offset.0)?.as_ref().and_then(Entry::from_row))
+    }
+}
+
+/// The batches of `entries` from the one that holds `from` on, until `max_bytes` is reached.
+fn collect(entries: &[(Arc<Entry>, Bytes)], from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+    let mut bytes = 0;
+    let mut batches = Vec::new();
+    for (entry, command) in entries {
+        let visit = |base: Offset, frame: Frame| {
+            let stored = StoredBatch {
+                base,
+                records: frame.header.records,
+                append_time: entry.append_time,
+                codec: frame.header.codec,
+                span: frame.header.span,
+                batch: frame.batch,
+            };
+            if stored.end() <= from {
+                return ControlFlow::Continue(());
+            }
+            if bytes > 0 && bytes + stored.batch.len() > max_bytes {
+                bytes = usize::MAX;
+                return ControlFlow::Break(());
+            }
+            bytes += stored.batch.len();
+            batches.push(stored);
+            ControlFlow::Continue(())
+        };
+        entry.visit(command, visit).map_err(|damage| Error::Corrupt {
+            offset: entry.base,
+            end: entry.end,
+            what: damage.to_string(),
+        })?;
+        if bytes >= max_bytes {
+            break;
+        }
+    }
+    Ok(batches)
+}

@@ -1,0 +1,235 @@
+//! openraft's view of a group's log: appends go to the store's committer and to the tail, reads prefer the tail.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::{Stream, stream};
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{EntryPayload, LogState, RaftLogReader};
+
+use super::membership;
+use super::shared::Shared;
+use super::types::{Command, Entry, LogId, Types, Vote, log_id, position};
+use super::vote;
+use crate::storage::{self, Batch, Durability, Kind, Row};
+
+/// The log of one replica. Clones share it.
+#[derive(Clone)]
+pub(super) struct LogStore {
+    shared: Arc<Shared>,
+}
+
+impl LogStore {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        LogStore { shared }
+    }
+
+    /// The rows of `range` that exist, up to about `bytes_max` bytes but at least one.
+    fn read(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Row>, storage::Error> {
+        let mut recent = self.shared.tail().read(range.clone());
+        let stored_end = recent.first().map_or(range.end, |row| row.index);
+        if range.start >= stored_end {
+            return Ok(cut(recent, bytes_max));
+        }
+        // A row leaves the tail only after the store has it, so what is not in the tail is there or does not exist.
+        let mut rows = self.shared.log.read(range.start, stored_end, bytes_max)?;
+        if rows.last().is_some_and(|row| row.index + 1 == stored_end) {
+            rows.append(&mut recent);
+        }
+        Ok(cut(rows, bytes_max))
+    }
+
+    fn read_entries(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
+        let rows = self.read(range, bytes_max).map_err(|error| self.shared.fail(error))?;
+        rows.into_iter().map(|row| self.entry(row)).collect()
+    }
+
+    fn entry(&self, row: Row) -> Result<Entry, io::Error> {
+        entry_from(row).ok_or_else(|| {
+            self.shared.fail(super::Error::Corrupt { group: self.shared.group, what: "a membership entry" })
+        })
+    }
+}
+
+/// Drops the rows that do not fit into `bytes_max`, but not the first.
+fn cut(mut rows: Vec<Row>, bytes_max: u64) -> Vec<Row> {
+    let mut bytes = 0_u64;
+    let fitting = rows.iter().take_while(|row| {
+        bytes = bytes.saturating_add(row.bytes().len() as u64);
+        bytes <= bytes_max
+    });
+    let fitting = fitting.count().max(1);
+    rows.truncate(fitting);
+    rows
+}
+
+/// The row that an entry is stored and sent as. A command that came as a row is that row.
+pub(super) fn row_from(entry: Entry) -> Row {
+    let at = position(&entry.log_id);
+    match entry.payload {
+        EntryPayload::Normal(Command::Row(row)) => row,
+        EntryPayload::Normal(Command::Proposed(command)) => Row::encode(at, Kind::Command, command),
+        EntryPayload::Blank => Row::encode(at, Kind::Blank, storage::Command::copy_from_slice(&[])),
+        EntryPayload::Membership(members) => {
+            let members = storage::Command::copy_from_slice(&membership::encode(&members));
+            Row::encode(at, Kind::Membership, members)
+        }
+    }
+}
+
+/// The entry that a row stands for; nothing if it holds members that cannot be read.
+pub(super) fn entry_from(row: Row) -> Option<Entry> {
+    let log_id = log_id(row.position());
+    let payload = match row.kind {
+        Kind::Blank => EntryPayload::Blank,
+        Kind::Command => EntryPayload::Normal(Command::Row(row)),
+        Kind::Membership => EntryPayload::Membership(membership::decode(&row.payload)?),
+    };
+    Some(Entry { log_id, payload })
+}
+
+fn half_open(range: impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn entries_stream<R>(&mut self, range: R) -> impl Stream<Item = Result<Entry, io::Error>> + Send
+    where
+        R: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        // Only applying reads this way, and what it reads is nearly always in the tail: no copy but of handles.
+        let store = self.clone();
+        let (rows, error) = match self.read(half_open(range), u64::MAX) {
+            Ok(rows) => (rows, None),
+            Err(error) => (Vec::new(), Some(Err(self.shared.fail(error)))),
+        };
+        stream::iter(rows.into_iter().map(move |row| store.entry(row)).chain(error))
+    }
+
+    async fn try_get_log_entries<R>(&mut self, range: R) -> Result<Vec<Entry>, io::Error>
+    where
+        R: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        self.read_entries(half_open(range), u64::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read_entries(start..end, self.shared.append_bytes_max)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(*self.shared.vote())
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let log = &self.shared.log;
+        let fail = |error: storage::Error| self.shared.fail(error);
+        let purged = log.purged().map_err(fail)?;
+        let last = log.last().map_err(fail)?;
+        Ok(LogState { last_purged_log_id: purged.map(log_id), last_log_id: last.map(log_id) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let mut batch = Batch::new();
+        batch.put_vote(self.shared.group, vote::encode(vote));
+        let saved = self.shared.store.commit_and_wait(batch, Durability::Sync).await;
+        saved.map_err(|error| self.shared.fail(error))?;
+        *self.shared.vote() = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        // Written with the rows of a later run of entries: it only saves work at the next start.
+        if let Some(committed) = committed {
+            self.shared.update_status(|status| status.committed = status.committed.max(Some(committed.index)));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let committed = self.shared.log.committed().map_err(|error| self.shared.fail(error))?;
+        Ok(committed.map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut batch = Batch::new();
+        let mut last = None;
+        {
+            let mut tail = self.shared.tail();
+            for entry in entries {
+                let row = row_from(entry);
+                last = Some(row.index);
+                self.shared.log.append(&mut batch, &row);
+                tail.push(row);
+            }
+        }
+        let Some(last) = last else {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        };
+        self.shared.update_status(|status| status.last_index = Some(last));
+        let shared = Arc::clone(&self.shared);
+        let done = move |written: Result<(), storage::Error>| match written {
+            Ok(()) => {
+                shared.tail().written(last, Instant::now());
+                callback.io_completed(Ok(()));
+            }
+            Err(error) => callback.io_completed(Err(shared.fail(error))),
+        };
+        self.shared.store.commit(batch, Durability::Sync, Box::new(done));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let last = last.map(|last| last.index);
+        let mut batch = Batch::new();
+        match last {
+            Some(last) => self.shared.log.truncate_after(&mut batch, last),
+            None => self.shared.log.clear(&mut batch),
+        }
+        let done = self.shared.store.commit_and_wait(batch, Durability::Sync).await;
+        done.map_err(|error| self.shared.fail(error))?;
+        // Only now: until the store has forgotten the rows, a read of the store would have found them again.
+        self.shared.tail().truncate_after(last);
+        self.shared.update_status(|status| status.last_index = last);
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        self.shared.tail().purge_to(upto.index);
+        self.shared.update_status(|status| status.last_index = status.last_index.max(Some(upto.index)));
+        // In the background, because removing files takes long and nothing after it waits for it: openraft asks no more
+        // for what it purged, and opening the group finishes what a crash left behind.
+        let shared = Arc::clone(&self.shared);
+        self.shared.purges.spawn_blocking(move || match shared.log.purge_to(position(&upto)) {
+            Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),
+            Err(error) => shared.fail_in_background(error),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! Follows openraft's own account of a replica: publishes it as [`super::Status`] and lets idle groups rest.
+
+use std::sync::Arc;
+
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+
+use super::group::Core;
+use super::{Error, NodeId, Role};
+
+/// Runs until the replica stops.
+pub(super) async fn run(core: Arc<Core>) {
+    // Changes with role, term, leader and members only, so a busy group does not wake this task.
+    let mut observed = core.agreement.server_metrics();
+    loop {
+        publish(&core, &*observed.borrow_watched());
+        if observed.changed().await.is_err() {
+            break;
+        }
+    }
+    let stopped_itself = match &core.agreement.metrics().borrow_watched().running_state {
+        Ok(()) => true,
+        Err(fatal) => !matches!(fatal, openraft::errors::Fatal::Stopped),
+    };
+    let failed = core.shared.failure().or(stopped_itself.then_some(Error::Stopped));
+    if let Some(error) = &failed {
+        tracing::error!(group = %core.shared.group, error = %error, "a replica failed and is stopped");
+    }
+    core.shared.update_status(|status| {
+        status.role = Role::Stopped;
+        status.leader = None;
+        status.failed = failed;
+    });
+}
+
+fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::types::Types>) {
+    let voters: Vec<NodeId> = observed.membership_config.voter_ids().collect();
+    let role = match observed.state {
+        ServerState::Learner => Role::Learner,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Leader => Role::Leader,
+        ServerState::Shutdown => Role::Stopped,
+    };
+    // The only voter hears from nobody and has nobody to talk to, so time need not pass for it.
+    let members = observed.membership_config.nodes().count();
+    let rests = role == Role::Leader && members == 1 && voters == [core.node] || members == 0;
+    core.agreement.runtime_config().tick(!rests);
+    core.shared.status().send_if_modified(|status| {
+        let term = observed.vote.leader_id.term;
+        let same = status.role == role
+            && status.leader == observed.current_leader
+            && status.term == term
+            && *status.voters == *voters;
+        if same {
+            return false;
+        }
+        status.role = role;
+        status.leader = observed.current_leader;
+        status.term = term;
+        status.voters = voters.into();
+        true
+    });
+}

@@ -1,0 +1,105 @@
+//! What the parts of one replica share: its place in the store, the tail of its log, and what outsiders may know.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use super::tail::Tail;
+use super::types::Vote;
+use super::{Error, Role, Status};
+use crate::storage::{self, GroupId, Log, Store};
+
+/// Shared by a replica's log store, state machine and handle. Its locks guard leaf data and are never held together.
+pub(super) struct Shared {
+    pub(super) group: GroupId,
+    pub(super) store: Store,
+    pub(super) log: Log,
+    /// The most bytes of entries read at once for a follower.
+    pub(super) append_bytes_max: u64,
+    /// Removal of purged rows, under way.
+    pub(super) purges: TaskTracker,
+    tail: Mutex<Tail>,
+    vote: Mutex<Option<Vote>>,
+    status: watch::Sender<Status>,
+    /// The first failure; what follows from it is not interesting.
+    failure: Mutex<Option<Error>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        group: GroupId,
+        store: Store,
+        log: Log,
+        append_bytes_max: u64,
+        tail: Tail,
+        vote: Option<Vote>,
+    ) -> Arc<Self> {
+        Arc::new(Shared {
+            group,
+            store,
+            log,
+            append_bytes_max,
+            purges: TaskTracker::new(),
+            tail: Mutex::new(tail),
+            vote: Mutex::new(vote),
+            status: watch::Sender::new(Status::default()),
+            failure: Mutex::new(None),
+        })
+    }
+
+    pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
+        lock(&self.tail)
+    }
+
+    pub(super) fn vote(&self) -> MutexGuard<'_, Option<Vote>> {
+        lock(&self.vote)
+    }
+
+    pub(super) fn status(&self) -> &watch::Sender<Status> {
+        &self.status
+    }
+
+    /// Changes the status and wakes those who watch it.
+    pub(super) fn update_status(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+    }
+
+    /// Notes why the replica cannot go on, unless an earlier reason is known, and gives openraft an error to stop with.
+    pub(super) fn fail(&self, error: impl Into<Error>) -> io::Error {
+        let error = error.into();
+        let message = error.to_string();
+        let mut failure = lock(&self.failure);
+        if failure.is_none() {
+            *failure = Some(error);
+        }
+        io::Error::other(message)
+    }
+
+    /// What an operation gets for an error: the first failure if there was one, otherwise that the replica is stopped.
+    pub(super) fn stopped(&self) -> Error {
+        lock(&self.failure).clone().unwrap_or(Error::Stopped)
+    }
+
+    /// The first failure.
+    pub(super) fn failure(&self) -> Option<Error> {
+        lock(&self.failure).clone()
+    }
+
+    /// Whether the replica will do nothing more.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.status.borrow().role == Role::Stopped
+    }
+
+    /// A store error with nobody to return it to.
+    pub(super) fn fail_in_background(&self, error: storage::Error) {
+        tracing::error!(group = %self.group, error = %error, "the store refused rows of a group");
+        let _ = self.fail(error);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data stays consistent at every step, so a panic of another holder does not matter.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

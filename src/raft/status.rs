@@ -1,0 +1,53 @@
+//! What is known about a replica from outside.
+
+use std::sync::Arc;
+
+use super::{Error, NodeId};
+
+/// What a replica does in its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It receives entries but has no vote; also a replica that belongs to no group yet.
+    #[default]
+    Learner,
+    /// It follows a leader, or waits for one.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It leads.
+    Leader,
+    /// It is shut down or failed, and will do nothing more.
+    Stopped,
+}
+
+/// A replica's view of its group. Indexes are of the Raft log, whose first entry has index 0.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// What this replica does.
+    pub role: Role,
+    /// Who leads, as far as this replica knows.
+    pub leader: Option<NodeId>,
+    /// The term this replica is in.
+    pub term: u64,
+    /// The last entry handed to this node's store.
+    pub last_index: Option<u64>,
+    /// The last entry known here to be committed.
+    pub committed: Option<u64>,
+    /// The last entry applied here.
+    pub applied: Option<u64>,
+    /// The term of the last entry applied here.
+    pub applied_term: u64,
+    /// The log was purged up to and including this entry.
+    pub purged: Option<u64>,
+    /// Who has a vote, in ascending order; during a change of members, in the old or the new configuration.
+    pub voters: Arc<[NodeId]>,
+    /// Why the replica stopped, if it did so by itself.
+    pub failed: Option<Error>,
+}
+
+impl Status {
+    /// Whether this replica leads and has applied all that earlier leaders committed.
+    pub fn is_ready_leader(&self) -> bool {
+        self.role == Role::Leader && self.applied.is_some() && self.applied_term == self.term
+    }
+}

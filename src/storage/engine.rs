@@ -1,0 +1,327 @@
+//! The embedded engine: its tables, their settings, and the bounds on what it keeps in memory.
+//!
+//! A partition's log has a table of its own, whose keys only grow: compaction moves files instead of rewriting them, and
+//! retention drops whole files. Everything else shares four tables.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fjall::config::{BlockSizePolicy, BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry};
+use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::batch::{Batch, Op, Table};
+use super::keys::{self, GroupId, Round};
+use super::{Config, Error};
+
+/// Memory is measured after this share of the write buffer has been written.
+const CHECKS_PER_BUFFER: u64 = 16;
+/// The engine seals a journal file only when a table is written. With many partitions no table may be due for long, so
+/// one is forced after this many bytes.
+const JOURNAL_FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// How often a writer that waits for memory looks again.
+const MEMORY_POLL: Duration = Duration::from_millis(1);
+/// Tables waiting in memory per group before writers wait. At 4 the engine itself waits, in steps of 100 ms.
+const SEALED_MAX: usize = 3;
+
+/// The table that holds a group's log rows.
+#[derive(Clone)]
+pub struct LogTable {
+    pub(super) rows: Keyspace,
+}
+
+impl fmt::Debug for LogTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogTable").field(&self.rows.name()).finish()
+    }
+}
+
+/// The open engine. Dropping the last handle writes nothing and closes the files.
+pub struct Engine {
+    database: Database,
+    pub meta: Keyspace,
+    pub state: Keyspace,
+    pub index: Keyspace,
+    system_log: Keyspace,
+    partitions: Mutex<HashMap<GroupId, LogTable>>,
+    table_bytes: u64,
+    write_buffer_bytes: u64,
+    journal_bytes: u64,
+    since_check: AtomicU64,
+    since_rotation: AtomicU64,
+}
+
+impl Engine {
+    /// Opens the engine in `directory`, replaying its journals. Blocking.
+    pub fn open(directory: &Path, config: &Config) -> Result<Self, Error> {
+        let threads = match config.flush_threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            threads => threads,
+        };
+        let database = Database::builder(directory)
+            .cache_size(config.cache_bytes)
+            .max_journaling_size(config.journal_bytes)
+            .journal_compression(fjall::CompressionType::None)
+            .manual_journal_persist(true)
+            .worker_threads(threads)
+            .open()
+            .map_err(|source| Error::storage("open the tables", source))?;
+        let small = |name: &str| {
+            database.keyspace(name, || small_rows()).map_err(|source| Error::storage("open a shared table", source))
+        };
+        let system_log = database
+            .keyspace(keys::SYSTEM_LOG, || log_rows(config.table_bytes))
+            .map_err(|source| Error::storage("open a shared table", source))?;
+        let engine = Self {
+            meta: small(keys::META)?,
+            state: small(keys::STATE)?,
+            index: small(keys::INDEX)?,
+            system_log,
+            partitions: Mutex::default(),
+            table_bytes: config.table_bytes,
+            write_buffer_bytes: config.write_buffer_bytes,
+            journal_bytes: config.journal_bytes,
+            since_check: AtomicU64::new(0),
+            since_rotation: AtomicU64::new(0),
+            database,
+        };
+        for name in engine.database.list_keyspace_names() {
+            if let Some(group) = keys::group_of_table(&name) {
+                engine.log_table(group)?;
+            }
+        }
+        Ok(engine)
+    }
+
+    /// The table of a group's log rows, created when missing. Blocking.
+    pub fn log_table(&self, group: GroupId) -> Result<LogTable, Error> {
+        if !group.is_partition() {
+            return Ok(LogTable { rows: self.system_log.clone() });
+        }
+        let mut partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = partitions.get(&group) {
+            return Ok(table.clone());
+        }
+        let rows = self
+            .database
+            .keyspace(&keys::partition_table(group), || log_rows(self.table_bytes))
+            .map_err(|source| Error::storage("open a partition's table", source))?;
+        let table = LogTable { rows };
+        partitions.insert(group, table.clone());
+        Ok(table)
+    }
+
+    /// Removes a partition's table and all its files. Blocking.
+    pub fn delete_partition(&self, group: GroupId) -> Result<(), Error> {
+        let table = self.partitions.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        let Some(LogTable { rows }) = table else { return Ok(()) };
+        // Journals keep a handle of every table they mention, so without this the files would stay until those
+        // journals are gone.
+        rows.clear().map_err(|source| Error::storage("empty a partition's table", source))?;
+        self.release_files()?;
+        self.database.delete_keyspace(rows).map_err(|source| Error::storage("delete a partition's table", source))
+    }
+
+    /// Removes the files of a partition's table that hold only rows up to `index`. The newest file stays: the engine
+    /// learns from it which journals it no longer needs. Blocking.
+    pub fn drop_log_files(&self, table: &LogTable, index: u64) -> Result<bool, Error> {
+        let version = table.rows.tree.current_version();
+        let newest = version.iter_tables().max_by_key(|file| file.get_highest_seqno());
+        let Some(newest) = newest else { return Ok(false) };
+        let kept = newest.metadata.key_range.min().clone();
+        let bound = index.to_be_bytes();
+        let droppable = version.iter_tables().any(|file| {
+            let last = file.metadata.key_range.max();
+            last[..] <= bound[..] && last[..] < kept[..]
+        });
+        drop(version);
+        if !droppable {
+            return Ok(false);
+        }
+        let doing = "drop purged files";
+        if kept[..] <= bound[..] {
+            table.rows.tree.drop_range(..kept).map_err(|source| Error::storage(doing, source))?;
+        } else {
+            table.rows.tree.drop_range(..=bound).map_err(|source| Error::storage(doing, source))?;
+        }
+        Ok(true)
+    }
+
+    /// Makes the engine delete files that nothing refers to any more, which it otherwise does with the next table.
+    /// Blocking.
+    pub fn release_files(&self) -> Result<(), Error> {
+        self.state.rotate_memtable().map_err(|source| Error::storage("write a table", source))?;
+        Ok(())
+    }
+
+    /// Partitions that have a table.
+    pub fn partitions(&self) -> Vec<GroupId> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Whether the batch must be the first of its round.
+    pub fn needs_own_round(&self, batch: &Batch) -> bool {
+        batch.ops.iter().any(|op| matches!(op, Op::RemoveLogFrom { .. }))
+    }
+
+    /// Writes batches as one atomic unit, to the operating system.
+    pub fn write<'a>(&self, batches: impl Iterator<Item = &'a Batch>, round: Round) -> Result<(), Error> {
+        let mut unit = self.database.batch().durability(Some(PersistMode::Buffer));
+        for op in batches.flat_map(|batch| &batch.ops) {
+            match op {
+                Op::Put { table, key, value } => unit.insert(self.rows(table), key.clone(), value.clone()),
+                Op::Remove { table, key } => unit.remove(self.rows(table), key.clone()),
+                Op::RemoveLogFrom { group, log, index } => {
+                    for key in log_keys_from(*group, log, *index)? {
+                        unit.remove(&log.rows, key);
+                    }
+                }
+            }
+        }
+        unit.insert(&self.meta, keys::ROUND, &round.encode()[..]);
+        unit.commit().map_err(|source| Error::storage("write to the journal", source))
+    }
+
+    /// Forces everything written so far to the disk.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.database.persist(PersistMode::SyncData).map_err(|source| Error::storage("sync the journal", source))
+    }
+
+    /// Keeps memory and journals within their bounds after `bytes` were written: starts turning memory into tables, and
+    /// waits while there is too much of it. Returns how long it waited.
+    pub fn bound_memory(&self, bytes: u64) -> Result<Duration, Error> {
+        let since_check = self.since_check.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.since_rotation.fetch_add(bytes, Ordering::Relaxed);
+        if since_check < self.write_buffer_bytes / CHECKS_PER_BUFFER {
+            return Ok(Duration::ZERO);
+        }
+        self.since_check.store(0, Ordering::Relaxed);
+        let started = Instant::now();
+        let mut waited = false;
+        loop {
+            let (held, crowded) = self.start_flushes()?;
+            if held <= self.write_buffer_bytes && !crowded {
+                break;
+            }
+            waited = true;
+            std::thread::sleep(MEMORY_POLL);
+            // An engine whose own threads failed never gets better; this is how it says so.
+            self.database
+                .persist(PersistMode::Buffer)
+                .map_err(|source| Error::storage("turn memory into tables", source))?;
+        }
+        Ok(if waited { started.elapsed() } else { Duration::ZERO })
+    }
+
+    /// Starts turning the largest tables in memory into files where a bound asks for it. Returns the bytes in memory and
+    /// whether a group has too many tables waiting.
+    fn start_flushes(&self) -> Result<(u64, bool), Error> {
+        let mut held = 0;
+        let mut active = 0;
+        let mut crowded = false;
+        let mut growing = Vec::new();
+        for rows in self.all_tables() {
+            held += rows.tree.version_memtable_size_sum();
+            crowded |= rows.sealed_memtable_count() >= SEALED_MAX;
+            let size = rows.tree.active_memtable().size();
+            active += size;
+            if size > 0 {
+                growing.push((size, rows));
+            }
+        }
+        growing.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+        let journals = self
+            .database
+            .journal_disk_space()
+            .map_err(|source| Error::storage("measure the journals", source))?;
+        let everything = journals > self.journal_bytes + 2 * JOURNAL_FILE_BYTES;
+        let mut due = self.since_rotation.load(Ordering::Relaxed) >= JOURNAL_FILE_BYTES;
+        for (size, rows) in growing {
+            if !(everything || due || active > self.write_buffer_bytes / 2) {
+                break;
+            }
+            rows.rotate_memtable().map_err(|source| Error::storage("write a table", source))?;
+            active -= size;
+            due = false;
+            self.since_rotation.store(0, Ordering::Relaxed);
+        }
+        Ok((held, crowded))
+    }
+
+    /// Bytes in files of tables and journals, files of logs, and finished compactions.
+    pub fn usage(&self, directory: &Path) -> Result<(u64, u64, u64), Error> {
+        let tables = self.all_tables();
+        let used: u64 = tables.iter().map(Keyspace::disk_space).sum();
+        let files = tables.iter().filter(|rows| is_log(rows)).map(Keyspace::table_count).sum::<usize>();
+        let journals = journal_bytes_on_disk(directory).map_err(|source| Error::storage("measure the journals", source))?;
+        Ok((used + journals, files as u64, self.database.compactions_completed() as u64))
+    }
+
+    fn all_tables(&self) -> Vec<Keyspace> {
+        let shared = [&self.meta, &self.state, &self.index, &self.system_log].map(Clone::clone);
+        let partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.into_iter().chain(partitions.values().map(|table| table.rows.clone())).collect()
+    }
+
+    fn rows<'a>(&'a self, table: &'a Table) -> &'a Keyspace {
+        match table {
+            Table::Meta => &self.meta,
+            Table::State => &self.state,
+            Table::Index => &self.index,
+            Table::Log(log) => &log.rows,
+        }
+    }
+}
+
+fn is_log(rows: &Keyspace) -> bool {
+    let name: &str = rows.name();
+    name == keys::SYSTEM_LOG || keys::group_of_table(name).is_some()
+}
+
+fn log_keys_from(group: GroupId, log: &LogTable, index: u64) -> Result<Vec<Bytes>, Error> {
+    log.rows
+        .range(keys::log_row(group, index)..=keys::log_row(group, u64::MAX))
+        .map(|row| row.key().map(Bytes::from).map_err(|source| Error::storage("read log keys", source)))
+        .collect()
+}
+
+/// Journals are created with their full size but without blocks, so their length says nothing.
+fn journal_bytes_on_disk(directory: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|extension| extension == "jnl") {
+            // A journal may be deleted between the listing and this look.
+            bytes += entry.metadata().map_or(0, |found| found.blocks() * 512);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Large rows, written once, read in order: no filters, no compression (payloads are compressed by producers or not at
+/// all).
+fn log_rows(table_bytes: u64) -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(table_bytes)
+        .manual_journal_persist(true)
+        .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
+        .data_block_compression_policy(CompressionPolicy::disabled())
+        .index_block_compression_policy(CompressionPolicy::disabled())
+        .filter_policy(FilterPolicy::disabled())
+        .expect_point_read_hits(true)
+}
+
+/// Small rows, read by key and by range.
+fn small_rows() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(8 * 1024 * 1024)
+        .manual_journal_persist(true)
+        .data_block_compression_policy(CompressionPolicy::disabled())
+        .index_block_compression_policy(CompressionPolicy::disabled())
+        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0))))
+}

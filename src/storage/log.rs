@@ -1,0 +1,390 @@
+//! One group's log and what belongs to it. All reads are blocking, and see what has been written, not what still waits in
+//! the commit queue.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::batch::{Batch, Table};
+use super::engine::LogTable;
+use super::keys::{self, GroupId, IndexRow, Position};
+use super::log_row::Row;
+use super::store::{REMOVE_CHUNK, Store};
+use super::{Durability, Error};
+
+/// A handle of one group's log. Clones are cheap.
+#[derive(Clone)]
+pub struct Log {
+    store: Store,
+    group: GroupId,
+    table: LogTable,
+    /// Highest purged index plus one, shared by all handles of the group. Rows below it may still be in files, but are
+    /// never returned.
+    start: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+impl Log {
+    pub(super) fn open(store: Store, group: GroupId, table: LogTable, start: Arc<AtomicU64>) -> Result<Self, Error> {
+        let log = Self { store, group, table, start };
+        if let Some(purged) = log.purged()? {
+            log.start.fetch_max(purged.index + 1, Ordering::AcqRel);
+        }
+        Ok(log)
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// The store that holds the log.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Adds a row to a batch, sharing its bytes.
+    pub fn append(&self, batch: &mut Batch, row: &Row) {
+        batch.put(Table::Log(self.table.clone()), keys::log_row(self.group, row.index), row.bytes().clone());
+    }
+
+    /// Removes every row above `index`, also those that are committed but not yet written when this is called. Rows
+    /// that are added later in the same batch stay.
+    pub fn truncate_after(&self, batch: &mut Batch, index: u64) {
+        if let Some(from) = index.checked_add(1) {
+            batch.remove_log_from(self.group, self.table.clone(), from);
+        }
+    }
+
+    /// Removes every row, as [`Log::truncate_after`] would with an index below the first.
+    pub fn clear(&self, batch: &mut Batch) {
+        batch.remove_log_from(self.group, self.table.clone(), 0);
+    }
+
+    /// Reads rows from `from` up to and without `to`, until their payloads exceed `max_bytes`; at least one if there is
+    /// one. Every checksum is verified. Payloads share the engine's memory.
+    ///
+    /// # Errors
+    /// - [`Error::Purged`]: `from` is below the start of the log.
+    /// - [`Error::Corrupt`]: a row is damaged or missing between others. The rows before it can be read by asking for
+    ///   fewer.
+    /// - [`Error::Storage`].
+    pub fn read(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<Row>, Error> {
+        self.check_start(from)?;
+        let mut rows = Vec::new();
+        if from >= to {
+            return Ok(rows);
+        }
+        let mut bytes = 0;
+        let range = keys::log_row(self.group, from)..=keys::log_row(self.group, to - 1);
+        for (item, expected) in self.table.rows.range(range).zip(from..to) {
+            let (key, value) = item.into_inner().map_err(|source| read_error(self.group, expected, source))?;
+            if keys::log_row_index(self.group, &key) != Some(expected) {
+                // A purge may have run since the start was checked.
+                self.check_start(from)?;
+                return Err(Error::Corrupt { group: self.group, index: expected, what: "it is missing" });
+            }
+            if bytes > 0 && bytes + value.len() as u64 > max_bytes {
+                break;
+            }
+            bytes += value.len() as u64;
+            rows.push(Row::decode(self.group, expected, value.into())?);
+        }
+        Ok(rows)
+    }
+
+    /// The row of exactly this index.
+    ///
+    /// # Errors
+    /// As for [`Log::read`].
+    pub fn get(&self, index: u64) -> Result<Option<Row>, Error> {
+        Ok(self.read(index, index.saturating_add(1), 0)?.pop())
+    }
+
+    /// Index of the first row, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn first_index(&self) -> Result<Option<u64>, Error> {
+        let start = self.start.load(Ordering::Acquire);
+        let first = self.table.rows.range(keys::log_row(self.group, start)..=keys::log_row(self.group, u64::MAX)).next();
+        self.index_of(first)
+    }
+
+    /// Index of the last row, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn last_index(&self) -> Result<Option<u64>, Error> {
+        let start = self.start.load(Ordering::Acquire);
+        let range = keys::log_row(self.group, start)..=keys::log_row(self.group, u64::MAX);
+        self.index_of(self.table.rows.range(range).next_back())
+    }
+
+    /// Position of the last row, or of the purge point when no row is left.
+    ///
+    /// # Errors
+    /// As for [`Log::read`].
+    pub fn last(&self) -> Result<Option<Position>, Error> {
+        match self.last_index()? {
+            Some(index) => Ok(self.get(index)?.map(|row| row.position())),
+            None => self.purged(),
+        }
+    }
+
+    /// Up to where rows were purged.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn purged(&self) -> Result<Option<Position>, Error> {
+        self.position(&keys::purged(self.group), "the purge point")
+    }
+
+    /// Up to where the log was known to be committed.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn committed(&self) -> Result<Option<Position>, Error> {
+        self.position(&keys::committed(self.group), "the committed position")
+    }
+
+    /// The vote, as it was put.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn vote(&self) -> Result<Option<Bytes>, Error> {
+        self.store.get(Table::State, &keys::vote(self.group))
+    }
+
+    /// The snapshot, as it was put.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn snapshot(&self) -> Result<Option<Bytes>, Error> {
+        self.store.get(Table::State, &keys::snapshot(self.group))
+    }
+
+    /// The latest checkpoint at or below a Raft index, with its index.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn checkpoint_at(&self, index: u64) -> Result<Option<(u64, Bytes)>, Error> {
+        let range = keys::checkpoint(self.group, 0)..=keys::checkpoint(self.group, index);
+        let Some(row) = self.store.engine().state.range(range).next_back() else { return Ok(None) };
+        let (key, value) = row.into_inner().map_err(|source| Error::storage("read a checkpoint", source))?;
+        Ok(keys::checkpoint_index(&key).map(|found| (found, value.into())))
+    }
+
+    /// Raft indexes of all checkpoints, in order.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn checkpoints(&self) -> Result<Vec<u64>, Error> {
+        let range = keys::checkpoint(self.group, 0)..=keys::checkpoint(self.group, u64::MAX);
+        let mut found = Vec::new();
+        for row in self.store.engine().state.range(range) {
+            let key = row.key().map_err(|source| Error::storage("list checkpoints", source))?;
+            found.extend(keys::checkpoint_index(&key));
+        }
+        Ok(found)
+    }
+
+    /// The index row that covers an offset: the last one that starts at or below it.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn index_at(&self, offset: u64) -> Result<Option<IndexRow>, Error> {
+        self.index_rows(0, offset).next_back().transpose()
+    }
+
+    /// Index rows from `offset` on, at most `max`.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn index_from(&self, offset: u64, max: usize) -> Result<Vec<IndexRow>, Error> {
+        self.index_rows(offset, u64::MAX).take(max).collect()
+    }
+
+    /// The last index row.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn last_index_row(&self) -> Result<Option<IndexRow>, Error> {
+        self.index_at(u64::MAX)
+    }
+
+    /// The first index row whose entry was appended at or after a time, found by halving the offsets in between.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn index_at_time(&self, append_time_ms: i64) -> Result<Option<IndexRow>, Error> {
+        let Some(first) = self.index_from(0, 1)?.pop() else { return Ok(None) };
+        if first.append_time_ms >= append_time_ms {
+            return Ok(Some(first));
+        }
+        let Some(last) = self.last_index_row()?.filter(|last| last.append_time_ms >= append_time_ms) else {
+            return Ok(None);
+        };
+        // INVARIANT: the row at `early` is before the time, the row at `late` is not.
+        let (mut early, mut late) = (first.offset, last);
+        while let Some(middle) = self.row_between(early, late.offset)? {
+            if middle.append_time_ms >= append_time_ms {
+                late = middle;
+            } else {
+                early = middle.offset;
+            }
+        }
+        Ok(Some(late))
+    }
+
+    /// Removes all rows up to and with `position`, the index rows that point at them, and the checkpoints below the
+    /// last one that is still at or below it, and frees the disk space of every file that held nothing else. What stays
+    /// is at most one file of `table_bytes` and what is in memory. Lower positions than before change nothing.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], or any error of a commit.
+    pub fn purge_to(&self, position: Position) -> Result<(), Error> {
+        if self.start.load(Ordering::Acquire) > position.index {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.put(Table::State, keys::purged(self.group), Bytes::copy_from_slice(&position.encode()));
+        self.store.commit_blocking(batch, Durability::Sync)?;
+        self.start.fetch_max(position.index + 1, Ordering::AcqRel);
+        self.remove_index_rows(position.index)?;
+        self.remove_checkpoints(position.index)?;
+        if !self.group.is_partition() {
+            return self.remove_rows(position.index);
+        }
+        if self.store.engine().drop_log_files(&self.table, position.index)? {
+            // The engine deletes files only once a later write is visible.
+            self.store.commit_blocking(self.rewrite_purge_point(position), Durability::Lazy)?;
+            self.store.engine().release_files()?;
+        }
+        Ok(())
+    }
+
+    fn rewrite_purge_point(&self, position: Position) -> Batch {
+        let mut batch = Batch::new();
+        batch.put(Table::State, keys::purged(self.group), Bytes::copy_from_slice(&position.encode()));
+        batch
+    }
+
+    fn remove_rows(&self, last: u64) -> Result<(), Error> {
+        let range = keys::log_row(self.group, 0)..=keys::log_row(self.group, last);
+        let mut batch = Batch::new();
+        for row in self.table.rows.range(range) {
+            let key = row.key().map_err(|source| Error::storage("read log keys", source))?;
+            batch.remove(Table::Log(self.table.clone()), key.into());
+            self.flush_chunk(&mut batch)?;
+        }
+        self.store.commit_blocking(batch, Durability::Lazy)
+    }
+
+    fn remove_index_rows(&self, last: u64) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        for row in self.index_rows(0, u64::MAX) {
+            let row = row?;
+            if row.index > last {
+                break;
+            }
+            batch.remove_index_row(self.group, row.offset);
+            self.flush_chunk(&mut batch)?;
+        }
+        self.store.commit_blocking(batch, Durability::Lazy)
+    }
+
+    fn remove_checkpoints(&self, last: u64) -> Result<(), Error> {
+        let Some((kept, _)) = self.checkpoint_at(last)? else { return Ok(()) };
+        let mut batch = Batch::new();
+        for index in self.checkpoints()?.into_iter().take_while(|index| *index < kept) {
+            batch.remove_checkpoint(self.group, index);
+        }
+        self.store.commit_blocking(batch, Durability::Lazy)
+    }
+
+    fn flush_chunk(&self, batch: &mut Batch) -> Result<(), Error> {
+        if batch.len() < REMOVE_CHUNK {
+            return Ok(());
+        }
+        self.store.commit_blocking(std::mem::take(batch), Durability::Lazy)
+    }
+
+    /// A row strictly between two offsets, as near to their middle as there is one.
+    fn row_between(&self, early: u64, late: u64) -> Result<Option<IndexRow>, Error> {
+        if late - early < 2 {
+            return Ok(None);
+        }
+        let middle = early + (late - early) / 2;
+        if let Some(below) = self.index_rows(early + 1, middle).next_back() {
+            return below.map(Some);
+        }
+        self.index_rows(middle + 1, late - 1).next().transpose()
+    }
+
+    fn index_rows(&self, from: u64, to: u64) -> impl DoubleEndedIterator<Item = Result<IndexRow, Error>> + use<> {
+        let group = self.group;
+        // An empty range must not have its ends the wrong way round.
+        let to = keys::index_row(group, to.max(from));
+        self.store.engine().index.range(keys::index_row(group, from)..=to).map(move |row| {
+            let (key, value) = row.into_inner().map_err(|source| Error::storage("read the index", source))?;
+            IndexRow::decode(&key, &value.into()).ok_or(Error::BadRecord { group, what: "an index row" })
+        })
+    }
+
+    fn position(&self, key: &[u8], what: &'static str) -> Result<Option<Position>, Error> {
+        let Some(value) = self.store.get(Table::State, key)? else { return Ok(None) };
+        Position::decode(&value).map(Some).ok_or(Error::BadRecord { group: self.group, what })
+    }
+
+    fn check_start(&self, from: u64) -> Result<(), Error> {
+        let start = self.start.load(Ordering::Acquire);
+        if from < start {
+            return Err(Error::Purged { group: self.group, requested: from, purged: start - 1 });
+        }
+        Ok(())
+    }
+
+    fn index_of(&self, row: Option<fjall::Guard>) -> Result<Option<u64>, Error> {
+        let Some(row) = row else { return Ok(None) };
+        let key = row.key().map_err(|source| Error::storage("read log keys", source))?;
+        Ok(keys::log_row_index(self.group, &key))
+    }
+}
+
+/// Damage that the engine found by itself is corruption of the row that was being read.
+fn read_error(group: GroupId, index: u64, source: fjall::Error) -> Error {
+    use fjall::LsmError;
+    let what = match &source {
+        fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => "the checksum of its block does not match",
+        fjall::Error::Storage(
+            LsmError::InvalidTag(_) | LsmError::InvalidTrailer | LsmError::InvalidHeader(_) | LsmError::Decompress(_),
+        ) => "its block cannot be read",
+        _ => return Error::storage("read the log", source),
+    };
+    Error::Corrupt { group, index, what }
+}
+
+/// Where each group's log starts, shared by all handles of the group.
+#[derive(Default)]
+pub(super) struct PurgePoints {
+    starts: Mutex<HashMap<GroupId, Arc<AtomicU64>>>,
+}
+
+impl PurgePoints {
+    pub fn of(&self, group: GroupId) -> Arc<AtomicU64> {
+        Arc::clone(self.starts.lock().unwrap_or_else(PoisonError::into_inner).entry(group).or_default())
+    }
+
+    pub fn forget(&self, group: GroupId) {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+}

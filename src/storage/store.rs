@@ -1,0 +1,365 @@
+//! The store: one per process, opened first and closed last.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+
+use super::batch::{Batch, Table};
+use super::committer::{Committer, Done, Permit, Queue, Stats, SyncObserver};
+use super::engine::{Engine, LogTable};
+use super::keys::{self, GroupId, Round};
+use super::log::{Log, PurgePoints};
+use super::space::Space;
+use super::{Config, Durability, Error, journal};
+
+/// Format of the data directory that this release writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "format";
+const LOCK_FILE: &str = "lock";
+const TABLES_DIR: &str = "tables";
+/// Rows removed by one commit when a group's rows in shared tables are deleted.
+pub(super) const REMOVE_CHUNK: usize = 4096;
+
+/// A handle of the open store. Clones share everything.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: Arc<Engine>,
+    queue: Arc<Queue>,
+    space: Space,
+    tables_dir: PathBuf,
+    purge_points: PurgePoints,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Released when the last handle is gone, after the engine's own files are closed.
+    _lock: File,
+}
+
+/// What the store takes of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes in tables and journals.
+    pub used_bytes: u64,
+    /// Bytes that may still be written before the reserve is touched.
+    pub available_bytes: u64,
+    /// Files that hold log rows.
+    pub segments: u64,
+    /// Compactions finished since the store was opened.
+    pub compactions: u64,
+}
+
+impl Store {
+    /// Opens the data directory, creating it when missing, and starts the committer. Blocking.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: a setting cannot be used.
+    /// - [`Error::Locked`]: another process uses the directory.
+    /// - [`Error::FormatTooNew`]: a newer release wrote it.
+    /// - [`Error::CorruptJournal`]: acknowledged data would be lost; restore the file or discard the directory.
+    /// - [`Error::Storage`]: the file system or the engine failed.
+    pub fn open(config: &Config, observer: Option<SyncObserver>) -> Result<Self, Error> {
+        if let Some(mistake) = config.mistakes().into_iter().next() {
+            return Err(Error::Config(mistake));
+        }
+        let data_dir = &config.data_dir;
+        std::fs::create_dir_all(data_dir).map_err(|source| Error::storage("create the data directory", source))?;
+        let lock = lock(data_dir)?;
+        check_format(data_dir)?;
+        let tables_dir = data_dir.join(TABLES_DIR);
+        journal::check(&tables_dir)?;
+        // The engine asserts where it finds its own files inconsistent; a broker should say so instead of aborting.
+        let engine = catch_unwind(AssertUnwindSafe(|| Engine::open(&tables_dir, config))).unwrap_or_else(|_| {
+            Err(Error::storage("open the tables", std::io::Error::other("the files contradict each other")))
+        })?;
+        let engine = Arc::new(engine);
+        let last_round = last_round(&engine)?;
+        let queue = Arc::new(Queue::new(config));
+        let committer = Committer::new(config, Arc::clone(&queue), Arc::clone(&engine), last_round, observer);
+        let thread = std::thread::Builder::new()
+            .name("storage-commit".to_owned())
+            .spawn(move || committer.run())
+            .map_err(|source| Error::storage("start the committer", source))?;
+        let shared = Shared {
+            engine,
+            queue,
+            space: Space::new(data_dir, config.reserve_bytes),
+            tables_dir,
+            purge_points: PurgePoints::default(),
+            thread: Mutex::new(Some(thread)),
+            _lock: lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// An empty batch.
+    pub fn batch(&self) -> Batch {
+        Batch::new()
+    }
+
+    /// Waits for room for `bytes` in the commit queue. Tie the permit to the batch with [`Batch::hold`] before
+    /// committing it. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after [`Store::close`].
+    pub async fn reserve(&self, bytes: u64) -> Result<Permit, Error> {
+        self.shared.queue.reserve(bytes).await
+    }
+
+    /// Hands a batch to the committer. Never blocks, so a caller that may produce faster than the disk should have
+    /// reserved room. Batches are written in the order of these calls; `done` runs on the committer's thread, must be
+    /// short and must not block.
+    pub fn commit(&self, batch: Batch, durability: Durability, done: Done) {
+        self.shared.queue.push(batch, durability, done);
+    }
+
+    /// Reserves room, commits, and waits until the promise of `durability` holds. Once the room is there the batch is
+    /// written even when the future is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] for the batches that a failed write took with it, [`Error::Failed`] for those after it,
+    /// [`Error::Closed`] after [`Store::close`].
+    pub async fn commit_and_wait(&self, mut batch: Batch, durability: Durability) -> Result<(), Error> {
+        if !batch.holds_permit() {
+            batch.hold(self.reserve(batch.bytes()).await?);
+        }
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        self.commit(batch, durability, Box::new(move |outcome| drop(tx.send(outcome))));
+        rx.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// [`Store::commit_and_wait`] for code outside the runtime. Blocking.
+    ///
+    /// # Errors
+    /// As for [`Store::commit_and_wait`].
+    pub fn commit_blocking(&self, batch: Batch, durability: Durability) -> Result<(), Error> {
+        let (tx, rx) = std::sync::mpsc::sync_channel(1);
+        self.commit(batch, durability, Box::new(move |outcome| drop(tx.send(outcome))));
+        rx.recv().unwrap_or(Err(Error::Closed))
+    }
+
+    /// The log of a group; the group exists from now on. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], or any error of a commit.
+    pub fn log(&self, group: GroupId) -> Result<Log, Error> {
+        if self.get(Table::State, &keys::exists(group))?.is_none() {
+            let mut batch = Batch::new();
+            batch.put(Table::State, keys::exists(group), Bytes::new());
+            self.commit_blocking(batch, Durability::Sync)?;
+        }
+        let table = self.shared.engine.log_table(group)?;
+        Log::open(self.clone(), group, table, self.shared.purge_points.of(group))
+    }
+
+    /// Removes everything of a group and gives its disk space back. The caller has stopped using the group's logs. A
+    /// crash half-way leaves the group in [`Store::groups`], and deleting it again finishes the work. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], or any error of a commit.
+    pub fn delete_group(&self, group: GroupId) -> Result<(), Error> {
+        // What was committed before must not be written after its table is gone.
+        self.commit_blocking(Batch::new(), Durability::Sync)?;
+        let prefix = keys::group_prefix(group);
+        if group.is_partition() {
+            self.shared.engine.delete_partition(group)?;
+        } else {
+            let log = self.shared.engine.log_table(group)?;
+            self.remove_where(&Table::Log(log), prefix, |_| true)?;
+        }
+        self.remove_where(&Table::Index, prefix, |_| true)?;
+        self.remove_where(&Table::State, prefix, |key| keys::group_of_exists(key).is_none())?;
+        let mut batch = Batch::new();
+        batch.remove(Table::State, keys::exists(group));
+        self.commit_blocking(batch, Durability::Sync)?;
+        self.shared.purge_points.forget(group);
+        self.shared.engine.release_files()
+    }
+
+    /// Every group that exists here, in order. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn groups(&self) -> Result<Vec<GroupId>, Error> {
+        let mut groups: BTreeSet<GroupId> = self.shared.engine.partitions().into_iter().collect();
+        // Each group has few keys in this table: its checkpoints are the only ones that can be many.
+        for row in self.shared.engine.state.iter() {
+            let key = row.key().map_err(|source| Error::storage("list the groups", source))?;
+            groups.extend(keys::group_of_exists(&key));
+        }
+        Ok(groups.into_iter().collect())
+    }
+
+    /// A record of the broker itself, such as its id. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn meta_get(&self, name: &str) -> Result<Option<Bytes>, Error> {
+        self.get(Table::Meta, &keys::meta(name))
+    }
+
+    /// Replaces a record of the broker itself and waits until it is on disk. Blocking.
+    ///
+    /// # Errors
+    /// Any error of a commit.
+    pub fn meta_put(&self, name: &str, value: impl Into<Bytes>) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        batch.put(Table::Meta, keys::meta(name), value.into());
+        self.commit_blocking(batch, Durability::Sync)
+    }
+
+    /// What the store takes of the disk. Costs a look at each table, not at its rows.
+    pub fn usage(&self) -> Usage {
+        let (used_bytes, segments, compactions) =
+            self.shared.engine.usage(&self.shared.tables_dir).unwrap_or_else(|error| {
+                tracing::warn!(error = &error as &dyn std::error::Error, "disk usage is unknown");
+                Default::default()
+            });
+        Usage { used_bytes, available_bytes: self.shared.space.available(), segments, compactions }
+    }
+
+    /// Whether records may be written. The committer does not ask: what frees space must go through.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] while less than the reserve is free, [`Error::Failed`] after a failed write.
+    pub fn writable(&self) -> Result<(), Error> {
+        self.healthy()?;
+        self.shared.space.writable()
+    }
+
+    /// Whether writing works at all.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] after a failed write.
+    pub fn healthy(&self) -> Result<(), Error> {
+        self.shared.queue.healthy()
+    }
+
+    /// What the committer did so far.
+    pub fn stats(&self) -> &Stats {
+        &self.shared.queue.stats
+    }
+
+    /// Writes and syncs what waits, and stops the committer. Later commits fail with [`Error::Closed`]; the directory
+    /// is free for another process when the last handle is gone. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] if something could not be written, now or before.
+    pub fn close(self) -> Result<(), Error> {
+        self.shared.stop();
+        self.healthy()
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    /// The value of a key as of now.
+    pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        let rows = match &table {
+            Table::Meta => &self.shared.engine.meta,
+            Table::State => &self.shared.engine.state,
+            Table::Index => &self.shared.engine.index,
+            Table::Log(LogTable { rows }) => rows,
+        };
+        let value = rows.get(key).map_err(|source| Error::storage("read a record", source))?;
+        Ok(value.map(Bytes::from))
+    }
+
+    /// Removes the keys of a group in a shared table that `chosen` picks, a chunk at a time.
+    fn remove_where(
+        &self,
+        table: &Table,
+        prefix: [u8; 8],
+        chosen: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let rows = match table {
+            Table::Meta => &self.shared.engine.meta,
+            Table::State => &self.shared.engine.state,
+            Table::Index => &self.shared.engine.index,
+            Table::Log(LogTable { rows }) => rows,
+        };
+        let mut batch = Batch::new();
+        for row in rows.prefix(prefix) {
+            let key = row.key().map_err(|source| Error::storage("read keys", source))?;
+            if chosen(&key) {
+                batch.remove(table.clone(), key.into());
+            }
+            if batch.len() >= REMOVE_CHUNK {
+                self.commit_blocking(std::mem::take(&mut batch), Durability::Lazy)?;
+            }
+        }
+        self.commit_blocking(batch, Durability::Lazy)
+    }
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.queue.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the committer panicked");
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn last_round(engine: &Engine) -> Result<u64, Error> {
+    let value = engine.meta.get(keys::ROUND).map_err(|source| Error::storage("read the last round", source))?;
+    Ok(value.and_then(|value| Round::decode(&value)).map_or(0, |round| round.number))
+}
+
+fn lock(data_dir: &Path) -> Result<File, Error> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(data_dir.join(LOCK_FILE))
+        .map_err(|source| Error::storage("open the lock file", source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { data_dir: data_dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(Error::storage("lock the data directory", source)),
+    }
+}
+
+/// Reads the format record, or writes it into a new directory.
+fn check_format(data_dir: &Path) -> Result<(), Error> {
+    let path = data_dir.join(FORMAT_FILE);
+    let bad = || Error::storage("read the format record", std::io::Error::other("it is not a number"));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse::<u32>().map_err(|_| bad())? {
+            found if found > FORMAT => {
+                Err(Error::FormatTooNew { data_dir: data_dir.to_owned(), found, supported: FORMAT })
+            }
+            _ => Ok(()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            write_format(data_dir, &path).map_err(|source| Error::storage("write the format record", source))
+        }
+        Err(source) => Err(Error::storage("read the format record", source)),
+    }
+}
+
+fn write_format(data_dir: &Path, path: &Path) -> std::io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = File::create(&fresh)?;
+    writeln!(file, "{FORMAT}")?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    File::open(data_dir)?.sync_all()
+}
