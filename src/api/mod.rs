@@ -40,7 +40,7 @@ use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, Status, Tracer};
+use crate::telemetry::{Scrape, BrokerLevels, HealthCheck, Metrics, Status, Tracer};
 
 /// What a message may have beyond its batch: topic, trace context, lengths.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -83,17 +83,6 @@ pub struct Environment {
 
 /// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
 pub type Scraper = Arc<dyn Fn(&str, &str) -> Scrape + Send + Sync>;
-
-/// An answer to a scrape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scrape {
-    /// Its media type, with version and character set.
-    pub content_type: &'static str,
-    /// How `body` is compressed, if it is.
-    pub content_encoding: Option<&'static str>,
-    /// The text.
-    pub body: Vec<u8>,
-}
 
 /// Both ports, open but not served yet.
 pub struct Server {
@@ -254,13 +243,12 @@ fn listen(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, So
 /// Shows the broker's state and load, and its health checks, on every scrape.
 fn observe(metrics: &Metrics, broker: &Broker, load: &Load) {
     let (health, load) = (broker.health(), load.clone());
-    metrics.observe_broker(Arc::new(move || BrokerLevels {
-        status: status_of(&health.borrow().phase),
-        connections: load.connections(),
-        active_requests: load.requests(),
+    metrics.observe_broker(Arc::new(move || {
+        let status = status_of(&health.borrow().phase);
+        Some(BrokerLevels { status, connections: load.connections(), active_requests: load.requests() })
     }));
     let health = broker.health();
-    metrics.observe_health(Arc::new(move || checks_of(&health.borrow())));
+    metrics.observe_health(Arc::new(move || Some(checks_of(&health.borrow()))));
 }
 
 fn status_of(phase: &Phase) -> Status {

@@ -11,17 +11,6 @@ use crate::record::CodecSet;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Address under which clients reach the gRPC port, `host:port`. Empty: this machine's name and the port that is
-    /// listened on.
-    pub advertised_grpc: String,
-    /// Address under which the HTTP port is reached, `host:port`. Empty: as for gRPC.
-    pub advertised_http: String,
-    /// Threads that serve requests. 0: half the cores, at least 1: the store's writer, its flushers and the clients on
-    /// the same machine want cores too.
-    pub worker_threads: usize,
-    /// How long requests under way may take to finish when the broker stops.
-    #[serde(with = "crate::units::duration")]
-    pub drain_timeout: Duration,
     /// Most topics.
     pub topics_max: u32,
     /// Most partitions, over all topics.
@@ -54,10 +43,6 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            advertised_grpc: String::new(),
-            advertised_http: String::new(),
-            worker_threads: 0,
-            drain_timeout: Duration::from_secs(4),
             topics_max: 10_000,
             partitions_max: 10_000,
             batch_bytes_max: 16 << 20,
@@ -73,15 +58,15 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Every mistake in these settings, as sentences that name the field. Empty when all is well.
-    pub fn mistakes(&self) -> Vec<String> {
+    /// Every setting that is out of range, by name, with what is wrong.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        let mut within = |name: &str, value: u64, least: u64, most: u64| {
+        let mut within = |name, value: u64, least: u64, most: u64| {
             if value < least || value > most {
-                found.push(format!("broker.{name} is {value}, but must be from {least} to {most}"));
+                found.push((name, format!("{value} is not between {least} and {most}")));
             }
         };
-        within("worker_threads", self.worker_threads as u64, 0, 1_024);
         within("topics_max", self.topics_max.into(), 1, 1_000_000);
         within("partitions_max", self.partitions_max.into(), 1, 1_000_000);
         within("batch_bytes_max", self.batch_bytes_max, 1 << 10, 1 << 30);
@@ -91,17 +76,9 @@ impl Config {
         within("default_batch_bytes_max", self.default_batch_bytes_max, 1, self.batch_bytes_max);
         within("default_record_bytes_max", self.default_record_bytes_max, 1, self.default_batch_bytes_max);
         if !self.default_retention.is_zero() && self.default_retention < Duration::from_secs(1) {
-            found.push("broker.default_retention must be 0s or at least 1s".to_owned());
+            found.push(("default_retention", "must be 0s or at least 1s".to_owned()));
         }
         found
-    }
-
-    /// Threads that serve requests on this machine.
-    pub fn effective_worker_threads(&self) -> usize {
-        match self.worker_threads {
-            0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
-            threads => threads,
-        }
     }
 
     /// The settings of a topic that says nothing.

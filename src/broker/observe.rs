@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Broker, Check};
+use super::Broker;
 use crate::raft::{Role, Status};
-use crate::telemetry::{BufferLevels, ClusterLevels, HealthCheck, RaftLevels, StorageLevels, TopicLevels};
+use crate::telemetry::{BufferLevels, ClusterLevels, RaftLevels, StorageLevels, TopicLevels};
 
 impl Broker {
     /// Registers the broker's observers. They hold it weakly, so that a stopped broker is not kept.
@@ -16,24 +16,12 @@ impl Broker {
                 Arc::new(move || $read(&Broker(weak.upgrade()?)))
             }};
         }
-        metrics.observe_health(observer!(Broker::health_checks));
         metrics.observe_topics(observer!(Broker::topic_levels));
         metrics.observe_cluster(observer!(Broker::cluster_levels));
         metrics.observe_raft(observer!(Broker::raft_levels));
         metrics.observe_storage(observer!(Broker::storage_levels));
         metrics.observe_produce_buffer(observer!(Broker::buffer_levels));
         metrics.observe_consume(observer!(Broker::consume_levels));
-    }
-
-    fn health_checks(&self) -> Option<Vec<HealthCheck>> {
-        let health = self.health();
-        let health = health.borrow();
-        let check = |check, result: &Check| HealthCheck { check, ok: result.is_ok() };
-        Some(vec![
-            check("broker", &health.broker),
-            check("storage", &health.storage),
-            check("cluster", &health.cluster),
-        ])
     }
 
     fn topic_levels(&self) -> Option<TopicLevels> {

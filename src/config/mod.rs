@@ -21,6 +21,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{api, broker, partition, raft, storage, telemetry};
+
 pub use environment::CLI_VARIABLES;
 pub use merge::Entry;
 pub use mistake::{Mistake, Mistakes, Problem};
@@ -33,13 +35,31 @@ pub use source::{Origin, Setting};
 pub struct Config {
     /// The process: threads, advertised addresses, shutdown.
     pub server: Server,
+    /// Ports and connections.
+    pub api: api::Config,
+    /// Limits, and what topics get by default.
+    pub broker: broker::Config,
+    /// The way of batches into the log and out of memory.
+    pub partition: partition::Config,
+    /// Agreement.
+    pub raft: raft::Config,
+    /// The disk.
+    pub storage: storage::Config,
+    /// Metrics, traces and logs.
+    pub telemetry: telemetry::Config,
 }
 
 impl Config {
     /// What single values that are well-formed, but out of range or in contradiction to others, get wrong.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        Problem::of_section("server", self.server.problems())
+        let mut problems = Problem::of_section("server", self.server.problems());
+        problems.extend(Problem::of_section("api", self.api.problems()));
+        problems.extend(Problem::of_section("broker", self.broker.problems()));
+        problems.extend(Problem::of_section("partition", self.partition.problems()));
+        problems.extend(Problem::of_sentences(self.raft.mistakes()));
+        problems.extend(Problem::of_sentences(self.storage.mistakes()));
+        problems
     }
 }
 

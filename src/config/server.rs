@@ -1,5 +1,6 @@
 //! Settings of the process as a whole.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,18 @@ impl Server {
         }
     }
 
+    /// Where clients reach the gRPC port that listens on `listening`.
+    #[must_use]
+    pub fn grpc_advertised(&self, listening: SocketAddr) -> String {
+        self.grpc_advertise.clone().unwrap_or_else(|| reachable(listening))
+    }
+
+    /// Where the HTTP port that listens on `listening` is reached.
+    #[must_use]
+    pub fn http_advertised(&self, listening: SocketAddr) -> String {
+        self.http_advertise.clone().unwrap_or_else(|| reachable(listening))
+    }
+
     /// Every setting that is out of range, by name, with what is wrong.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, String)> {
@@ -65,6 +78,15 @@ impl Server {
         }
         problems
     }
+}
+
+fn reachable(listening: SocketAddr) -> String {
+    if !listening.ip().is_unspecified() {
+        return listening.to_string();
+    }
+    let name = rustix::system::uname();
+    let host = name.nodename().to_str().ok().filter(|name| !name.is_empty()).unwrap_or("localhost");
+    format!("{host}:{}", listening.port())
 }
 
 fn is_host_and_port(address: &str) -> bool {

@@ -88,20 +88,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Every mistake in these settings, as sentences that name the field. Empty when all is well.
-    pub fn mistakes(&self) -> Vec<String> {
+    /// Every setting that is out of range, by name, with what is wrong.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        let mut at_least = |name: &str, value: u64, least: u64| {
-            if value < least {
-                found.push(format!("partition.{name} is {value}, but must be at least {least}"));
+        let mut within = |name, value: u64, least: u64, most: u64| {
+            if value < least || value > most {
+                found.push((name, format!("{value} is not between {least} and {most}")));
             }
         };
-        at_least("buffer_bytes", self.buffer_bytes, 1 << 20);
-        at_least("entry_bytes", self.entry_bytes, 4 << 10);
-        at_least("entries_in_flight", self.entries_in_flight as u64, 1);
-        at_least("retention_interval (in ms)", self.retention_interval.as_millis() as u64, 10);
-        if self.buffer_bytes > u64::from(u32::MAX) {
-            found.push(format!("partition.buffer_bytes is {}, but must be below 4 GiB", self.buffer_bytes));
+        within("buffer_bytes", self.buffer_bytes, 1 << 20, u32::MAX.into());
+        within("entry_bytes", self.entry_bytes, 4 << 10, 1 << 30);
+        within("entries_in_flight", self.entries_in_flight as u64, 1, 1_024);
+        if self.retention_interval < Duration::from_millis(10) {
+            found.push(("retention_interval", "must be at least 10ms".to_owned()));
         }
         found
     }

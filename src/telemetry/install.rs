@@ -151,9 +151,8 @@ impl Telemetry {
                 for (signal, _) in signals.into_iter().filter(|(_, endpoint)| endpoint.is_some()) {
                     metrics.exporting.activated(signal);
                 }
-                metrics.exporting.queues.set(Arc::new(move || QueueLevels {
-                    spans: span_entrance.waiting(),
-                    logs: log_entrance.waiting(),
+                metrics.exporting.queues.set(Arc::new(move || {
+                    Some(QueueLevels { spans: span_entrance.waiting(), logs: log_entrance.waiting() })
                 }));
                 let weak = dispatch.downgrade();
                 Some(exporters.run(&settings, &metrics, &collection, Some(spans), Some(log_items), weak)?)

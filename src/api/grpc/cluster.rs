@@ -3,6 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::Context;
+use crate::api::status::Failure;
 use crate::proto::v1;
 use crate::proto::v1::cluster_service_server::ClusterService;
 
@@ -14,7 +15,7 @@ impl ClusterService for Service {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
-        let info = self.0.broker().describe_cluster(&request.into_inner().topics);
+        let info = self.0.broker().describe_cluster(&request.into_inner().topics).map_err(Failure::from)?;
         Ok(Response::new(info.into()))
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn scrape(State(sources): Shared, headers: HeaderMap) -> Respon
         Ok(scrape) => {
             let vary = [(VARY, "accept, accept-encoding"), (CONTENT_TYPE, scrape.content_type)];
             let mut response = (vary, scrape.body).into_response();
-            if let Some(encoding) = scrape.content_encoding {
+            if let Some(encoding) = scrape.encoding {
                 response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
             }
             response
