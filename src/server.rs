@@ -1,1 +1,223 @@
-//! server.
+//! One broker process: start, run, drain. Everything that is composed is composed here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::broker::{self, Broker, Phase};
+use crate::clock::Clock;
+use crate::cluster::{Cluster, control, identity};
+use crate::config::Config;
+use crate::storage::{self, Store, SyncObservation};
+use crate::task::{Criticality, Tasks};
+use crate::telemetry::{self, Metrics, Telemetry};
+use crate::{api, metadata, partition, raft};
+
+/// How long partitions, store and exporters may take to close, each.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a broker does not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The broker's identity cannot be told.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// Telemetry cannot be set up.
+    #[error("telemetry cannot be set up")]
+    Telemetry(#[from] telemetry::Error),
+    /// A port cannot be opened.
+    #[error(transparent)]
+    Api(#[from] api::Error),
+    /// The data cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The metadata cannot be opened.
+    #[error("the cluster's metadata cannot be opened")]
+    Cluster(#[from] control::Error),
+    /// A task that the broker cannot do without has panicked; the log says which.
+    #[error("a critical task failed; see the log")]
+    TaskFailed,
+    /// A signal handler cannot be set up.
+    #[error("signals cannot be watched")]
+    Signals(#[source] std::io::Error),
+}
+
+/// A running broker.
+pub struct Server {
+    telemetry: Telemetry,
+    broker: Broker,
+    api: api::Running,
+    store: Store,
+    tasks: Tasks,
+    grpc_addr: SocketAddr,
+    http_addr: SocketAddr,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Starts a broker. Its ports are open from the beginning; it serves when this returns.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let started = Instant::now();
+        let data_dir = config.storage.data_dir.clone();
+        let identity = blocking(move || identity::Identity::load_or_create(&data_dir)).await?;
+        let telemetry = Telemetry::install(
+            &config.telemetry,
+            &telemetry::Identity {
+                cluster_id: identity.cluster.to_string(),
+                broker_id: identity.broker.to_string(),
+            },
+        )?;
+        let metrics = telemetry.metrics().clone();
+        metrics.observe_runtime(&tokio::runtime::Handle::current());
+        let (tasks, clock) = (Tasks::new(), Clock::system());
+        let broker = Broker::new(broker::Parts {
+            config: config.broker.clone(),
+            storage: config.storage.clone(),
+            metrics: metrics.clone(),
+            tracer: telemetry.tracer().clone(),
+            clock: clock.clone(),
+        });
+        let api = api::Server::bind(
+            &config.api,
+            api::Environment {
+                broker: broker.clone(),
+                metrics: metrics.clone(),
+                tracer: telemetry.tracer().clone(),
+                scraper: scraper(telemetry.clone()),
+                tasks: tasks.clone(),
+                batch_bytes_max: config.broker.batch_bytes_max,
+            },
+        )
+        .await?;
+        let (grpc_addr, http_addr) = (api.grpc_addr(), api.http_addr());
+        info!(name: "broker.starting", grpc = %grpc_addr, http = %http_addr, data_dir = %config.storage.data_dir.display(), "starting");
+        let api = api.serve();
+
+        let storage_config = config.storage.clone();
+        let observer = observe_syncs(metrics.clone());
+        let store = blocking(move || Store::open(&storage_config, Some(observer))).await?;
+        broker.lifecycle().enter(Phase::Starting { waiting_for: "partitions".to_owned() });
+        let raft = raft::Env {
+            store: store.clone(),
+            tasks: tasks.clone(),
+            config: config.raft.clone(),
+            transport: Arc::new(raft::NoPeers),
+        };
+        let partitions =
+            partition::Env::new(store.clone(), raft, clock.clone(), metrics.clone(), config.partition.clone());
+        let registration = metadata::Broker {
+            id: identity.broker,
+            grpc_address: config.server.grpc_advertised(grpc_addr),
+            http_address: config.server.http_advertised(http_addr),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: clock.now(),
+        };
+        let cluster = Cluster::open(identity.clone(), registration, partitions.clone(), &tasks).await?;
+        broker.open(broker::Open { cluster, partitions });
+        tasks.spawn_until_stopped("health", Criticality::Critical, broker.clone().watch_health());
+        info!(
+            name: "broker.ready",
+            grpc = %grpc_addr,
+            http = %http_addr,
+            cluster_id = %identity.cluster,
+            broker_id = identity.broker.0,
+            took_ms = started.elapsed().as_millis() as u64,
+            "ready: gRPC on {grpc_addr}, /metrics and /health on http://{http_addr}"
+        );
+        let drain_timeout = config.server.drain_timeout;
+        Ok(Server { telemetry, broker, api, store, tasks, grpc_addr, http_addr, drain_timeout })
+    }
+
+    /// Where gRPC is served.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc_addr
+    }
+
+    /// Where `/metrics` and `/health` are served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Completes when a task has panicked that the broker cannot do without.
+    pub async fn failed(&self) {
+        self.tasks.failed().await;
+    }
+
+    /// Stops in order: not ready, calls finish, partitions close, the store closes, telemetry is flushed.
+    pub async fn stop(self) {
+        let Server { telemetry, broker, api, store, tasks, drain_timeout, .. } = self;
+        info!(name: "broker.draining", "draining");
+        broker.lifecycle().enter(Phase::Draining);
+        if !api.drain(drain_timeout).await {
+            warn!(name: "broker.drain_cut", "calls that did not finish in time were cut");
+        }
+        broker.close(CLOSE_DEADLINE).await;
+        broker.lifecycle().enter(Phase::Stopped);
+        if !tasks.stop(CLOSE_DEADLINE).await {
+            warn!("background tasks did not end in time");
+        }
+        match tokio::task::spawn_blocking(move || store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => warn!(error = %failure, "the store did not close cleanly; nothing acknowledged is lost"),
+            Err(_) => warn!("closing the store panicked"),
+        }
+        info!(name: "broker.stopped", "stopped");
+        api.close_http(CLOSE_DEADLINE).await;
+        telemetry.shutdown(CLOSE_DEADLINE).await;
+    }
+}
+
+/// Runs a broker until SIGTERM or SIGINT, and drains it then. A second signal ends the process at once.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn run(config: Config) -> Result<(), Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let server = tokio::select! {
+        server = Server::start(config) => server?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let failed = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = server.failed() => true,
+    };
+    tokio::select! {
+        () = server.stop() => {}
+        _ = terminate.recv() => std::process::exit(1),
+        _ = interrupt.recv() => std::process::exit(1),
+    }
+    if failed { Err(Error::TaskFailed) } else { Ok(()) }
+}
+
+fn scraper(telemetry: Telemetry) -> api::Scraper {
+    Arc::new(move |accept, accept_encoding| telemetry.scrape(Some(accept), Some(accept_encoding)))
+}
+
+/// Runs disk work off the runtime.
+async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, Error>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    Error: From<E>,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Error::TaskFailed),
+    }
+}
+
+fn observe_syncs(metrics: Metrics) -> storage::SyncObserver {
+    Arc::new(move |sync: SyncObservation| {
+        metrics.storage.synced(sync.duration);
+        metrics.storage.committed(usize::try_from(sync.commits).unwrap_or(usize::MAX), sync.bytes);
+    })
+}

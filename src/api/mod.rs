@@ -1,1 +1,268 @@
-//! api.
+//! The doors of the broker: gRPC for clients, HTTP for scrapers and probes.
+//!
+//! ```text
+//! socket ── net (accept, limit, greet, count) ─┬─ rpc (span, metrics, message limit) ── grpc ─┬─ broker
+//!                                              └─ http (metrics, health) ────────────── health ┘
+//! ```
+//!
+//! - `net`: the accept loop of both ports; what a connection may cost.
+//! - `rpc`: what every call gets, whichever its service.
+//! - `grpc`: the services of `streambus.v1`, a file each; [`convert`] between their types and the broker's.
+//! - `http`: `/metrics`, `/health` and the probes. `health`: the same over gRPC.
+//! - [`status`]: the only table from error codes to what clients see.
+//!
+//! Handlers decide nothing: they convert, call the broker, and convert back. Whatever a client does, the memory it
+//! can make the broker hold is bounded by [`Config`].
+
+mod config;
+pub mod convert;
+mod grpc;
+mod health;
+mod http;
+mod load;
+mod net;
+mod rpc;
+pub mod status;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic_health::server::HealthReporter;
+
+pub use self::config::Config;
+use self::load::Load;
+use self::net::{Grpc, Http, Port, Stop};
+use self::rpc::Calls;
+use crate::broker::{Broker, Check, Health, Phase};
+use crate::task::{Criticality, Tasks};
+use crate::telemetry::{Scrape, BrokerLevels, HealthCheck, Metrics, Status, Tracer};
+
+/// What a message may have beyond its batch: topic, trace context, lengths.
+const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
+/// How long connections may take to notice that they are to end now.
+const KILL_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Why the ports could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is in use, not this machine's, or not permitted.
+    #[error("cannot listen on {address} ({setting}): {source}")]
+    Listen {
+        /// The setting that holds the address.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The compiled-in protocol description is damaged: a broken build.
+    #[error("the protocol's descriptors cannot be read")]
+    Descriptors(#[from] tonic_reflection::server::Error),
+}
+
+/// What the API needs from the rest of the process.
+pub struct Environment {
+    /// Answers the requests.
+    pub broker: Broker,
+    /// Counts them.
+    pub metrics: Metrics,
+    /// Traces them.
+    pub tracer: Tracer,
+    /// Answers `/metrics`.
+    pub scraper: Scraper,
+    /// Runs listeners and connections.
+    pub tasks: Tasks,
+    /// Largest batch that any topic may allow (`limits.batch_bytes_max`).
+    pub batch_bytes_max: u64,
+}
+
+/// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
+pub type Scraper = Arc<dyn Fn(&str, &str) -> Scrape + Send + Sync>;
+
+/// Both ports, open but not served yet.
+pub struct Server {
+    grpc: Listening<Grpc>,
+    http: Listening<Http>,
+    broker: Broker,
+    reporter: HealthReporter,
+}
+
+struct Listening<P> {
+    listener: TcpListener,
+    address: SocketAddr,
+    port: Arc<Port<P>>,
+    tasks: Tasks,
+    stop: Stop,
+}
+
+impl Server {
+    /// Opens both ports. Connections are accepted once [`Server::serve`] is called.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    pub async fn bind(config: &Config, environment: Environment) -> Result<Self, Error> {
+        let Environment { broker, metrics, tracer, scraper, tasks, batch_bytes_max } = environment;
+        let (grpc_listener, grpc_address) = listen("api.grpc_listen", config.grpc_listen)?;
+        let (http_listener, http_address) = listen("api.http_listen", config.http_listen)?;
+        let (grpc_tasks, http_tasks) = (tasks.child(), tasks.child());
+        let (grpc_stop, http_stop) = (Stop::of(&grpc_tasks), Stop::of(&http_tasks));
+        let load = Load::default();
+        observe(&metrics, &broker, &load);
+
+        let message_bytes_max = batch_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
+        let (reporter, health) = health::service().await;
+        let context = grpc::Context::new(
+            broker.clone(),
+            metrics.clone(),
+            tracer.clone(),
+            config.stream_window_batches,
+            grpc_stop.drain.clone(),
+        );
+        let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
+        let routes = grpc::routes(&context, health, decoded_bytes_max)?;
+        let drain = grpc_stop.drain.clone();
+        let calls = Calls::new(routes, metrics.clone(), tracer, load.clone(), message_bytes_max, drain);
+        let site = http::Site::new(
+            config,
+            broker.health(),
+            scraper,
+            metrics.clone(),
+            load.clone(),
+            grpc_address.port(),
+        );
+
+        let grpc = Grpc::new(config, calls, http_address.port(), metrics.clone());
+        let http = Http::new(config, site, metrics.clone());
+        Ok(Server {
+            grpc: Listening {
+                listener: grpc_listener,
+                address: grpc_address,
+                port: Port::new(grpc, config.connections_max, metrics.clone(), load.clone()),
+                tasks: grpc_tasks,
+                stop: grpc_stop,
+            },
+            http: Listening {
+                listener: http_listener,
+                address: http_address,
+                port: Port::new(http, config.http_connections_max, metrics, load),
+                tasks: http_tasks,
+                stop: http_stop,
+            },
+            broker,
+            reporter,
+        })
+    }
+
+    /// Where gRPC is served, with the port that the system chose if the configured one is 0.
+    #[must_use]
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc.address
+    }
+
+    /// Where HTTP is served, with the port that the system chose if the configured one is 0.
+    #[must_use]
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http.address
+    }
+
+    /// Begins to accept connections, and to report the broker's health over gRPC.
+    #[must_use = "dropping it leaves nobody to drain the server"]
+    pub fn serve(self) -> Running {
+        let follow = health::follow(self.reporter, self.broker.health(), self.grpc.stop.drain.clone());
+        self.grpc.tasks.spawn("grpc health", Criticality::BestEffort, follow);
+        Running { grpc: self.grpc.serve("grpc listener"), http: self.http.serve("http listener") }
+    }
+}
+
+impl<P: net::Protocol> Listening<P> {
+    fn serve(self, task: &'static str) -> Served {
+        let Listening { listener, port, tasks, stop, .. } = self;
+        let accept = port.accept(listener, tasks.clone(), stop.clone());
+        tasks.spawn(task, Criticality::Critical, accept);
+        Served { tasks, stop }
+    }
+}
+
+/// Both ports, served.
+pub struct Running {
+    grpc: Served,
+    http: Served,
+}
+
+struct Served {
+    tasks: Tasks,
+    stop: Stop,
+}
+
+impl Running {
+    /// Ends the gRPC port in order: no new connections; clients are told to go away; calls that are in flight
+    /// finish; streams get the results of what was read and end with `UNAVAILABLE`. What is left after `deadline` is
+    /// closed. HTTP goes on, so that probes see the drain. Returns whether all ended by themselves.
+    pub async fn drain(&self, deadline: Duration) -> bool {
+        self.grpc.end(deadline).await
+    }
+
+    /// Ends the HTTP port in the same way.
+    pub async fn close_http(&self, deadline: Duration) -> bool {
+        self.http.end(deadline).await
+    }
+}
+
+impl Served {
+    async fn end(&self, deadline: Duration) -> bool {
+        let in_time = self.tasks.stop(deadline).await;
+        if !in_time {
+            self.stop.kill.cancel();
+            self.tasks.stop(KILL_DEADLINE).await;
+        }
+        in_time
+    }
+}
+
+impl Stop {
+    /// Drains when `tasks` are told to stop.
+    fn of(tasks: &Tasks) -> Self {
+        Stop { drain: tasks.token().clone(), ..Stop::default() }
+    }
+}
+
+fn listen(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let listen = || {
+        let listener = net::listen(address)?;
+        let chosen = listener.local_addr()?;
+        Ok((listener, chosen))
+    };
+    listen().map_err(|source| Error::Listen { setting, address, source })
+}
+
+/// Shows the broker's state and load, and its health checks, on every scrape.
+fn observe(metrics: &Metrics, broker: &Broker, load: &Load) {
+    let (health, load) = (broker.health(), load.clone());
+    metrics.observe_broker(Arc::new(move || {
+        let status = status_of(&health.borrow().phase);
+        Some(BrokerLevels { status, connections: load.connections(), active_requests: load.requests() })
+    }));
+    let health = broker.health();
+    metrics.observe_health(Arc::new(move || Some(checks_of(&health.borrow()))));
+}
+
+fn status_of(phase: &Phase) -> Status {
+    match phase {
+        Phase::Starting { .. } => Status::Starting,
+        Phase::Running => Status::Running,
+        Phase::Draining => Status::Stopping,
+        Phase::Stopped => Status::Stopped,
+    }
+}
+
+fn checks_of(health: &Health) -> Vec<HealthCheck> {
+    [("broker", &health.broker), ("storage", &health.storage), ("cluster", &health.cluster)]
+        .into_iter()
+        .map(|(check, result)| HealthCheck { check, ok: *result == Check::Ok })
+        .collect()
+}

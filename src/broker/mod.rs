@@ -1,1 +1,230 @@
-//! broker.
+//! The broker's use cases, one file each. The only door: gRPC, HTTP and tests come through here.
+//!
+//! | file | use case |
+//! |---|---|
+//! | [`produce`] | append a batch |
+//! | [`fetch`], [`subscription`] | read batches, once or as they come |
+//! | [`topics`] | manage topics and offsets |
+//! | [`health`] | whether the broker can do its work |
+//! | [`error`] | everything that can be wrong with a request |
+
+mod config;
+mod error;
+mod fetch;
+pub mod health;
+mod levels;
+mod observe;
+mod produce;
+mod subscription;
+mod topics;
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::{Mutex, watch};
+
+use health::Reporter;
+use levels::Levels;
+
+use crate::clock::{Clock, Timestamp};
+use crate::cluster::Cluster;
+use crate::cluster::routing::Route;
+use crate::partition::{self, Partition};
+use crate::storage;
+use crate::telemetry::{Metrics, Tracer};
+
+pub use config::Config;
+pub use error::{Error, ErrorCode};
+pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position};
+pub use health::{Check, Health, Phase};
+pub use produce::{PendingProduce, Produce, Produced};
+pub use subscription::Subscription;
+pub use topics::{PartitionInfo, Topic, TopicChanges, TopicSettings};
+
+/// A handle of the broker. Clones share it.
+#[derive(Clone)]
+pub struct Broker(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    metrics: Metrics,
+    tracer: Tracer,
+    clock: Clock,
+    health: Reporter,
+    levels: Levels,
+    /// Held while metadata is checked and changed.
+    changing: Mutex<()>,
+    storage: storage::Config,
+    /// Set once, when the broker can serve.
+    open: OnceLock<Open>,
+}
+
+/// What a broker works with once its store and cluster are open.
+pub struct Open {
+    /// Metadata and partitions.
+    pub cluster: Cluster,
+    /// What partitions share.
+    pub partitions: partition::Env,
+}
+
+/// What a broker is made of from the start.
+pub struct Parts {
+    /// Settings.
+    pub config: Config,
+    /// Settings of the store.
+    pub storage: storage::Config,
+    /// Counts what happens.
+    pub metrics: Metrics,
+    /// Makes spans.
+    pub tracer: Tracer,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// A broker of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerInfo {
+    /// Its number.
+    pub id: u64,
+    /// Where clients reach it.
+    pub grpc_address: String,
+    /// Where it serves `/metrics` and `/health`.
+    pub http_address: String,
+    /// Its version.
+    pub version: String,
+    /// When it started.
+    pub started: Timestamp,
+    /// When it forces writes to the disk: `always` or `interval`. Empty for other brokers than this.
+    pub storage_sync: String,
+}
+
+/// A topic and who leads its partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingInfo {
+    /// The topic.
+    pub topic: Topic,
+    /// The leader of each partition, by number.
+    pub leaders: Vec<Option<u64>>,
+}
+
+/// The cluster as this broker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterInfo {
+    /// Kept for the life of the cluster.
+    pub cluster_id: String,
+    /// This broker.
+    pub broker_id: u64,
+    /// Who leads the control group.
+    pub controller_id: Option<u64>,
+    /// Every broker, by id.
+    pub brokers: Vec<BrokerInfo>,
+    /// The topics that were asked for.
+    pub topics: Vec<RoutingInfo>,
+}
+
+impl Broker {
+    /// A broker that is starting: it tells its health, and refuses everything else with `NOT_READY`.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { config, storage, metrics, tracer, clock } = parts;
+        let broker = Broker(Arc::new(Inner {
+            config,
+            metrics,
+            tracer,
+            clock,
+            health: Reporter::default(),
+            levels: Levels::default(),
+            changing: Mutex::new(()),
+            storage,
+            open: OnceLock::new(),
+        }));
+        broker.observe();
+        broker
+    }
+
+    /// Gives the broker what it works with, and lets it serve.
+    ///
+    /// # Panics
+    /// If it was called before.
+    pub fn open(&self, open: Open) {
+        assert!(self.0.open.set(open).is_ok(), "a broker is opened once");
+        self.check_health();
+        self.0.health.enter(Phase::Running);
+    }
+
+    /// Where the broker is in its life.
+    pub fn lifecycle(&self) -> &Reporter {
+        &self.0.health
+    }
+
+    /// Health, now and whenever it changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.health.watch()
+    }
+
+    /// The brokers, and the routing of the topics that exist of those asked for.
+    ///
+    /// # Errors
+    /// The broker is not ready.
+    pub fn describe_cluster(&self, topics: &[String]) -> Result<ClusterInfo, Error> {
+        let cluster = &self.running()?.cluster;
+        let identity = cluster.identity();
+        let state = cluster.state();
+        let sync = match self.0.storage.sync {
+            storage::Sync::Always => "always",
+            storage::Sync::Interval => "interval",
+        };
+        let brokers = state.brokers().map(|broker| BrokerInfo {
+            id: broker.id.0,
+            grpc_address: broker.grpc_address.clone(),
+            http_address: broker.http_address.clone(),
+            version: broker.version.clone(),
+            started: broker.started,
+            storage_sync: if broker.id == identity.broker { sync.to_owned() } else { String::new() },
+        });
+        let routes = topics.iter().filter_map(|name| cluster.routing().topic(name));
+        Ok(ClusterInfo {
+            cluster_id: identity.cluster.to_string(),
+            broker_id: identity.broker.0,
+            controller_id: cluster.controller().map(|id| id.0),
+            brokers: brokers.collect(),
+            topics: routes.map(|route| routing(&route)).collect(),
+        })
+    }
+
+    /// Closes the partitions and the control group.
+    pub async fn close(&self, deadline: std::time::Duration) {
+        if let Some(open) = self.0.open.get() {
+            open.cluster.close(deadline).await;
+        }
+    }
+
+    /// What the broker works with, while it serves or drains.
+    fn running(&self) -> Result<&Open, Error> {
+        match (self.0.health.is_serving(), self.0.open.get()) {
+            (true, Some(open)) => Ok(open),
+            (false, Some(_)) => Err(Error::NotReady("stopping")),
+            (_, None) => Err(Error::NotReady("starting")),
+        }
+    }
+
+    fn route(&self, topic: &str) -> Result<Arc<Route>, Error> {
+        let unknown = || Error::UnknownTopic { topic: topic.chars().take(300).collect() };
+        self.running()?.cluster.routing().topic(topic).ok_or_else(unknown)
+    }
+
+    fn partition<'a>(&self, route: &'a Route, number: u32) -> Result<&'a Partition, Error> {
+        match route.partitions.get(number as usize) {
+            Some(Some(partition)) => Ok(partition),
+            Some(None) => Err(Error::NotReady("opening the partition")),
+            None => Err(Error::UnknownPartition {
+                topic: route.topic.name.to_string(),
+                partition: number,
+                partitions: route.partitions.len() as u32,
+            }),
+        }
+    }
+}
+
+fn routing(route: &Route) -> RoutingInfo {
+    let leader = |partition: &Option<Partition>| partition.as_ref()?.status().borrow().leader;
+    RoutingInfo { topic: Topic::from(&*route.topic), leaders: route.partitions.iter().map(leader).collect() }
+}

@@ -1,12 +1,15 @@
-//! Who this broker is. Made once, kept on its disk.
+//! Who this broker is. Made at its first start, kept in its data directory.
 
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::metadata::BrokerId;
-use crate::storage::{self, Store};
+use crate::storage::{self, read_or_write_note};
 
-const CLUSTER_ID: &str = "cluster_id";
-const BROKER_ID: &str = "broker_id";
+/// The file in the data directory.
+const FILE: &str = "identity.toml";
 /// The number of the broker that founds a cluster.
 const FOUNDER: u64 = 1;
 
@@ -19,39 +22,38 @@ pub struct Identity {
     pub broker: BrokerId,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    cluster_id: String,
+    broker_id: u64,
+}
+
 /// Why the identity cannot be told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The store failed.
+    /// The file system failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
-    /// What is stored is no identity.
-    #[error("the stored {0} is damaged")]
-    Damaged(&'static str),
+    /// The file does not hold an identity.
+    #[error("{FILE} in the data directory is damaged: {0}")]
+    Damaged(String),
 }
 
 impl Identity {
-    /// Reads the identity, or makes one if the store is new. Blocking.
+    /// Reads the identity, or makes one if the data directory is new. Blocking.
     ///
     /// # Errors
-    /// The store failed, or what it holds is damaged.
-    pub fn load_or_create(store: &Store) -> Result<Self, Error> {
-        let cluster = match store.meta_get(CLUSTER_ID)? {
-            Some(bytes) => Uuid::from_slice(&bytes).map_err(|_| Error::Damaged(CLUSTER_ID))?,
-            None => {
-                let cluster = Uuid::new_v4();
-                store.meta_put(CLUSTER_ID, cluster.as_bytes().to_vec())?;
-                cluster
-            }
-        };
-        let broker = match store.meta_get(BROKER_ID)? {
-            Some(bytes) => u64::from_be_bytes(bytes[..].try_into().map_err(|_| Error::Damaged(BROKER_ID))?),
-            None => {
-                store.meta_put(BROKER_ID, FOUNDER.to_be_bytes().to_vec())?;
-                FOUNDER
-            }
-        };
-        Ok(Identity { cluster, broker: BrokerId(broker) })
+    /// The file system failed, or the file is damaged.
+    pub fn load_or_create(data_dir: &Path) -> Result<Self, Error> {
+        let make = || format!("cluster_id = \"{}\"\nbroker_id = {FOUNDER}\n", Uuid::new_v4());
+        let text = read_or_write_note(data_dir, FILE, make)?;
+        let stored: Stored = toml::from_str(&text).map_err(|e| Error::Damaged(e.message().to_owned()))?;
+        let cluster = Uuid::parse_str(&stored.cluster_id).map_err(|e| Error::Damaged(e.to_string()))?;
+        if stored.broker_id == 0 {
+            return Err(Error::Damaged("broker_id is 0".to_owned()));
+        }
+        Ok(Identity { cluster, broker: BrokerId(stored.broker_id) })
     }
 }
 
@@ -62,9 +64,17 @@ mod tests {
     #[test]
     fn an_identity_is_kept() {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::open(&storage::Config::in_dir(dir.path()), None).expect("opens");
-        let made = Identity::load_or_create(&store).expect("made");
-        assert_eq!(Identity::load_or_create(&store).expect("read"), made);
-        store.close().expect("closes");
+        let made = Identity::load_or_create(dir.path()).expect("made");
+        assert_eq!(Identity::load_or_create(dir.path()).expect("read"), made);
+        assert_eq!(made.broker, BrokerId(1));
+    }
+
+    #[test]
+    fn a_damaged_identity_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for damaged in ["", "cluster_id = \"x\"\nbroker_id = 1", "garbage"] {
+            std::fs::write(dir.path().join(FILE), damaged).expect("written");
+            assert!(matches!(Identity::load_or_create(dir.path()), Err(Error::Damaged(_))), "{damaged:?}");
+        }
     }
 }

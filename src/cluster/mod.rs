@@ -72,7 +72,7 @@ impl Cluster {
             open: Default::default(),
         };
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
-        let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval());
+        let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval);
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
         let cluster = Cluster { identity, control, routing, reconciled, tasks };
         cluster.settled(&cluster.control.state()).await;

@@ -28,7 +28,11 @@ pub struct Route {
 }
 
 impl Route {
-    pub(super) fn new(topic: Arc<Topic>, metrics: Arc<TopicMetrics>, partitions: Vec<Option<Partition>>) -> Self {
+    pub(super) fn new(
+        topic: Arc<Topic>,
+        metrics: Arc<TopicMetrics>,
+        partitions: Vec<Option<Partition>>,
+    ) -> Self {
         let limits = Limits {
             record_bytes_max: topic.settings.record_bytes_max,
             batch_bytes_max: topic.settings.batch_bytes_max,

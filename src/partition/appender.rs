@@ -15,10 +15,10 @@ use super::replica::{Applied, Replica};
 use super::{Committed, Error, Timing};
 use crate::clock::{Clock, Timestamp};
 use crate::raft::{self, Group, Proposed};
-use crate::storage::{Command, CommandBuf};
-use crate::telemetry::Metrics;
 use crate::record::FrameHeader;
 use crate::record::command::AppendWriter;
+use crate::storage::CommandBuf;
+use crate::telemetry::Metrics;
 
 /// Batches that may wait for a partition beside those in the buffer's byte limit. A full queue makes
 /// [`Partition::submit`](super::Partition::submit) wait.
@@ -92,7 +92,7 @@ fn gather(
     queued: &mut std::iter::Peekable<impl Iterator<Item = Submission>>,
     now: Timestamp,
     entry_bytes: usize,
-) -> (Command, Vec<Waiting>) {
+) -> (CommandBuf, Vec<Waiting>) {
     let mut chosen: Vec<Submission> = Vec::new();
     let mut bytes = AppendWriter::COMMAND_OVERHEAD;
     while let Some(next) = queued.next_if(|next| {
@@ -110,7 +110,7 @@ fn gather(
         waiting.push(Waiting { done, received, _permit: permit });
     }
     writer.finish();
-    (command.freeze(), waiting)
+    (command, waiting)
 }
 
 fn answer(result: Result<Proposed<Applied>, raft::Error>, waiting: Vec<Waiting>, proposed: Instant) {

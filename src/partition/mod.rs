@@ -33,7 +33,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use appender::{Appender, QUEUE_BATCHES, Submission};
-use machine::Outcome;
 use reader::Reader;
 use replica::{Applied, Replica};
 use view::{Bounds, TailBudget, View};
@@ -53,50 +52,56 @@ pub use reader::StoredBatch;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Bytes of batches, over all partitions, that may wait to be committed. A full buffer makes producers wait.
+    #[serde(with = "crate::units::size")]
     pub buffer_bytes: u64,
-    /// How long a batch waits for room in the buffer before it is refused with `BUSY`, in milliseconds.
-    pub admit_timeout_ms: u64,
+    /// How long a batch waits for room in the buffer before it is refused with `BUSY`.
+    #[serde(with = "crate::units::duration")]
+    pub admit_timeout: Duration,
     /// Bytes of batches after which a log entry is closed and the next one begun. A larger batch has an entry of its own.
+    #[serde(with = "crate::units::size")]
     pub entry_bytes: u64,
     /// Log entries of a partition that may be under way at once.
     pub entries_in_flight: usize,
     /// Memory for the newest batches of all partitions, which serves consumers that keep up, in bytes.
+    #[serde(with = "crate::units::size")]
     pub tail_bytes: u64,
     /// The same for each partition.
+    #[serde(with = "crate::units::size")]
     pub partition_tail_bytes: u64,
-    /// How often retention looks for what is too old or too much, in milliseconds.
-    pub retention_interval_ms: u64,
+    /// How often retention looks for what is too old or too much.
+    #[serde(with = "crate::units::duration")]
+    pub retention_interval: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
             buffer_bytes: 64 << 20,
-            admit_timeout_ms: 1_000,
+            admit_timeout: Duration::from_secs(1),
             entry_bytes: 1 << 20,
             entries_in_flight: 8,
             tail_bytes: 64 << 20,
             partition_tail_bytes: 8 << 20,
-            retention_interval_ms: 5_000,
+            retention_interval: Duration::from_secs(5),
         }
     }
 }
 
 impl Config {
-    /// Every mistake in these settings, as sentences that name the field. Empty when all is well.
-    pub fn mistakes(&self) -> Vec<String> {
+    /// Every setting that is out of range, by name, with what is wrong.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        let mut at_least = |name: &str, value: u64, least: u64| {
-            if value < least {
-                found.push(format!("partition.{name} is {value}, but must be at least {least}"));
+        let mut within = |name, value: u64, least: u64, most: u64| {
+            if value < least || value > most {
+                found.push((name, format!("{value} is not between {least} and {most}")));
             }
         };
-        at_least("buffer_bytes", self.buffer_bytes, 1 << 20);
-        at_least("entry_bytes", self.entry_bytes, 4 << 10);
-        at_least("entries_in_flight", self.entries_in_flight as u64, 1);
-        at_least("retention_interval_ms", self.retention_interval_ms, 10);
-        if self.buffer_bytes > u64::from(u32::MAX) {
-            found.push(format!("partition.buffer_bytes is {}, but must be below 4 GiB", self.buffer_bytes));
+        within("buffer_bytes", self.buffer_bytes, 1 << 20, u32::MAX.into());
+        within("entry_bytes", self.entry_bytes, 4 << 10, 1 << 30);
+        within("entries_in_flight", self.entries_in_flight as u64, 1, 1_024);
+        if self.retention_interval < Duration::from_millis(10) {
+            found.push(("retention_interval", "must be at least 10ms".to_owned()));
         }
         found
     }
@@ -122,7 +127,9 @@ pub enum Error {
     #[error("the broker's buffer for waiting batches is full")]
     Busy,
     /// Stored batches do not have the bytes that were written. They are not served.
-    #[error("records {offset} to {end} (without the last) are corrupt on disk: {what}; read on at {end}, or restore them")]
+    #[error(
+        "records {offset} to {end} (without the last) are corrupt on disk: {what}; read on at {end}, or restore them"
+    )]
     Corrupt {
         /// Offset of the first record that cannot be read.
         offset: Offset,
@@ -246,17 +253,22 @@ impl Partition {
         };
         let view = View::new(env.tail.clone());
         let replica = Replica::new(id, view.clone(), env.metrics.clone(), topic.clone(), last);
-        let group = Group::open(raft::Replica { group: id, node, machine: replica }, &env.raft).await?;
+        let group = Group::open(id, node, replica, &env.raft).await?;
         if last.is_none() {
-            group.bootstrap(voters).await?;
+            group.bootstrap(voters.iter().copied()).await?;
         }
         let (sender, queue) = mpsc::channel(QUEUE_BATCHES);
         let limits = appender::Limits {
             entry_bytes: env.config.entry_bytes as usize,
             entries_in_flight: env.config.entries_in_flight,
         };
-        let appender =
-            Appender { group: group.clone(), clock: env.clock.clone(), metrics: env.metrics.clone(), limits, queue };
+        let appender = Appender {
+            group: group.clone(),
+            clock: env.clock.clone(),
+            metrics: env.metrics.clone(),
+            limits,
+            queue,
+        };
         let tasks = tasks.child();
         tasks.spawn("partition appender", Criticality::Critical, appender.run());
         let reader = Reader { view, log };
@@ -282,7 +294,7 @@ impl Partition {
     /// receiver gets the outcome.
     ///
     /// # Errors
-    /// Nothing was written: [`Error::Busy`] after `admit_timeout_ms` without room, [`storage::Error::DiskFull`], or
+    /// Nothing was written: [`Error::Busy`] after `admit_timeout` without room, [`storage::Error::DiskFull`], or
     /// [`Error::Stopped`].
     pub async fn submit(
         &self,
@@ -301,7 +313,7 @@ impl Partition {
         let permit = match env.buffer.clone().try_acquire_many_owned(bytes) {
             Ok(permit) => permit,
             Err(_) => {
-                let wait = Duration::from_millis(env.config.admit_timeout_ms);
+                let wait = env.config.admit_timeout;
                 match tokio::time::timeout(wait, env.buffer.clone().acquire_many_owned(bytes)).await {
                     Ok(Ok(permit)) => permit,
                     Ok(Err(_)) => return Err(Error::Stopped),
@@ -362,7 +374,7 @@ impl Partition {
         let size = self.view().size_bytes();
         let mut command = CommandBuf::with_capacity(Command::TRIM_LEN);
         Command::encode_trim(before, command.buffer());
-        let proposed = self.0.group.propose(command.freeze()).await?;
+        let proposed = self.0.group.propose(command).await?;
         let Applied::Trimmed(log_start) = proposed.reply else {
             return Err(Error::Damaged("a trim was answered with something else".to_owned()));
         };
@@ -386,9 +398,10 @@ impl Partition {
             entry.and_then(|entry| entry.raft_index.checked_sub(1))
         };
         match purge_to {
-            Some(index) => Ok(self.0.group.purge_to(index).await?),
-            None => Ok(()),
+            Some(index) => self.0.group.purge_to(index).await.map(drop)?,
+            None => {}
         }
+        Ok(())
     }
 
     /// Finds out how many bytes lie below the log start.
@@ -403,6 +416,11 @@ impl Partition {
             self.view().set_bytes_start(entry.bytes_before);
         }
         Ok(())
+    }
+
+    /// Whether [`Partition::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.0.queue.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()
     }
 
     /// Stops taking batches, answers those that wait, and closes the replica.
@@ -420,6 +438,8 @@ async fn open_log(store: &Store, id: GroupId) -> Result<Log, Error> {
 }
 
 /// Runs disk work off the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Stopped))
 }

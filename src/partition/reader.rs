@@ -107,8 +107,8 @@ impl Reader {
         let mut rows = rows.into_iter();
         let mut entries = Vec::with_capacity(chosen.len());
         for entry in chosen {
-            match rows.find(|row| row.position.index >= entry.raft_index) {
-                Some(row) if row.position.index == entry.raft_index => entries.push((entry, row.payload)),
+            match rows.find(|row| row.index >= entry.raft_index) {
+                Some(row) if row.index == entry.raft_index => entries.push((entry, row.payload)),
                 _ => break,
             }
         }
@@ -155,7 +155,11 @@ impl Reader {
 }
 
 /// The batches of `entries` from the one that holds `from` on, until `max_bytes` is reached.
-fn collect(entries: &[(Arc<Entry>, Bytes)], from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+fn collect(
+    entries: &[(Arc<Entry>, Bytes)],
+    from: Offset,
+    max_bytes: usize,
+) -> Result<Vec<StoredBatch>, Error> {
     let mut bytes = 0;
     let mut batches = Vec::new();
     for (entry, command) in entries {

@@ -44,7 +44,8 @@ impl Partition {
         let reader = self.0.reader.clone();
         blocking(move || {
             // INVARIANT: from `first` on there are at least `limit` bytes, from `too_late` on there are fewer.
-            let (mut first, mut next, mut too_late) = (bounds.log_start, bounds.log_start, bounds.high_watermark);
+            let (mut first, mut next, mut too_late) =
+                (bounds.log_start, bounds.log_start, bounds.high_watermark);
             while next < too_late {
                 let middle = Offset(next.0 + (too_late.0 - next.0) / 2);
                 let Some(entry) = reader.entry_at(middle)? else { break };

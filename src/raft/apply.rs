@@ -242,7 +242,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let snapshot = current_snapshot(&self.shared)?;
         snapshot.ok_or_else(|| {
-            self.shared.fail(Error::Corrupt { group: self.shared.group, what: "the log is purged but no snapshot exists" })
+            self.shared.fail(Error::Corrupt {
+                group: self.shared.group,
+                what: "the log is purged but no snapshot exists",
+            })
         })
     }
 }

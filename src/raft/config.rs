@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named() {
-        let config = Config { heartbeat_ms: 100, election_min_ms: 100, election_max_ms: 50, ..Config::default() };
+        let config =
+            Config { heartbeat_ms: 100, election_min_ms: 100, election_max_ms: 50, ..Config::default() };
         let mistakes = config.mistakes();
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
         assert!(mistakes[0].contains("raft.election_min_ms") && mistakes[1].contains("raft.election_max_ms"));

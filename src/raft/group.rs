@@ -102,8 +102,13 @@ impl<M: Machine> Group<M> {
         });
         let (ended_tx, ended) = oneshot::channel();
         let checkpoint_bytes = env.config.checkpoint_bytes;
-        let applier =
-            Applier::new(Arc::clone(&shared), Box::new(machine), found.start.as_ref(), checkpoint_bytes, ended_tx);
+        let applier = Applier::new(
+            Arc::clone(&shared),
+            Box::new(machine),
+            found.start.as_ref(),
+            checkpoint_bytes,
+            ended_tx,
+        );
         let peers = Peers { group: id, node, transport: Arc::clone(&env.transport) };
         let log_store = LogStore::new(Arc::clone(&shared));
         let agreement = Agreement::new(node, Arc::new(config), peers, log_store, applier).await;
@@ -191,7 +196,8 @@ impl<M> Group<M> {
     /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way or if a node is no member,
     /// [`Error::OutcomeUnknown`].
     pub async fn change_voters(&self, voters: impl IntoIterator<Item = NodeId>) -> Result<(), Error> {
-        let voters = ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters.into_iter().collect::<BTreeSet<_>>());
+        let voters =
+            ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters.into_iter().collect::<BTreeSet<_>>());
         self.core.changed(self.core.agreement.change_membership(voters, false).await)
     }
 
@@ -381,13 +387,15 @@ impl Replica {
                 Ok(message::Response::Vote(network::voted_from(&response)))
             }
             message::Request::PreVote(request) => {
-                let response = agreement.pre_vote(network::vote_from(&request)).await.map_err(|_| stopped())?;
+                let response =
+                    agreement.pre_vote(network::vote_from(&request)).await.map_err(|_| stopped())?;
                 Ok(message::Response::Vote(network::voted_from(&response)))
             }
             message::Request::Snapshot(request) => {
                 let corrupt = Error::Corrupt { group: self.id(), what: "a received snapshot" };
                 let (vote, snapshot) = network::snapshot_from(&request).ok_or(corrupt)?;
-                let response = agreement.install_full_snapshot(vote, snapshot).await.map_err(|_| stopped())?;
+                let response =
+                    agreement.install_full_snapshot(vote, snapshot).await.map_err(|_| stopped())?;
                 Ok(message::Response::Snapshot(network::installed_from(&response)))
             }
             message::Request::TransferLeader(request) => {

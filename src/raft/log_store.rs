@@ -175,7 +175,8 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         // Written with the rows of a later run of entries: it only saves work at the next start.
         if let Some(committed) = committed {
-            self.shared.update_status(|status| status.committed = status.committed.max(Some(committed.index)));
+            self.shared
+                .update_status(|status| status.committed = status.committed.max(Some(committed.index)));
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! openraft's view of the other nodes, over a [`Transport`].
 
 use std::future::Future;
-use std::time::Duration;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -104,7 +104,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    async fn call(&self, kind: RPCTypes, request: Request, patience: Duration) -> Result<Response, RPCError<Types>> {
+    async fn call(
+        &self,
+        kind: RPCTypes,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Response, RPCError<Types>> {
         let call = self.transport.call(self.to, self.group, request, patience);
         // The transport is trusted with its own deadline; this one keeps replication alive if it is wrong.
         let answer = tokio::time::timeout(patience, call).await;
@@ -198,7 +203,8 @@ impl RaftNetworkV2<Types> for Peer {
         let Some(applied) = snapshot.meta.last_log_id else {
             return Err(NetworkError::from_string("a snapshot without a last entry").into());
         };
-        let checkpoint = Checkpoint { applied, members: snapshot.meta.last_membership, state: snapshot.snapshot };
+        let checkpoint =
+            Checkpoint { applied, members: snapshot.meta.last_membership, state: snapshot.snapshot };
         let request = SnapshotRequest { ballot: ballot(&leader), checkpoint: checkpoint.encode() };
         let call = self.call(RPCTypes::InstallSnapshot, Request::Snapshot(request), option.hard_ttl());
         let response = tokio::select! {
@@ -221,7 +227,8 @@ impl RaftNetworkV2<Types> for Peer {
             to: *req.to_node_id(),
             last: req.last_log_id().map(position),
         };
-        match self.call(RPCTypes::TransferLeader, Request::TransferLeader(request), option.hard_ttl()).await? {
+        match self.call(RPCTypes::TransferLeader, Request::TransferLeader(request), option.hard_ttl()).await?
+        {
             Response::TransferLeader(Transferred::Accepted) => Ok(Ok(())),
             Response::TransferLeader(Transferred::BallotChanged { expected, actual }) => {
                 Ok(Err(TransferLeaderError::VoteChanged { expected: vote(expected), actual: vote(actual) }))
@@ -260,7 +267,11 @@ pub(super) fn append_from(
     for (index, bytes) in (first..).zip(request.rows) {
         let row = Row::decode(group, index, bytes)?;
         let entry = entry_from(row);
-        entries.push(entry.ok_or(storage::Error::Corrupt { group, index, what: "its members cannot be read" })?);
+        entries.push(entry.ok_or(storage::Error::Corrupt {
+            group,
+            index,
+            what: "its members cannot be read",
+        })?);
     }
     Ok(raft::AppendEntriesRequest {
         vote: vote(request.ballot),
@@ -315,8 +326,9 @@ pub(super) fn transferred_from(response: raft::TransferLeaderResponse<Types>) ->
         Err(TransferLeaderError::VoteChanged { expected, actual }) => {
             Transferred::BallotChanged { expected: ballot(&expected), actual: ballot(&actual) }
         }
-        Err(TransferLeaderError::LogNotFlushed { expected, actual }) => {
-            Transferred::Behind { expected: expected.as_ref().map(position), actual: actual.as_ref().map(position) }
-        }
+        Err(TransferLeaderError::LogNotFlushed { expected, actual }) => Transferred::Behind {
+            expected: expected.as_ref().map(position),
+            actual: actual.as_ref().map(position),
+        },
     }
 }

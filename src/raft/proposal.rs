@@ -78,16 +78,21 @@ impl<R: Send + 'static> Future for Proposal<R> {
 fn conclude<R: 'static>(answer: Answer<ClientWriteResult<Types>>) -> Result<Proposed<R>, Error> {
     let response = match answer.result {
         Ok(response) => response,
-        Err(ClientWriteError::ForwardToLeader(forward)) => return Err(Error::NotLeader { leader: forward.leader_id }),
+        Err(ClientWriteError::ForwardToLeader(forward)) => {
+            return Err(Error::NotLeader { leader: forward.leader_id });
+        }
         Err(ClientWriteError::LogEntryDiscarded(_)) => return Err(Error::OutcomeUnknown),
         Err(ClientWriteError::ChangeMembershipError(error)) => {
             return Err(Error::Membership { reason: error.to_string() });
         }
-        Err(ClientWriteError::PreconditionFailed(error)) => return Err(Error::Membership { reason: error.to_string() }),
+        Err(ClientWriteError::PreconditionFailed(error)) => {
+            return Err(Error::Membership { reason: error.to_string() });
+        }
     };
     let (reply, appended) = response.data.into_parts();
     let Some(reply) = reply else { return Err(Error::OutcomeUnknown) };
-    let reply = *reply.downcast::<R>().expect("a group's replies come from the machine the group was opened with");
+    let reply =
+        *reply.downcast::<R>().expect("a group's replies come from the machine the group was opened with");
     let committed = answer.committed.unwrap_or(answer.applied);
     let appended = appended.unwrap_or(committed).min(committed);
     let timing = Timing { appended, committed, applied: answer.applied };

@@ -28,7 +28,10 @@ impl Tail {
 
     /// Takes entries that were handed to the store.
     pub(super) fn push(&mut self, row: Row) {
-        debug_assert!(self.rows.back().is_none_or(|last| last.index + 1 == row.index), "rows are consecutive");
+        debug_assert!(
+            self.rows.back().is_none_or(|last| last.index + 1 == row.index),
+            "rows are consecutive"
+        );
         self.rows.push_back(row);
     }
 

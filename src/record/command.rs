@@ -101,6 +101,9 @@ pub enum Command {
 }
 
 impl Command {
+    /// Bytes of a trim.
+    pub const TRIM_LEN: usize = HEADER_LEN;
+
     /// Reads a command and checks all of it, down to each frame's header. Batches are not looked into.
     ///
     /// # Errors

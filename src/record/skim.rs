@@ -476,3 +476,218 @@ mod tests {
         assert_eq!(error.to_string(), "record 3 of the batch has 2000000 bytes; record_bytes_max is 1048576");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::proto::v1;
+
+    const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const UNSAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+
+    fn header(key: &str, value: &'static str) -> v1::Header {
+        v1::Header { key: key.into(), value: value.into() }
+    }
+
+    fn record(headers: Vec<v1::Header>) -> v1::Record {
+        v1::Record { value: Some("value".into()), headers, ..Default::default() }
+    }
+
+    fn encode(records: Vec<v1::Record>) -> Vec<u8> {
+        v1::RecordBatch { records, ..Default::default() }.encode_to_vec()
+    }
+
+    fn compressed() -> v1::RecordBatch {
+        v1::RecordBatch {
+            codec: v1::Codec::Zstd.into(),
+            compressed_records: "anything".into(),
+            record_count: 10,
+            uncompressed_bytes: 20,
+            ..Default::default()
+        }
+    }
+
+    fn skim_default(batch: &[u8]) -> Result<Skim, Error> {
+        skim(batch, &Limits::default())
+    }
+
+    fn traceparents(batch: &[u8]) -> Vec<u32> {
+        let mut numbers = Vec::new();
+        for_each_traceparent(batch, |number, _| {
+            numbers.push(number);
+            ControlFlow::Continue(())
+        });
+        numbers
+    }
+
+    #[test]
+    fn refuses_a_batch_without_records() {
+        assert_eq!(skim_default(b""), Err(Error::EmptyBatch));
+    }
+
+    #[test]
+    fn accepts_a_record_without_any_field() {
+        assert_eq!(skim_default(&[0x0a, 0]).map(|skim| skim.records), Ok(1));
+    }
+
+    #[test]
+    fn holds_the_size_limits_exactly() {
+        let batch = encode(vec![record(vec![]), record(vec![header("k", "v")])]);
+        let exact = Limits { record_bytes_max: 15, batch_bytes_max: 26, ..Limits::default() };
+        assert_eq!(batch.len(), 26);
+        assert!(skim(&batch, &exact).is_ok());
+
+        let record_limit = Limits { record_bytes_max: 14, ..exact };
+        assert_eq!(
+            skim(&batch, &record_limit),
+            Err(Error::RecordTooLarge { record: 1, bytes: 15, limit: 14 })
+        );
+        let batch_limit = Limits { batch_bytes_max: 25, ..exact };
+        assert_eq!(skim(&batch, &batch_limit), Err(Error::BatchTooLarge { bytes: 26, limit: 25 }));
+    }
+
+    #[test]
+    fn holds_the_header_limits_exactly() {
+        let limits = Limits { headers_max: 2, header_key_bytes_max: 3, ..Limits::default() };
+        let with = |keys: &[&str]| {
+            let headers = keys.iter().map(|key| header(key, "v")).collect();
+            skim(&encode(vec![record(vec![]), record(headers)]), &limits).map(|skim| skim.records)
+        };
+        assert_eq!(with(&["abc", "a"]), Ok(2));
+        assert_eq!(with(&["a", "b", "c"]), Err(Error::TooManyHeaders { record: 1, limit: 2 }));
+        let too_long = Error::HeaderKeyTooLong { record: 1, header: 1, bytes: 4, limit: 3 };
+        assert_eq!(with(&["a", "abcd"]), Err(too_long));
+        assert_eq!(with(&["a", ""]), Err(Error::HeaderKeyEmpty { record: 1, header: 1 }));
+    }
+
+    #[test]
+    fn says_where_a_batch_is_malformed() {
+        for (batch, at, what) in [
+            (&[0x0a, 5, 0x0a, 1][..], 1, "length exceeds what is left"),
+            (&[0x0a, 2, 0x0a, 1], 3, "length exceeds what is left"),
+            (&[0x0a, 1, 0x80], 2, "number cut short"),
+            (&[0x0a, 0, 0x08, 1], 2, "wrong wire type for the field"),
+            (&[0x0a, 2, 0x25, 1], 2, "wrong wire type for the field"),
+            (&[0x0a, 0, 0x00, 1], 2, "field number out of range"),
+            (&[0x0a, 0, 0x7b, 0x7c], 2, "groups are not allowed"),
+            (&[0x0a, 0, 0x7f], 2, "unknown wire type"),
+            (&[0x0a, 0, 0x7d, 0, 0, 0], 3, "field cut short"),
+            (&[0x0a, 5, 0x1a, 3, 0x0a, 1, 0xff], 6, "header key is not UTF-8"),
+        ] {
+            assert_eq!(skim_default(batch), Err(Error::Malformed { at, what }), "{batch:x?}");
+        }
+    }
+
+    #[test]
+    fn skips_well_formed_unknown_fields() {
+        let unknown = [0x78, 0x96, 1, 0x79, 1, 2, 3, 4, 5, 6, 7, 8, 0x7a, 1, 9, 0x7d, 1, 2, 3, 4];
+        let mut batch = vec![0x0a, unknown.len() as u8];
+        batch.extend(unknown);
+        batch.extend(unknown);
+        assert_eq!(skim_default(&batch).map(|skim| skim.records), Ok(1));
+    }
+
+    #[test]
+    fn a_repeated_timestamp_counts_once_with_its_last_value() {
+        let batch = [0x0a, 4, 0x20, 9, 0x20, 5, 0x0a, 2, 0x20, 3];
+        assert_eq!(skim_default(&batch).map(|skim| skim.max_timestamp_ms), Ok(5));
+    }
+
+    #[test]
+    fn a_time_before_1970_is_later_than_none() {
+        let at = |timestamp_ms| v1::Record { timestamp_ms, ..Default::default() };
+        let skim = skim_default(&encode(vec![at(0), at(-5), at(-9)])).unwrap();
+        assert_eq!(skim.max_timestamp_ms, -5);
+    }
+
+    #[test]
+    fn finds_sampled_trace_contexts() {
+        let batch = encode(vec![
+            record(vec![header("traceparent", UNSAMPLED)]),
+            record(vec![header("a", SAMPLED), header("traceparent", SAMPLED)]),
+            record(vec![header("traceparent", SAMPLED)]),
+        ]);
+        let found = skim_default(&batch).unwrap().traceparent.unwrap();
+        assert_eq!(&batch[found.clone()], SAMPLED.as_bytes());
+        assert!(found.end < batch.len() - SAMPLED.len(), "the first one is reported");
+        assert_eq!(traceparents(&batch), [1, 2]);
+
+        let unsampled = encode(vec![record(vec![header("traceparent", UNSAMPLED)])]);
+        assert_eq!(skim_default(&unsampled).unwrap().traceparent, None);
+    }
+
+    #[test]
+    fn stops_collecting_trace_contexts_when_told() {
+        let batch = encode(vec![record(vec![header("traceparent", SAMPLED)]); 5]);
+        let mut calls = 0;
+        for_each_traceparent(&batch, |_, _| {
+            calls += 1;
+            if calls == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(calls, 2);
+    }
+
+    #[test]
+    fn takes_a_compressed_batch_at_its_word() {
+        let skim = skim_default(&compressed().encode_to_vec()).unwrap();
+        assert_eq!((skim.codec, skim.records, skim.uncompressed_bytes), (Codec::Zstd, 10, 20));
+    }
+
+    #[test]
+    fn refuses_a_compressed_batch_with_a_bad_envelope() {
+        let codec = Codec::Zstd;
+        let whole = compressed;
+        for (batch, error) in [
+            (v1::RecordBatch { record_count: 0, ..whole() }, Error::CountMissing { codec }),
+            (
+                v1::RecordBatch { record_count: 11, ..whole() },
+                Error::CountImplausible { records: 11, uncompressed_bytes: 20 },
+            ),
+            (v1::RecordBatch { uncompressed_bytes: 0, ..whole() }, Error::UncompressedBytesMissing { codec }),
+            (
+                v1::RecordBatch { uncompressed_bytes: 1001, ..whole() },
+                Error::BatchTooLarge { bytes: 1001, limit: 1000 },
+            ),
+            (
+                v1::RecordBatch { compressed_records: "".into(), ..whole() },
+                Error::CompressedRecordsMissing { codec },
+            ),
+            (v1::RecordBatch { records: vec![record(vec![])], ..whole() }, Error::InlineRecords { codec }),
+            (v1::RecordBatch { codec: 9, ..whole() }, Error::UnknownCodec { number: 9 }),
+        ] {
+            let limits = Limits { batch_bytes_max: 1000, ..Limits::default() };
+            assert_eq!(skim(&batch.encode_to_vec(), &limits), Err(error));
+        }
+    }
+
+    #[test]
+    fn refuses_fields_of_compressed_batches_in_others() {
+        let batch = v1::RecordBatch { codec: 0, records: vec![record(vec![])], ..compressed() };
+        for (batch, field) in [
+            (v1::RecordBatch { ..batch.clone() }, "compressed_records"),
+            (v1::RecordBatch { compressed_records: "".into(), ..batch.clone() }, "record_count"),
+            (
+                v1::RecordBatch { compressed_records: "".into(), record_count: 0, ..batch },
+                "uncompressed_bytes",
+            ),
+        ] {
+            assert_eq!(skim_default(&batch.encode_to_vec()), Err(Error::FieldWithoutCodec { field }));
+        }
+    }
+
+    #[test]
+    fn refuses_codecs_that_the_topic_does_not_allow() {
+        let only_lz4 = Limits { codecs: CodecSet::EMPTY.with(Codec::Lz4), ..Limits::default() };
+        let refused = |codec| Err(Error::CodecNotAllowed { codec });
+        assert_eq!(skim(&compressed().encode_to_vec(), &only_lz4), refused(Codec::Zstd));
+        assert_eq!(skim(&encode(vec![record(vec![])]), &only_lz4), refused(Codec::None));
+    }
+
+    #[test]
+    fn error_messages_name_the_facts() {
+        let error = Error::RecordTooLarge { record: 3, bytes: 2_000_000, limit: 1_048_576 };
+        assert_eq!(error.to_string(), "record 3 of the batch has 2000000 bytes; record_bytes_max is 1048576");
+    }
+}

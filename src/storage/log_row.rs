@@ -74,6 +74,11 @@ impl CommandBuf {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The buffer, to append to. What is in it already must stay.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.bytes
+    }
+
     /// The payload so far.
     pub fn payload(&self) -> &[u8] {
         &self.bytes[HEADER_BYTES..]

@@ -30,6 +30,7 @@ mod journal;
 mod keys;
 mod log;
 mod log_row;
+mod note;
 mod space;
 mod store;
 
@@ -43,6 +44,7 @@ pub use error::Error;
 pub use keys::{GroupId, IndexRow, Position};
 pub use log::Log;
 pub use log_row::{Command, CommandBuf, HEADER_BYTES, Kind, Row};
+pub use note::read_or_write_note;
 pub use store::{Store, Usage};
 
 /// What a commit promises when its `done` runs with `Ok`.

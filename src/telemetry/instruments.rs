@@ -178,8 +178,8 @@ impl Collection {
     }
 }
 
-/// Reads the levels of one owner. Must only read atomics or hold short locks: it runs on the collecting thread.
-pub type Observer<T> = Arc<dyn Fn() -> T + Send + Sync>;
+/// Reads the levels of one owner, or gives none if that is gone. Must only read atomics or hold short locks: it runs on the collecting thread.
+pub type Observer<T> = Arc<dyn Fn() -> Option<T> + Send + Sync>;
 
 /// A place for an [`Observer`], registered after the instruments were created. Clones share it.
 pub(super) struct Slot<T>(Arc<SlotInner<T>>);
@@ -221,7 +221,7 @@ impl<T: Send + Sync + 'static> Slot<T> {
             *cached = (epoch, None);
         }
         let observer = self.0.observer.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let levels = Arc::new(observer());
+        let levels = Arc::new(observer()?);
         lock(&self.0.cached).1 = Some(levels.clone());
         Some(levels)
     }

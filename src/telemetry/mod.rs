@@ -1,35 +1,57 @@
 //! Telemetry: metrics, traces and logs, and how they leave the process.
 //!
-//! * [`catalog`] has every instrument once; [`Metrics`] are the instruments in groups, with one verb per fact.
-//! * [`Tracer`] and [`RequestTrace`] are the spans of requests.
+//! * [`catalog`] has every instrument once. [`Metrics`] are the instruments in groups, with one verb per fact; owners
+//!   of levels register an [`Observer`].
+//! * [`Tracer`] and [`RequestTrace`] are the spans of requests; a request that is not sampled pays almost nothing.
+//!   `tracing` spans are for background work and administration only.
+//! * [`Telemetry`] puts it together: [`Telemetry::install`], [`Telemetry::scrape`], [`Telemetry::shutdown`].
+//!
+//! Invariants:
+//! - Exporting happens on a thread of its own. No request waits for it, and every queue to it is bounded.
+//! - Nothing is global but the subscriber of `tracing`; providers are passed by handle.
+//! - `/metrics` and OTLP read the same instruments.
 
 pub mod catalog;
 pub mod traceparent;
 
 mod broker;
 mod cluster;
+mod config;
 mod consume;
 mod exemplars;
+mod export;
 mod exporting;
+mod install;
 mod instruments;
+mod logs;
 mod metrics;
+mod negotiation;
 mod network;
+mod openmetrics;
+mod pipeline;
 mod process;
 mod produce;
+mod resource;
 mod runtime;
 mod sampling;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod trace;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, RaftLevels, TopicLevels};
+pub use config::{Config, Error, LogConfig, LogFormat, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
+pub use install::{Scrape, Telemetry};
 pub use instruments::Observer;
 pub use metrics::{Groups, Metrics};
+pub use negotiation::Format;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};
 pub use produce::{BufferLevels, Phase, ProduceMetrics, ProducePhases};
+pub use resource::Identity;
 pub use sampling::Sampling;
 pub use storage::{StorageFailure, StorageLevels, StorageMetrics};
 pub use topics::TopicMetrics;

@@ -26,7 +26,7 @@ struct Stat {
 
 pub(super) fn register(instruments: &Instruments) {
     let slot: Slot<Process> = instruments.slot();
-    slot.set(Arc::new(Process::read));
+    slot.set(Arc::new(|| Some(Process::read())));
     let ticks = rustix::param::clock_ticks_per_second().max(1) as f64;
     let page = rustix::param::page_size() as u64;
     let boot = boot_time();

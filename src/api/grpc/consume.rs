@@ -1,0 +1,100 @@
+//! `streambus.v1.ConsumeService`.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+
+use opentelemetry::KeyValue;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::subscribe::{self, Deliveries};
+use super::{Context, request_trace};
+use crate::api::convert::{self, FetchPlan};
+use crate::api::status::Failure;
+use crate::broker::{Fetch, Fetched};
+use crate::proto::v1;
+use crate::proto::v1::consume_service_server::ConsumeService;
+use crate::record::for_each_traceparent;
+use crate::telemetry::{LINKS_MAX, RequestTrace};
+use crate::telemetry::{TraceIds, TraceParent};
+
+pub(super) struct Service(pub(super) Context);
+
+impl Service {
+    async fn read(
+        &self,
+        request: v1::FetchRequest,
+        trace: &RequestTrace,
+    ) -> Result<v1::FetchResponse, Failure> {
+        let FetchPlan { partitions, min_bytes, max_bytes, max_wait, accepted } = request.try_into()?;
+        let trace_of_fetch = trace.clone();
+        let fetch = Fetch { partitions, min_bytes, max_bytes, max_wait, accepted, trace: trace_of_fetch };
+        let fetched = tokio::select! {
+            fetched = self.0.broker().fetch(fetch) => fetched?,
+            () = self.0.drain().cancelled() => return Err(Failure::stopping()),
+        };
+        let partitions = fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace)).collect();
+        Ok(v1::FetchResponse { partitions })
+    }
+}
+
+#[tonic::async_trait]
+impl ConsumeService for Service {
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
+        let trace = request_trace(request.extensions());
+        match self.read(request.into_inner(), &trace).await {
+            Ok(fetched) => Ok(Response::new(fetched)),
+            Err(failure) => Err(self.0.consume_refused(failure).into()),
+        }
+    }
+
+    type SubscribeStream = Deliveries;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::SubscribeRequest>>,
+    ) -> Result<Response<Deliveries>, Status> {
+        Ok(Response::new(subscribe::deliveries(self.0.clone(), request.into_inner())))
+    }
+}
+
+/// Turns what was read into what is sent, and leaves a delivery span that links to the records' own traces.
+pub(super) fn deliver(
+    context: &Context,
+    mut fetched: Fetched,
+    request: &RequestTrace,
+) -> v1::PartitionRecords {
+    let error = fetched.error.take().map(|error| context.consume_refused(error));
+    if fetched.batches.is_empty() {
+        return convert::records(fetched, error);
+    }
+    let span = context.tracer().delivery(request, links(&fetched), || describe(&fetched));
+    let records = convert::records(fetched, error);
+    span.end(None);
+    records
+}
+
+/// The sampled contexts in which the records were created, as many as a span can link to.
+fn links(fetched: &Fetched) -> Vec<TraceIds> {
+    let mut links = Vec::new();
+    for batch in &fetched.batches {
+        for_each_traceparent(&batch.batch, |_, value| {
+            links.extend(TraceParent::parse(value).map(|parent| parent.ids));
+            if links.len() < LINKS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if links.len() >= LINKS_MAX {
+            break;
+        }
+    }
+    links
+}
+
+fn describe(fetched: &Fetched) -> (Cow<'static, str>, Vec<KeyValue>) {
+    let records: i64 = fetched.batches.iter().map(|batch| i64::from(batch.record_count)).sum();
+    let attributes = vec![
+        KeyValue::new("messaging.system", "streambus"),
+        KeyValue::new("messaging.destination.name", fetched.topic.to_string()),
+        KeyValue::new("messaging.destination.partition.id", fetched.partition.to_string()),
+        KeyValue::new("messaging.batch.message_count", records),
+    ];
+    (Cow::Owned(format!("deliver {}", fetched.topic)), attributes)
+}

@@ -1,0 +1,65 @@
+//! `streambus.v1.ProduceService`.
+
+use std::time::Instant;
+
+use tonic::{Request, Response, Status, Streaming};
+
+use super::produce_stream::ProduceStream;
+use super::{Context, request_trace};
+use crate::api::convert;
+use crate::api::status::Failure;
+use crate::broker;
+use crate::proto::v1;
+use crate::proto::v1::produce_service_server::ProduceService;
+use crate::telemetry::RequestTrace;
+
+pub(super) struct Service(pub(super) Context);
+
+impl Service {
+    async fn append(
+        &self,
+        request: v1::ProduceRequest,
+        trace: RequestTrace,
+    ) -> Result<v1::ProduceResponse, Failure> {
+        let request = broker::Produce {
+            received: Instant::now(),
+            batch: request.batch,
+            topic: request.topic,
+            partition: request.partition,
+            producer: request.producer.map(convert::producer),
+            trace,
+        };
+        Ok(self.0.broker().produce(request).await?.await?.into())
+    }
+}
+
+#[tonic::async_trait]
+impl ProduceService for Service {
+    async fn produce(
+        &self,
+        request: Request<v1::ProduceRequest>,
+    ) -> Result<Response<v1::ProduceResponse>, Status> {
+        let trace = request_trace(request.extensions());
+        match self.append(request.into_inner(), trace).await {
+            Ok(produced) => Ok(Response::new(produced)),
+            Err(failure) => Err(self.0.produce_refused(failure).into()),
+        }
+    }
+
+    type ProduceStreamStream = ProduceStream;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<v1::ProduceStreamRequest>>,
+    ) -> Result<Response<ProduceStream>, Status> {
+        Ok(Response::new(ProduceStream::new(self.0.clone(), request.into_inner())))
+    }
+
+    async fn init_producer(
+        &self,
+        _request: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let (producer_id, epoch) = self.0.broker().init_producer().await.map_err(Failure::from)?;
+        Ok(Response::new(v1::InitProducerResponse { producer_id, epoch }))
+    }
+}

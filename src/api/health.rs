@@ -1,0 +1,133 @@
+//! The broker's health as gRPC health checks see it.
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health as HealthProtocol, HealthServer};
+use tonic_health::server::{HealthReporter, HealthService};
+
+use super::grpc;
+use crate::broker::{Check, Health, Phase};
+
+/// The name that stands for the whole server.
+const SERVER: &str = "";
+/// Services that serve whenever the broker does.
+const SERVICES: [&str; 4] = [SERVER, grpc::CONSUME, grpc::TOPIC, grpc::CLUSTER];
+
+/// Why the broker cannot take traffic, or `None` if it can. What only stops writes, such as a full disk, is no reason
+/// to send readers away.
+pub(super) fn not_ready(health: &Health) -> Option<String> {
+    match &health.phase {
+        Phase::Starting { waiting_for } => return Some(format!("starting: waiting for {waiting_for}")),
+        Phase::Draining => return Some("draining".to_owned()),
+        Phase::Stopped => return Some("stopped".to_owned()),
+        Phase::Running => {}
+    }
+    [("broker", &health.broker), ("cluster", &health.cluster)].into_iter().find_map(|(name, check)| {
+        match check {
+            Check::Ok => None,
+            Check::Failing { reason } => Some(format!("{name}: {reason}")),
+        }
+    })
+}
+
+/// What the startup still waits for, or `None` if it is over.
+pub(super) fn not_started(health: &Health) -> Option<&str> {
+    match &health.phase {
+        Phase::Starting { waiting_for } => Some(waiting_for),
+        Phase::Running | Phase::Draining | Phase::Stopped => None,
+    }
+}
+
+/// Makes the health service, with every service not serving yet.
+pub(super) async fn service() -> (HealthReporter, HealthServer<impl HealthProtocol>) {
+    let reporter = HealthReporter::new();
+    report(&reporter, Statuses::NONE).await;
+    let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+    (reporter, server)
+}
+
+/// Keeps the service's answers up to date until the broker stops or `drain` is cancelled; then nothing serves any more.
+pub(super) async fn follow(
+    reporter: HealthReporter,
+    mut health: watch::Receiver<Health>,
+    drain: CancellationToken,
+) {
+    loop {
+        let statuses = Statuses::of(&health.borrow_and_update());
+        report(&reporter, statuses).await;
+        tokio::select! {
+            () = drain.cancelled() => break,
+            changed = health.changed() => if changed.is_err() { break },
+        }
+    }
+    report(&reporter, Statuses::NONE).await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Statuses {
+    serving: bool,
+    writable: bool,
+}
+
+impl Statuses {
+    const NONE: Statuses = Statuses { serving: false, writable: false };
+
+    fn of(health: &Health) -> Self {
+        let serving = not_ready(health).is_none();
+        Statuses { serving, writable: serving && matches!(health.storage, Check::Ok) }
+    }
+}
+
+async fn report(reporter: &HealthReporter, statuses: Statuses) {
+    for service in SERVICES {
+        reporter.set_service_status(service, status(statuses.serving)).await;
+    }
+    reporter.set_service_status(grpc::PRODUCE, status(statuses.writable)).await;
+}
+
+fn status(serving: bool) -> ServingStatus {
+    if serving { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(phase: Phase) -> Health {
+        Health { broker: Check::Ok, storage: Check::Ok, cluster: Check::Ok, phase }
+    }
+
+    fn failing() -> Check {
+        Check::Failing { reason: "why".to_owned() }
+    }
+
+    #[test]
+    fn a_full_disk_stops_producing_only() {
+        let health = Health { storage: failing(), ..health(Phase::Running) };
+        assert_eq!(Statuses::of(&health), Statuses { serving: true, writable: false });
+    }
+
+    #[test]
+    fn nothing_serves_before_the_broker_runs_while_it_drains_or_without_a_cluster() {
+        for health in [
+            health(Phase::Starting { waiting_for: "leaders".to_owned() }),
+            health(Phase::Draining),
+            health(Phase::Stopped),
+            Health { cluster: failing(), ..health(Phase::Running) },
+        ] {
+            assert_eq!(Statuses::of(&health), Statuses::NONE);
+        }
+        assert!(
+            not_ready(&health(Phase::Starting { waiting_for: "leaders".to_owned() }))
+                .unwrap()
+                .contains("leaders")
+        );
+    }
+
+    #[test]
+    fn startup_is_over_once_and_for_all() {
+        assert_eq!(not_started(&health(Phase::Starting { waiting_for: "x".to_owned() })), Some("x"));
+        assert_eq!(not_started(&health(Phase::Draining)), None);
+    }
+}

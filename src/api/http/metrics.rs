@@ -1,0 +1,50 @@
+//! `/metrics`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use tracing::error;
+
+use super::{Shared, answer_json};
+
+/// Collects and encodes on a thread that may block, a bounded number at a time.
+pub(super) async fn scrape(State(sources): Shared, headers: HeaderMap) -> Response {
+    let Ok(permit) = Arc::clone(&sources.scrapes).try_acquire_owned() else {
+        let mut response = answer_json(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({ "error": "too many scrapes at a time (api.concurrent_scrapes_max)" }),
+        );
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        return response;
+    };
+    let scraper = sources.scraper.clone();
+    let (accept, encoding) = (joined(&headers, ACCEPT), joined(&headers, ACCEPT_ENCODING));
+    let scraped = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        scraper(&accept, &encoding)
+    });
+    match scraped.await {
+        Ok(scrape) => {
+            let vary = [(VARY, "accept, accept-encoding"), (CONTENT_TYPE, scrape.content_type)];
+            let mut response = (vary, scrape.body).into_response();
+            if let Some(encoding) = scrape.encoding {
+                response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
+            }
+            response
+        }
+        Err(failed) => {
+            error!(error = %failed, "a scrape failed");
+            answer_json(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": "the scrape failed" }))
+        }
+    }
+}
+
+/// All values of a header that is a list.
+fn joined(headers: &HeaderMap, name: HeaderName) -> String {
+    let values: Vec<_> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    values.join(", ")
+}

@@ -1,0 +1,100 @@
+//! The methods that the gRPC port serves.
+
+/// How a method is called, as far as its observation differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::api) enum Kind {
+    /// One request, one answer.
+    Unary,
+    /// One batch, one answer.
+    Produce,
+    /// A stream of batches.
+    Stream,
+    /// Health and reflection: not traced, not part of latency figures.
+    Infrastructure,
+}
+
+/// A known method, or the stand-in for all unknown ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::api) struct Method(&'static (&'static str, Kind));
+
+const OTHER: (&str, Kind) = ("_OTHER", Kind::Unary);
+
+/// Sorted by name.
+static METHODS: [(&str, Kind); 18] = [
+    ("grpc.health.v1.Health/Check", Kind::Infrastructure),
+    ("grpc.health.v1.Health/Watch", Kind::Infrastructure),
+    ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
+    ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
+    ("streambus.v1.ClusterService/DescribeCluster", Kind::Unary),
+    ("streambus.v1.ConsumeService/Fetch", Kind::Unary),
+    ("streambus.v1.ConsumeService/Subscribe", Kind::Stream),
+    ("streambus.v1.ProduceService/InitProducer", Kind::Unary),
+    ("streambus.v1.ProduceService/Produce", Kind::Produce),
+    ("streambus.v1.ProduceService/ProduceStream", Kind::Stream),
+    ("streambus.v1.TopicService/AddTopicPartitions", Kind::Unary),
+    ("streambus.v1.TopicService/AlterTopic", Kind::Unary),
+    ("streambus.v1.TopicService/CreateTopic", Kind::Unary),
+    ("streambus.v1.TopicService/DeleteRecords", Kind::Unary),
+    ("streambus.v1.TopicService/DeleteTopic", Kind::Unary),
+    ("streambus.v1.TopicService/DescribeTopic", Kind::Unary),
+    ("streambus.v1.TopicService/ListOffsets", Kind::Unary),
+    ("streambus.v1.TopicService/ListTopics", Kind::Unary),
+];
+
+impl Method {
+    /// The method of a request path such as `/streambus.v1.ProduceService/Produce`.
+    pub(in crate::api) fn of_path(path: &str) -> Self {
+        let name = path.strip_prefix('/').unwrap_or(path);
+        match METHODS.binary_search_by(|(known, _)| (*known).cmp(name)) {
+            Ok(index) => Method(&METHODS[index]),
+            Err(_) => Method(&OTHER),
+        }
+    }
+
+    /// `rpc.method` of the semantic conventions: the full name without leading slash, `_OTHER` for unknown methods.
+    pub(in crate::api) fn name(self) -> &'static str {
+        self.0.0
+    }
+
+    pub(in crate::api) fn kind(self) -> Kind {
+        self.0.1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto::DESCRIPTORS;
+
+    #[test]
+    fn the_table_is_sorted() {
+        assert!(METHODS.is_sorted());
+    }
+
+    #[test]
+    fn every_method_of_the_protocol_is_known_with_its_kind() {
+        let descriptors = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap();
+        let mut seen = 0;
+        for file in descriptors.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let name = format!("{}.{}/{}", file.package(), service.name(), method.name());
+                    let known = Method::of_path(&format!("/{name}"));
+                    assert_eq!(known.name(), name);
+                    let streams = method.client_streaming() || method.server_streaming();
+                    assert_eq!(known.kind() == Kind::Stream, streams, "{name}");
+                    seen += 1;
+                }
+            }
+        }
+        assert_eq!(seen, METHODS.iter().filter(|(_, kind)| *kind != Kind::Infrastructure).count());
+    }
+
+    #[test]
+    fn unknown_methods_share_one_name() {
+        assert_eq!(Method::of_path("/streambus.v1.ProduceService/Guess").name(), "_OTHER");
+        assert_eq!(Method::of_path("").name(), "_OTHER");
+    }
+}

@@ -1,0 +1,104 @@
+//! What every gRPC call gets: a server span, its metrics, a limit on its messages, an end when the broker drains.
+
+mod limit;
+mod method;
+mod observed;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::http::HeaderMap;
+use hyper::{Request, Response};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service as _;
+
+pub(super) use self::limit::Limited;
+pub(super) use self::method::{Kind, Method};
+use self::observed::{Call, Observed};
+use super::load::Load;
+use crate::telemetry::Metrics;
+use crate::telemetry::{RequestTrace, Tracer};
+
+const TRACEPARENT: &str = "traceparent";
+
+/// Answers the calls of all connections. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Calls {
+    routes: Routes,
+    metrics: Metrics,
+    tracer: Tracer,
+    load: Load,
+    message_bytes_max: u64,
+    drain: CancellationToken,
+}
+
+impl Calls {
+    pub(super) fn new(
+        routes: Routes,
+        metrics: Metrics,
+        tracer: Tracer,
+        load: Load,
+        message_bytes_max: u64,
+        drain: CancellationToken,
+    ) -> Self {
+        Calls { routes: routes.prepare(), metrics, tracer, load, message_bytes_max, drain }
+    }
+
+    /// Begins the server span of a call.
+    ///
+    /// A stream has none: it would last for hours and say nothing; its batches have their own. A produce without a
+    /// caller's context has none either, because the broker may find one in the batch's records.
+    fn span(&self, method: Method, headers: &HeaderMap) -> RequestTrace {
+        match method.kind() {
+            Kind::Stream | Kind::Infrastructure => RequestTrace::NONE,
+            Kind::Produce if !headers.contains_key(TRACEPARENT) => RequestTrace::NONE,
+            Kind::Produce | Kind::Unary => self.tracer.server(method.name(), headers),
+        }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<Observed>;
+    type Error = std::convert::Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        let method = Method::of_path(request.uri().path());
+        let open = self.load.request();
+        let started = Instant::now();
+        let span = self.span(method, request.headers());
+        let mut request =
+            request.map(|body| Body::new(Limited::new(body, self.message_bytes_max, self.metrics.clone())));
+        request.extensions_mut().insert(span.clone());
+        // Only streams outside the services' own care are cut here; see `Observed`.
+        let drain = (method.kind() == Kind::Infrastructure).then(|| self.drain.clone());
+        Answer {
+            answer: self.routes.clone().call(request),
+            call: Some(Call::new(method, started, span, open, self.metrics.clone(), drain)),
+        }
+    }
+}
+
+/// A call on its way to the head of its response.
+pub(super) struct Answer {
+    answer: <Routes as tower::Service<Request<Body>>>::Future,
+    call: Option<Call>,
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Observed>, std::convert::Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = match ready!(Pin::new(&mut self.answer).poll(cx)) {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let call = self.call.take().expect("a future is not polled after it is ready");
+        Poll::Ready(Ok(call.observe(response)))
+    }
+}

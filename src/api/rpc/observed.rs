@@ -1,0 +1,132 @@
+//! Watching a response until its status is known.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::Response;
+use hyper::http::{HeaderMap, HeaderValue};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::method::{Kind, Method};
+use crate::api::load::Open;
+use crate::api::status::Failure;
+use crate::telemetry::Metrics;
+use crate::telemetry::RequestTrace;
+use crate::telemetry::{Outcome, Protocol};
+
+/// A call whose status is not known yet. If it is dropped before, the client has gone and the call is cancelled.
+pub(super) struct Call {
+    method: Method,
+    started: Instant,
+    span: RequestTrace,
+    open: Option<Open>,
+    metrics: Metrics,
+    drain: Option<CancellationToken>,
+}
+
+impl Call {
+    pub(super) fn new(
+        method: Method,
+        started: Instant,
+        span: RequestTrace,
+        open: Open,
+        metrics: Metrics,
+        drain: Option<CancellationToken>,
+    ) -> Self {
+        Call { method, started, span, open: Some(open), metrics, drain }
+    }
+
+    /// Goes on with the response's body, unless its head already has the status.
+    pub(super) fn observe(mut self, response: Response<Body>) -> Response<Observed> {
+        if let Some(code) = code_in(response.headers()) {
+            self.end(code);
+        }
+        let drain = self.drain.take().map(|drain| Box::pin(drain.cancelled_owned()));
+        response.map(|body| Observed { body, call: self, drain })
+    }
+
+    fn end(&mut self, code: Code) {
+        if self.open.take().is_none() {
+            return;
+        }
+        self.metrics.network.request_ended(Protocol::Grpc, Outcome::of(code));
+        if matches!(self.method.kind(), Kind::Unary | Kind::Produce) {
+            let took = self.started.elapsed();
+            self.metrics.network.call_ended(self.method.name(), code, took, self.span.ids());
+            self.span.finish(code);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+/// The body of a response. It ends the call when the trailers pass by.
+pub(in crate::api) struct Observed {
+    body: Body,
+    call: Call,
+    /// Set for streams that would outlive a drain because nothing in them watches for it.
+    drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl Observed {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.drain {
+            Some(drain) => drain.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl http_body::Body for Observed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let me = &mut *self;
+        match Pin::new(&mut me.body).poll_frame(cx) {
+            Poll::Pending if me.poll_drain(cx).is_ready() => {
+                me.drain = None;
+                me.body = Body::empty();
+                me.call.end(Code::Unavailable);
+                Poll::Ready(Some(trailers(Failure::stopping().into()).map(Frame::trailers)))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(code) = frame.trailers_ref().and_then(code_in) {
+                    me.call.end(code);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            polled => polled,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn trailers(status: Status) -> Result<HeaderMap, Status> {
+    let mut trailers = HeaderMap::with_capacity(3);
+    status.add_header(&mut trailers)?;
+    Ok(trailers)
+}
+
+fn code_in(headers: &HeaderMap) -> Option<Code> {
+    headers.get(Status::GRPC_STATUS).map(HeaderValue::as_bytes).map(Code::from_bytes)
+}

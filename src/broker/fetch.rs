@@ -1,0 +1,278 @@
+//! Reading batches: once with a long poll, and the parts that a subscription shares with it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::produce::in_partition;
+use super::{Broker, Error};
+use crate::clock::Timestamp;
+use crate::cluster::routing::Route;
+use crate::partition::signal::Signal;
+use crate::partition::{self, Partition, StoredBatch};
+use crate::record::{Codec, CodecSet, Offset, SpanLink, decompress_batch};
+use crate::telemetry::{FetchPhases, RequestTrace};
+
+/// Where to begin reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// At this offset.
+    Offset(Offset),
+    /// At the oldest retained record.
+    Earliest,
+    /// At the next record to be appended.
+    Latest,
+    /// At the first record whose append time is at or after this time.
+    Time(Timestamp),
+}
+
+/// A partition and where to begin reading it.
+#[derive(Clone, Debug)]
+pub struct FetchPartition {
+    /// Topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: u32,
+    /// Where to begin.
+    pub position: Position,
+}
+
+/// One read of several partitions.
+#[derive(Clone, Debug)]
+pub struct Fetch {
+    /// What to read.
+    pub partitions: Vec<FetchPartition>,
+    /// Answer as soon as so many bytes are there.
+    pub min_bytes: u32,
+    /// Answer with no more than about so many bytes.
+    pub max_bytes: u32,
+    /// Answer after this time at the latest.
+    pub max_wait: Duration,
+    /// Codecs that the consumer knows.
+    pub accepted: CodecSet,
+    /// The call's span.
+    pub trace: RequestTrace,
+}
+
+/// A batch for a consumer.
+#[derive(Clone, Debug)]
+pub struct FetchedBatch {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// Number of records.
+    pub record_count: u32,
+    /// When it was appended.
+    pub append_time: Timestamp,
+    /// The span in which the broker got the batch, if that was sampled.
+    pub span: Option<SpanLink>,
+    /// The batch, in a codec that the consumer knows.
+    pub batch: Bytes,
+}
+
+/// What was read of one partition.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition number.
+    pub partition: u32,
+    /// Offset of the oldest retained record.
+    pub log_start: Offset,
+    /// Offset after the last committed record.
+    pub high_watermark: Offset,
+    /// Where to read on.
+    pub next_offset: Offset,
+    /// The batches.
+    pub batches: Vec<FetchedBatch>,
+    /// Why the partition could not be read.
+    pub error: Option<Error>,
+}
+
+impl Fetched {
+    pub(super) fn failed(topic: &str, partition: u32, error: Error) -> Self {
+        Fetched {
+            topic: topic.into(),
+            partition,
+            log_start: Offset(0),
+            high_watermark: Offset(0),
+            next_offset: Offset(0),
+            batches: Vec::new(),
+            error: Some(error),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.batches.iter().map(|batch| batch.batch.len() as u64).sum()
+    }
+
+    fn records(&self) -> u64 {
+        self.batches.iter().map(|batch| u64::from(batch.record_count)).sum()
+    }
+}
+
+/// A partition that is being read, and where.
+pub(super) struct Cursor {
+    pub(super) route: Arc<Route>,
+    pub(super) number: u32,
+    pub(super) partition: Partition,
+    pub(super) next: Offset,
+}
+
+impl Broker {
+    /// Reads from several partitions; waits until there is enough or `max_wait` is over.
+    ///
+    /// # Errors
+    /// The broker is not ready. What is wrong with one partition is said in its [`Fetched::error`].
+    pub async fn fetch(&self, request: Fetch) -> Result<Vec<Fetched>, Error> {
+        self.running()?;
+        let started = Instant::now();
+        let mut cursors = Vec::with_capacity(request.partitions.len());
+        for wanted in &request.partitions {
+            cursors.push(self.cursor(wanted).await);
+        }
+        let signal = Signal::new();
+        for (slot, cursor) in cursors.iter().enumerate() {
+            if let Ok(cursor) = cursor {
+                cursor.partition.view().listen(&signal, slot);
+            }
+        }
+        let deadline = tokio::time::Instant::now() + request.max_wait;
+        let _waiting = self.0.levels.waiting();
+        loop {
+            let read_from = Instant::now();
+            let mut fetched = Vec::with_capacity(cursors.len());
+            let mut bytes = 0;
+            for (wanted, cursor) in request.partitions.iter().zip(&cursors) {
+                let left = u64::from(request.max_bytes).saturating_sub(bytes);
+                let one = match cursor {
+                    Ok(cursor) => self.read(cursor, left, request.accepted).await,
+                    Err(error) => Fetched::failed(&wanted.topic, wanted.partition, error.clone()),
+                };
+                bytes += one.bytes();
+                fetched.push(one);
+            }
+            let enough =
+                bytes >= u64::from(request.min_bytes) || fetched.iter().any(|one| one.error.is_some());
+            let over = tokio::time::Instant::now() >= deadline;
+            if enough || over {
+                self.count_deliveries(&cursors, &fetched);
+                if bytes > 0 {
+                    let phases = FetchPhases {
+                        wait: read_from - started,
+                        read: read_from.elapsed(),
+                        respond: Duration::ZERO,
+                    };
+                    self.0.metrics.consume.completed(&phases, request.trace.ids());
+                }
+                return Ok(fetched);
+            }
+            // Woken by news or by time, look again either way.
+            let _ = tokio::time::timeout_at(deadline, signal.wait()).await;
+        }
+    }
+
+    fn count_deliveries(&self, cursors: &[Result<Cursor, Error>], fetched: &[Fetched]) {
+        for (cursor, fetched) in cursors.iter().zip(fetched) {
+            if let Ok(cursor) = cursor {
+                self.count_delivery(cursor, fetched);
+            }
+        }
+    }
+
+    pub(super) fn count_delivery(&self, cursor: &Cursor, fetched: &Fetched) {
+        self.0.metrics.consume.delivered(&cursor.route.metrics, fetched.records(), fetched.bytes());
+    }
+
+    /// Resolves where to begin.
+    pub(super) async fn cursor(&self, wanted: &FetchPartition) -> Result<Cursor, Error> {
+        let route = self.route(&wanted.topic)?;
+        let partition = self.partition(&route, wanted.partition)?.clone();
+        let bounds = partition.bounds();
+        let fail = |source| in_partition(&wanted.topic, wanted.partition, source);
+        let next = match wanted.position {
+            Position::Earliest => bounds.log_start,
+            Position::Latest => bounds.high_watermark,
+            Position::Time(time) => partition.offset_at(time).await.map_err(fail)?,
+            Position::Offset(offset) if offset < bounds.log_start || offset > bounds.high_watermark => {
+                return Err(fail(partition::Error::OffsetOutOfRange {
+                    offset,
+                    log_start: bounds.log_start,
+                    high_watermark: bounds.high_watermark,
+                }));
+            }
+            Position::Offset(offset) => offset,
+        };
+        Ok(Cursor { route, number: wanted.partition, partition, next })
+    }
+
+    /// Reads what is there now, at most about `max_bytes`; nothing if that is zero.
+    pub(super) async fn read(&self, cursor: &Cursor, max_bytes: u64, accepted: CodecSet) -> Fetched {
+        let bounds = cursor.partition.bounds();
+        let mut fetched = Fetched {
+            topic: cursor.route.topic.name.clone(),
+            partition: cursor.number,
+            log_start: bounds.log_start,
+            high_watermark: bounds.high_watermark,
+            next_offset: cursor.next,
+            batches: Vec::new(),
+            error: None,
+        };
+        if max_bytes == 0 {
+            return fetched;
+        }
+        let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        let result = match cursor.partition.read(cursor.next, max_bytes).await {
+            Ok(stored) => transcode(stored, accepted, cursor.route.limits.batch_bytes_max).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(batches) => {
+                if let Some(last) = batches.last() {
+                    fetched.next_offset = Offset(last.base_offset.0 + u64::from(last.record_count));
+                }
+                fetched.batches = batches;
+            }
+            Err(source) => fetched.error = Some(in_partition(&fetched.topic, cursor.number, source)),
+        }
+        fetched
+    }
+}
+
+/// Decompresses the batches whose codec the consumer does not know.
+async fn transcode(
+    stored: Vec<StoredBatch>,
+    accepted: CodecSet,
+    batch_bytes_max: u32,
+) -> Result<Vec<FetchedBatch>, partition::Error> {
+    let served = |stored: StoredBatch| FetchedBatch {
+        base_offset: stored.base,
+        record_count: stored.records,
+        append_time: stored.append_time,
+        span: stored.span,
+        batch: stored.batch,
+    };
+    let known = move |codec: Codec| codec == Codec::None || accepted.contains(codec);
+    if stored.iter().all(|stored| known(stored.codec)) {
+        return Ok(stored.into_iter().map(served).collect());
+    }
+    let work = move || {
+        let mut batches = Vec::with_capacity(stored.len());
+        for mut stored in stored {
+            if !known(stored.codec) {
+                match decompress_batch(&stored.batch, batch_bytes_max as usize) {
+                    Ok(plain) => stored.batch = plain,
+                    // What comes before is served; the next read begins here and reports it.
+                    Err(_) if !batches.is_empty() => return Ok(batches),
+                    Err(error) => {
+                        let (offset, end) = (stored.base, stored.end());
+                        return Err(partition::Error::Corrupt { offset, end, what: error.to_string() });
+                    }
+                }
+            }
+            batches.push(served(stored));
+        }
+        Ok(batches)
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(partition::Error::Stopped))
+}

@@ -1,0 +1,86 @@
+//! What metrics read of the broker when they are collected.
+
+use std::sync::Arc;
+
+use super::Broker;
+use crate::raft::{Role, Status};
+use crate::telemetry::{BufferLevels, ClusterLevels, RaftLevels, StorageLevels, TopicLevels};
+
+impl Broker {
+    /// Registers the broker's observers. They hold it weakly, so that a stopped broker is not kept.
+    pub(super) fn observe(&self) {
+        let metrics = &self.0.metrics;
+        macro_rules! observer {
+            ($read:path) => {{
+                let weak = Arc::downgrade(&self.0);
+                Arc::new(move || $read(&Broker(weak.upgrade()?)))
+            }};
+        }
+        metrics.observe_topics(observer!(Broker::topic_levels));
+        metrics.observe_cluster(observer!(Broker::cluster_levels));
+        metrics.observe_raft(observer!(Broker::raft_levels));
+        metrics.observe_storage(observer!(Broker::storage_levels));
+        metrics.observe_produce_buffer(observer!(Broker::buffer_levels));
+        metrics.observe_consume(observer!(Broker::consume_levels));
+    }
+
+    fn topic_levels(&self) -> Option<TopicLevels> {
+        let routes = self.0.open.get()?.cluster.routing().all();
+        let partitions = routes.values().flat_map(|route| &route.topic.partitions);
+        Some(TopicLevels {
+            topics: routes.len() as u64,
+            partitions: partitions.clone().count() as u64,
+            replicas: partitions.map(|partition| partition.replicas.len() as u64).sum(),
+        })
+    }
+
+    fn cluster_levels(&self) -> Option<ClusterLevels> {
+        let cluster = &self.0.open.get()?.cluster;
+        let leader = cluster.controller() == Some(cluster.identity().broker);
+        Some(ClusterLevels { brokers: u64::from(cluster.broker_count()), leader })
+    }
+
+    fn raft_levels(&self) -> Option<RaftLevels> {
+        let cluster = &self.0.open.get()?.cluster;
+        let control = cluster.control_status().borrow().clone();
+        let (mut leading, mut following, mut leaderless) = (0, 0, 0);
+        let mut count = |status: &Status| match status.role {
+            Role::Leader => leading += 1,
+            _ if status.leader.is_some() => following += 1,
+            _ => leaderless += 1,
+        };
+        count(&control);
+        for route in cluster.routing().all().values() {
+            for partition in route.partitions.iter().flatten() {
+                count(&partition.status().borrow());
+            }
+        }
+        let commit_index = control.committed.unwrap_or(0);
+        Some(RaftLevels { term: control.term, commit_index, leading, following, leaderless })
+    }
+
+    fn storage_levels(&self) -> Option<StorageLevels> {
+        let store = &self.0.open.get()?.partitions.store;
+        let usage = store.usage();
+        Some(StorageLevels {
+            used_bytes: usage.used_bytes,
+            available_bytes: usage.available_bytes,
+            reserve_bytes: self.0.storage.reserve_bytes,
+            writable: store.writable().is_ok(),
+            segments: usage.segments,
+            compactions: usage.compactions,
+            queue_bytes: store.stats().queued_bytes.load(std::sync::atomic::Ordering::Relaxed),
+        })
+    }
+
+    fn buffer_levels(&self) -> Option<BufferLevels> {
+        let partitions = &self.0.open.get()?.partitions;
+        let limit_bytes = partitions.config.buffer_bytes;
+        let free = partitions.buffer.available_permits() as u64;
+        Some(BufferLevels { used_bytes: limit_bytes.saturating_sub(free), limit_bytes })
+    }
+
+    fn consume_levels(&self) -> Option<crate::telemetry::ConsumeLevels> {
+        Some(self.0.levels.read())
+    }
+}

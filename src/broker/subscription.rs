@@ -1,0 +1,160 @@
+//! Batches as they are committed, as far as the consumer's credit goes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fetch::{Cursor, FetchPartition, Fetched};
+use super::produce::in_partition;
+use super::{Broker, levels};
+use crate::partition::{self, signal::Signal};
+use crate::record::CodecSet;
+use crate::telemetry::FetchPhases;
+
+/// An open subscription. Reads only when asked, so a consumer that does not ask costs nothing but its cursors.
+pub struct Subscription {
+    broker: Broker,
+    accepted: CodecSet,
+    credit: u64,
+    /// Slots are never reused, so a late ring of a removed partition finds nothing.
+    cursors: Vec<Option<Cursor>>,
+    /// Slots that may have something to read, each at most once.
+    ready: VecDeque<usize>,
+    signal: Arc<Signal>,
+    asked: Instant,
+    _open: levels::Guard,
+}
+
+impl Broker {
+    /// Opens a subscription without partitions and credit.
+    pub fn subscribe(&self, accepted: CodecSet) -> Subscription {
+        Subscription {
+            broker: self.clone(),
+            accepted,
+            credit: 0,
+            cursors: Vec::new(),
+            ready: VecDeque::new(),
+            signal: Signal::new(),
+            asked: Instant::now(),
+            _open: self.0.levels.subscribed(),
+        }
+    }
+}
+
+impl Subscription {
+    /// Reads further partitions, or repositions ones that are being read. Those that cannot be read are given back
+    /// with their error.
+    pub async fn add(&mut self, partitions: Vec<FetchPartition>) -> Vec<Fetched> {
+        let mut failed = Vec::new();
+        for wanted in partitions {
+            match self.broker.cursor(&wanted).await {
+                Ok(cursor) => {
+                    self.forget(&wanted.topic, wanted.partition);
+                    let slot = self.cursors.len();
+                    cursor.partition.view().listen(&self.signal, slot);
+                    self.cursors.push(Some(cursor));
+                    self.ready.push_back(slot);
+                }
+                Err(error) => failed.push(Fetched::failed(&wanted.topic, wanted.partition, error)),
+            }
+        }
+        failed
+    }
+
+    /// Stops reading partitions. Unknown ones are passed over.
+    pub fn remove(&mut self, partitions: &[(String, u32)]) {
+        for (topic, number) in partitions {
+            self.forget(topic, *number);
+        }
+    }
+
+    /// Lets `bytes` more be delivered.
+    pub fn grant(&mut self, bytes: u64) {
+        self.credit = self.credit.saturating_add(bytes);
+    }
+
+    /// The next batches of some partition, partitions taking turns. Waits while there is no credit or nothing new.
+    /// Cancel-safe: what is not returned is read again.
+    pub async fn next(&mut self) -> Fetched {
+        loop {
+            if self.credit == 0 {
+                std::future::pending::<()>().await;
+            }
+            let Some(&slot) = self.ready.front() else {
+                let rung = self.signal.wait().await;
+                self.asked = Instant::now();
+                for slot in rung {
+                    if !self.ready.contains(&slot) {
+                        self.ready.push_back(slot);
+                    }
+                }
+                continue;
+            };
+            if let Some(fetched) = self.read(slot).await {
+                return fetched;
+            }
+        }
+    }
+
+    /// Reads the partition at the head of the queue. Nothing is noted until the read is complete.
+    async fn read(&mut self, slot: usize) -> Option<Fetched> {
+        let Some(cursor) = self.cursors[slot].as_ref() else {
+            self.ready.pop_front();
+            return None;
+        };
+        let started = Instant::now();
+        let budget = self.credit.min(self.broker.0.config.delivery_bytes);
+        let mut fetched = self.broker.read(cursor, budget, self.accepted).await;
+        self.ready.pop_front();
+        if fetched.error.is_none() && fetched.batches.is_empty() {
+            if !self.is_gone(slot) {
+                return None;
+            }
+            fetched.error = Some(in_partition(&fetched.topic, fetched.partition, partition::Error::Stopped));
+        }
+        if fetched.error.is_some() {
+            self.drop_slot(slot);
+            return Some(fetched);
+        }
+        let bytes = fetched.bytes();
+        self.credit = self.credit.saturating_sub(bytes);
+        if let Some(cursor) = self.cursors[slot].as_mut() {
+            cursor.next = fetched.next_offset;
+            if cursor.next < cursor.partition.bounds().high_watermark {
+                self.ready.push_back(slot);
+            }
+        }
+        if let Some(cursor) = &self.cursors[slot] {
+            self.broker.count_delivery(cursor, &fetched);
+        }
+        let phases = FetchPhases {
+            wait: started.saturating_duration_since(self.asked),
+            read: started.elapsed(),
+            respond: Duration::ZERO,
+        };
+        self.broker.0.metrics.consume.completed(&phases, None);
+        self.asked = Instant::now();
+        Some(fetched)
+    }
+
+    /// Whether the slot's partition was closed, because its topic was deleted or the broker stops.
+    fn is_gone(&self, slot: usize) -> bool {
+        self.cursors[slot].as_ref().is_some_and(|cursor| cursor.partition.is_closed())
+    }
+
+    fn forget(&mut self, topic: &str, number: u32) {
+        let same = |cursor: &Cursor| &*cursor.route.topic.name == topic && cursor.number == number;
+        for slot in 0..self.cursors.len() {
+            if self.cursors[slot].as_ref().is_some_and(same) {
+                self.drop_slot(slot);
+            }
+        }
+    }
+
+    fn drop_slot(&mut self, slot: usize) {
+        if let Some(cursor) = self.cursors[slot].take() {
+            cursor.partition.view().unlisten(&self.signal, slot);
+        }
+        self.ready.retain(|ready| *ready != slot);
+    }
+}

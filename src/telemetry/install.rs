@@ -1,0 +1,250 @@
+//! Puts telemetry together, serves scrapes, and takes it apart.
+
+use std::io::Write;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::metrics::{Instrument, SdkMeterProvider, Stream};
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Dispatch;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::catalog::ROWS;
+use super::config::{Config, Error, Settings};
+use super::exemplars::Store;
+use super::export::{Exporters, Running};
+use super::exporting::{QueueLevels, Signal};
+use super::instruments::{Collection, lock};
+use super::logs;
+use super::metrics::Metrics;
+use super::negotiation::{Format, accepts_gzip};
+use super::openmetrics;
+use super::pipeline::{LogEntrance, SpanEntrance};
+use super::resource::{Identity, resource};
+use super::trace::{Tracer, scope};
+
+/// The telemetry of the process: instruments, spans, and the ways out. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Telemetry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    metrics: Metrics,
+    tracer: Tracer,
+    registry: prometheus::Registry,
+    collection: Arc<Collection>,
+    exemplars: Arc<Store>,
+    /// The removals that the Prometheus reader has seen.
+    seen: AtomicU64,
+    running: Mutex<Option<Running>>,
+    // Kept alive: instruments and layers hold them weakly.
+    _meters: SdkMeterProvider,
+    _tracers: SdkTracerProvider,
+}
+
+/// An answer for `/metrics`.
+#[derive(Clone, Debug)]
+pub struct Scrape {
+    /// The value of `Content-Type`.
+    pub content_type: &'static str,
+    /// The value of `Content-Encoding`, if any.
+    pub encoding: Option<&'static str>,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Telemetry {
+    /// Sets telemetry up and makes it the process's: log events and `tracing` spans go through it from now on.
+    ///
+    /// Only the first call in a process can do the latter, because the subscriber of `tracing` is global; later ones
+    /// (in tests) have everything else. Does not wait for the collector.
+    pub fn install(config: &Config, identity: &Identity) -> Result<Self, Error> {
+        let (telemetry, dispatch) = Telemetry::build(config, identity, &environment, logs::standard_error)?;
+        // An earlier subscriber stays; see above.
+        let _ = tracing::dispatcher::set_global_default(dispatch);
+        Ok(telemetry)
+    }
+
+    /// Telemetry without export and without a subscriber. A caller's sampled trace is followed.
+    pub fn for_tests() -> Self {
+        let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
+        let (telemetry, _) = Telemetry::build(&Config::default(), &identity, &|_| None, logs::standard_error)
+            .expect("the default configuration is valid");
+        telemetry
+    }
+
+    /// Everything but making it global.
+    pub(super) fn build(
+        config: &Config,
+        identity: &Identity,
+        env: &dyn Fn(&str) -> Option<String>,
+        output: impl Fn(&[u8]) + Send + Sync + 'static,
+    ) -> Result<(Self, Dispatch), Error> {
+        let settings = Settings::resolve(config, env)?;
+        let filter = || logs::env_filter(&settings.filter);
+        let resource = resource(identity, env);
+        let exporters = Exporters::build(&settings, &resource)?;
+        let registry = prometheus::Registry::new();
+        let meters = meter_provider(&registry, exporters.as_ref(), resource.clone())?;
+        let collection = Arc::new(Collection::default());
+        let exemplars = Arc::new(Store::default());
+        let metrics = Metrics::new(meters.meter_with_scope(scope()), collection.clone(), exemplars.clone());
+
+        let (span_entrance, spans) = SpanEntrance::new(Signal::Traces, settings.span_queue, metrics.clone());
+        let (log_entrance, log_items) = LogEntrance::new(Signal::Logs, settings.log_queue, metrics.clone());
+        let mut tracers =
+            SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(settings.sampling);
+        if settings.traces.is_some() {
+            tracers = tracers.with_span_processor(span_entrance.clone());
+        }
+        let tracers = tracers.build();
+        let tracer = Tracer::new(&tracers, settings.sampling);
+
+        let bridged_spans = match &settings.traces {
+            Some(_) => Some(
+                tracing_opentelemetry::layer()
+                    .with_tracer(tracers.tracer_with_scope(scope()))
+                    .with_location(false)
+                    .with_threads(false)
+                    .with_tracked_inactivity(false)
+                    .with_filter(filter()?)
+                    .with_filter(logs::feedback_filter()),
+            ),
+            None => None,
+        };
+        let bridged_logs = match &settings.logs {
+            Some(_) => {
+                let provider = SdkLoggerProvider::builder()
+                    .with_resource(resource)
+                    .with_log_processor(log_entrance.clone())
+                    .build();
+                let bridge = OpenTelemetryTracingBridge::new(&provider);
+                Some(bridge.with_filter(filter()?).with_filter(logs::feedback_filter()))
+            }
+            None => None,
+        };
+        let subscriber = tracing_subscriber::registry()
+            .with(bridged_spans)
+            .with(bridged_logs)
+            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN))
+            .with(logs::Lines::new(settings.format, output).with_filter(filter()?));
+        let dispatch = Dispatch::new(subscriber);
+
+        let running = match exporters {
+            Some(exporters) => {
+                let signals = [
+                    (Signal::Traces, &settings.traces),
+                    (Signal::Metrics, &settings.metrics),
+                    (Signal::Logs, &settings.logs),
+                ];
+                for (signal, _) in signals.into_iter().filter(|(_, endpoint)| endpoint.is_some()) {
+                    metrics.exporting.activated(signal);
+                }
+                metrics.exporting.queues.set(Arc::new(move || {
+                    Some(QueueLevels { spans: span_entrance.waiting(), logs: log_entrance.waiting() })
+                }));
+                let weak = dispatch.downgrade();
+                Some(exporters.run(&settings, &metrics, &collection, Some(spans), Some(log_items), weak)?)
+            }
+            None => None,
+        };
+        let inner = Inner {
+            metrics,
+            tracer,
+            registry,
+            collection,
+            exemplars,
+            seen: AtomicU64::new(0),
+            running: Mutex::new(running),
+            _meters: meters,
+            _tracers: tracers,
+        };
+        Ok((Telemetry(Arc::new(inner)), dispatch))
+    }
+
+    /// The instruments.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Makes the spans of requests.
+    pub fn tracer(&self) -> &Tracer {
+        &self.0.tracer
+    }
+
+    /// Collects and encodes all metrics, for the headers `Accept` and `Accept-Encoding`.
+    ///
+    /// Takes milliseconds, more with thousands of topics, and blocks: call it from `spawn_blocking`.
+    pub fn scrape(&self, accept: Option<&str>, accept_encoding: Option<&str>) -> Scrape {
+        let started = Instant::now();
+        let inner = &*self.0;
+        let format = Format::negotiate(accept);
+        let families = inner.collection.run(&inner.seen, || inner.registry.gather());
+        let exposition = openmetrics::encode(families, &inner.exemplars, format);
+        let compressed = accepts_gzip(accept_encoding).then(|| gzip(exposition.text.as_bytes())).flatten();
+        let (encoding, body) = match compressed {
+            Some(body) => (Some("gzip"), body),
+            None => (None, exposition.text.into_bytes()),
+        };
+        inner.metrics.exporting.scraped(started.elapsed(), exposition.series, exposition.overflowing);
+        Scrape { content_type: format.content_type(), encoding, body: body.into() }
+    }
+
+    /// Exports what waits, then stops exporting. Returns whether everything was handed over before the deadline.
+    /// Metrics can still be scraped. A second call does nothing.
+    pub async fn shutdown(&self, deadline: Duration) -> bool {
+        let running = lock(&self.0.running).take();
+        match running {
+            Some(running) => running.flush(deadline).await,
+            None => true,
+        }
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn meter_provider(
+    registry: &prometheus::Registry,
+    exporters: Option<&Exporters>,
+    resource: Resource,
+) -> Result<SdkMeterProvider, Error> {
+    let prometheus = opentelemetry_prometheus::exporter()
+        .with_registry(registry.clone())
+        .without_units()
+        .without_counter_suffixes()
+        .scope_info_enabled(false)
+        .build()
+        .map_err(Error::Prometheus)?;
+    let mut builder =
+        SdkMeterProvider::builder().with_resource(resource).with_reader(prometheus).with_view(budget);
+    if let Some(reader) = exporters.and_then(Exporters::reader) {
+        builder = builder.with_reader(reader);
+    }
+    Ok(builder.build())
+}
+
+/// Limits an instrument to its row's budget. The SDK reserves room for the limit, so a small one also saves memory.
+fn budget(instrument: &Instrument) -> Option<Stream> {
+    let row = ROWS.iter().find(|row| row.otel == instrument.name())?;
+    Stream::builder().with_cardinality_limit(row.series).build().ok()
+}
+
+/// None if compression fails, which memory does not: the body is then sent as it is.
+fn gzip(text: &[u8]) -> Option<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 8), Compression::fast());
+    encoder.write_all(text).ok()?;
+    encoder.finish().ok()
+}
