@@ -90,7 +90,7 @@ impl Default for Config {
             cache_bytes: 32 * MIB,
             write_buffer_bytes: 256 * MIB,
             table_bytes: 32 * MIB,
-            journal_bytes: 256 * MIB,
+            journal_bytes: 128 * MIB,
             commit_queue_bytes: 64 * MIB,
             round_bytes: 16 * MIB,
             flush_threads: 0,
