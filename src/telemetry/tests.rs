@@ -1,6 +1,7 @@
 //! Telemetry as a whole: what is recorded arrives, on `/metrics` and at a collector.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -140,6 +141,30 @@ async fn every_row_of_the_catalogue_can_be_moved_and_is_shown() {
     assert!(value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6), "{text}");
 }
 
+#[tokio::test]
+#[ignore = "needs promtool, which comes with Prometheus, on the PATH"]
+async fn promtool_complains_of_the_specified_gauges_and_of_nothing_else() {
+    let (telemetry, _dispatch) = exporting_to("http://127.0.0.1:9", "", |_| {});
+    move_everything(&telemetry);
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("promtool is installed");
+    let mut stdin = promtool.stdin.take().expect("piped");
+    stdin.write_all(scrape(&telemetry, None).as_bytes()).expect("promtool reads");
+    drop(stdin);
+    let output = promtool.wait_with_output().expect("promtool ends");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let mut complaints: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+    complaints.sort_unstable();
+    let expected = ["partitions", "replicas", "segments", "topics"]
+        .map(|name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"));
+    assert_eq!(complaints, expected);
+}
+
 #[test]
 fn phases_add_up_to_the_latency() {
     let telemetry = Telemetry::for_tests();
@@ -273,6 +298,48 @@ fn a_request_follows_the_callers_decision_and_passes_it_on() {
     assert!(!onward.sampled);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_links_to_the_writers_and_is_a_trace_of_its_own_on_a_long_stream() {
+    let (collector, endpoint) = Collector::start().await;
+    let (telemetry, _dispatch) = exporting_to(&endpoint, "", |_| {});
+    let writer = |number: u8| TraceIds { trace: [number; 16], span: [number; 8] };
+    let describe = || (std::borrow::Cow::Borrowed("deliver"), Vec::new());
+    let tracer = telemetry.tracer();
+    // Unsampled writers have no ids; neighbours of one batch share theirs.
+    let links = (0..=200).flat_map(|number| [writer(number), writer(number)]);
+    let delivery = tracer.delivery(&RequestTrace::NONE, links, describe);
+    delivery.end(None);
+    assert!(!tracer.delivery(&RequestTrace::NONE, [writer(0)], describe).is_sampled());
+    assert!(telemetry.shutdown(Duration::from_secs(10)).await);
+
+    let traces = lock(&collector.traces);
+    let spans = &traces[0].resource_spans[0].scope_spans[0].spans;
+    assert_eq!(spans.len(), 1);
+    assert_eq!((spans[0].links.len(), spans[0].parent_span_id.len()), (LINKS_MAX, 0));
+    assert_eq!(spans[0].links[0].trace_id, [1; 16]);
+    let attributes = format!("{:?}", spans[0].attributes);
+    assert!(
+        attributes.contains("streambus.links.dropped") && attributes.contains("IntValue(72)"),
+        "{attributes}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_comes_back_is_used_again_and_one_line_says_so() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    let more = "otlp.timeout = '200ms'\notlp.metrics_interval = '20ms'";
+    let (telemetry, _dispatch) = exporting_to(&format!("http://{closed}"), more, move |line| {
+        let _ = sender.send(String::from_utf8_lossy(line).into_owned());
+    });
+    let line = lines.recv().await.expect("a complaint");
+    assert!(line.contains("telemetry.export.failing"), "{line}");
+    Collector::serve(TcpListener::bind(closed).await.expect("the same port"));
+    let line = lines.recv().await.expect("the all-clear");
+    assert!(line.contains("telemetry.export.recovered"), "{line}");
+    assert!(telemetry.metrics().exporting.exported_so_far(Signal::Metrics) > 0);
+}
+
 /// A reader that the test and the provider hold.
 #[derive(Clone, Debug, Default)]
 struct Shared(Arc<ManualReader>);
@@ -346,16 +413,20 @@ impl LogsService for Collector {
 impl Collector {
     /// Serves on a port of its own.
     async fn start() -> (Self, String) {
-        let collector = Collector::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        (Collector::serve(listener), endpoint)
+    }
+
+    fn serve(listener: TcpListener) -> Self {
+        let collector = Collector::default();
         let server = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(collector.clone()))
             .add_service(MetricsServiceServer::new(collector.clone()))
             .add_service(LogsServiceServer::new(collector.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(server);
-        (collector, endpoint)
+        collector
     }
 }
 
