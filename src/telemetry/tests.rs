@@ -54,32 +54,28 @@ fn value(text: &str, series: &str) -> Option<f64> {
 /// Registers every observer and calls every verb once.
 fn move_everything(telemetry: &Telemetry) {
     let metrics = telemetry.metrics();
-    metrics.observe_broker(Arc::new(|| BrokerLevels {
-        status: Status::Running,
-        connections: 3,
-        active_requests: 2,
+    metrics.observe_broker(Arc::new(|| {
+        Some(BrokerLevels { status: Status::Running, connections: 3, active_requests: 2 })
     }));
-    metrics.observe_health(Arc::new(|| vec![HealthCheck { check: "storage", ok: true }]));
-    metrics.observe_topics(Arc::new(|| TopicLevels { topics: 1, partitions: 4, replicas: 4 }));
-    metrics.observe_cluster(Arc::new(|| ClusterLevels { brokers: 1, leader: true }));
-    metrics.observe_raft(Arc::new(|| RaftLevels {
-        term: 7,
-        commit_index: 42,
-        leading: 5,
-        following: 0,
-        leaderless: 0,
+    metrics.observe_health(Arc::new(|| Some(vec![HealthCheck { check: "storage", ok: true }])));
+    metrics.observe_topics(Arc::new(|| Some(TopicLevels { topics: 1, partitions: 4, replicas: 4 })));
+    metrics.observe_cluster(Arc::new(|| Some(ClusterLevels { brokers: 1, leader: true })));
+    metrics.observe_raft(Arc::new(|| {
+        Some(RaftLevels { term: 7, commit_index: 42, leading: 5, following: 0, leaderless: 0 })
     }));
-    metrics.observe_storage(Arc::new(|| StorageLevels {
-        used_bytes: 100,
-        available_bytes: 900,
-        reserve_bytes: 10,
-        writable: true,
-        segments: 6,
-        compactions: 2,
-        queue_bytes: 0,
+    metrics.observe_storage(Arc::new(|| {
+        Some(StorageLevels {
+            used_bytes: 100,
+            available_bytes: 900,
+            reserve_bytes: 10,
+            writable: true,
+            segments: 6,
+            compactions: 2,
+            queue_bytes: 0,
+        })
     }));
-    metrics.observe_produce_buffer(Arc::new(|| BufferLevels { used_bytes: 1, limit_bytes: 64 }));
-    metrics.observe_consume(Arc::new(|| ConsumeLevels { subscriptions: 1, fetches_waiting: 1 }));
+    metrics.observe_produce_buffer(Arc::new(|| Some(BufferLevels { used_bytes: 1, limit_bytes: 64 })));
+    metrics.observe_consume(Arc::new(|| Some(ConsumeLevels { subscriptions: 1, fetches_waiting: 1 })));
     metrics.observe_runtime(&tokio::runtime::Handle::current());
     let topic = metrics.topic("orders");
     metrics.produce.accepted(&topic, 10, 1000);
@@ -222,7 +218,9 @@ fn a_scrape_is_compressed_when_asked() {
 fn an_observer_that_panics_loses_only_its_own_samples() {
     let telemetry = Telemetry::for_tests();
     telemetry.metrics().observe_cluster(Arc::new(|| panic!("expected by the test")));
-    telemetry.metrics().observe_topics(Arc::new(|| TopicLevels { topics: 1, partitions: 2, replicas: 3 }));
+    telemetry
+        .metrics()
+        .observe_topics(Arc::new(|| Some(TopicLevels { topics: 1, partitions: 2, replicas: 3 })));
     scrape(&telemetry, None);
     let text = scrape(&telemetry, None);
     assert_eq!(value(&text, "streambus_cluster_size"), None);
@@ -237,7 +235,7 @@ fn levels_are_read_once_per_collection() {
     let counted = calls.clone();
     telemetry.metrics().observe_topics(Arc::new(move || {
         *lock(&counted) += 1;
-        TopicLevels { topics: *lock(&counted), partitions: 0, replicas: 0 }
+        Some(TopicLevels { topics: *lock(&counted), partitions: 0, replicas: 0 })
     }));
     scrape(&telemetry, None);
     let text = scrape(&telemetry, None);
