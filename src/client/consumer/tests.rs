@@ -167,3 +167,16 @@ async fn fetches_once() {
     assert_eq!((last.high_watermark, last.next_offset), (Offset(30), Offset(30)));
     assert_eq!(last.batches[0].record_count(), 5);
 }
+
+#[tokio::test]
+async fn a_broker_that_is_not_there_is_named() {
+    let fake = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = fake.local_addr().expect("an address").to_string();
+    drop(fake);
+    let error = crate::client::Client::connect(address.clone(), crate::client::ClientConfig::default())
+        .await
+        .expect_err("nobody listens");
+    assert!(error.to_string().starts_with(&format!("cannot reach {address}: ")), "{error}");
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert!(!error.may_have_been_written());
+}
