@@ -10,7 +10,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod metadata;
-// pub mod partition;
+pub mod partition;
 pub mod raft;
 pub mod record;
 pub mod server;

@@ -24,7 +24,6 @@ impl Problem {
     }
 
     /// The problems of a module that words them as sentences beginning with `section.key`.
-    #[allow(dead_code, reason = "sections that use it are added with their modules")]
     pub(super) fn of_sentences(sentences: impl IntoIterator<Item = String>) -> Vec<Problem> {
         let problem = |sentence: String| match sentence.split_once(' ') {
             Some((key, what)) => Problem { key: key.to_owned(), what: what.to_owned() },

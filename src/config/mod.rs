@@ -13,7 +13,6 @@ mod file;
 mod known;
 mod merge;
 mod mistake;
-mod server;
 mod source;
 
 use std::ffi::OsString;
@@ -24,22 +23,37 @@ use serde::{Deserialize, Serialize};
 pub use environment::CLI_VARIABLES;
 pub use merge::Entry;
 pub use mistake::{Mistake, Mistakes, Problem};
-pub use server::Server;
 pub use source::{Origin, Setting};
 
 /// Every setting of a broker. A field is a section of the file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The process: threads, advertised addresses, shutdown.
-    pub server: Server,
+    /// Listeners, and what one client may cost.
+    pub api: crate::api::Config,
+    /// Threads, advertised addresses, shutdown, limits, and what topics get that do not say otherwise.
+    pub broker: crate::broker::Config,
+    /// Buffers of partitions, retention.
+    pub partition: crate::partition::Config,
+    /// Replicated groups.
+    pub raft: crate::raft::Config,
+    /// Where and how data is kept.
+    pub storage: crate::storage::Config,
+    /// Metrics, traces and logs.
+    pub telemetry: crate::telemetry::Config,
 }
 
 impl Config {
-    /// What single values that are well-formed, but out of range or in contradiction to others, get wrong.
+    /// What values that are well-formed, but out of range or in contradiction to others, get wrong.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        Problem::of_section("server", self.server.problems())
+        let mut problems = Problem::of_section("api", self.api.problems());
+        problems.extend(Problem::of_sentences(self.broker.mistakes()));
+        problems.extend(Problem::of_sentences(self.partition.mistakes()));
+        problems.extend(Problem::of_sentences(self.raft.mistakes()));
+        problems.extend(Problem::of_sentences(self.storage.mistakes()));
+        problems.extend(Problem::of_sentences(self.telemetry.mistakes()));
+        problems
     }
 }
 
@@ -92,6 +106,28 @@ mod tests {
         let loaded = load(Sources::default()).expect("no mistake");
         assert_eq!(loaded.config, Config::default());
         assert!(loaded.entries.iter().all(|entry| entry.origin == Origin::Default));
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_blamed_on_its_source() {
+        let flags = vec![
+            Setting::flag("--set", "storage.round_bytes", "1"),
+            Setting::flag("--set", "raft.election_min_ms", "1"),
+            Setting::flag("--set", "api.connections_max", "0"),
+            Setting::flag("--set", "telemetry.trace.sample_ratio", "2"),
+        ];
+        let mistakes = load(Sources { flags, ..Sources::default() }).expect_err("out of range");
+        let keys: Vec<_> = mistakes.0.iter().map(|mistake| mistake.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "api.connections_max",
+                "raft.election_min_ms",
+                "storage.round_bytes",
+                "telemetry.trace.sample_ratio"
+            ]
+        );
+        assert!(mistakes.0.iter().all(|mistake| mistake.origin.to_string() == "--set"), "{mistakes}");
     }
 
     #[test]
