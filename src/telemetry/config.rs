@@ -22,6 +22,13 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+impl Config {
+    /// What is wrong with these settings, as sentences that begin with the setting. Variables are not looked at.
+    pub fn mistakes(&self) -> Vec<String> {
+        Settings::resolve(self, &|_| None).err().map(|error| error.to_string()).into_iter().collect()
+    }
+}
+
 /// Export of metrics, traces and logs over OTLP/gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
