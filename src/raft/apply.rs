@@ -1,4 +1,5 @@
-//! openraft's view of a group's state machine: applies committed entries, writes checkpoints, gives and takes snapshots.
+//! openraft's view of a group's state machine: applies committed entries, writes checkpoints, gives and takes
+//! snapshots.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,8 @@ use crate::storage::{Batch, Durability};
 /// How often the committed position is written. It only saves waiting at the next start.
 const COMMITTED_EVERY: Duration = Duration::from_secs(1);
 
-/// A checkpoint costs its state's size, so it is written after at least this many times that size of commands.
+/// A checkpoint costs its state's size, so it is written after at least this many times that size of
+/// commands.
 const COMMANDS_PER_STATE: u64 = 8;
 
 /// Feeds a machine with committed entries.
@@ -65,8 +67,8 @@ impl Applier {
         }
     }
 
-    /// Writes a checkpoint now, if anything was applied since the last one and what is applied is not after `limit`. The
-    /// receiver completes when the store has it.
+    /// Writes a checkpoint now, if anything was applied since the last one and what is applied is not after
+    /// `limit`. The receiver completes when the store has it.
     pub(super) fn checkpoint_up_to(&mut self, limit: u64) -> oneshot::Receiver<()> {
         let (written, receiver) = oneshot::channel();
         let applied = self.applied.map(|applied| applied.index);

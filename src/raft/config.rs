@@ -8,15 +8,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How often a leader tells its followers that it lives, in milliseconds. A group with one voter sends none.
+    /// How often a leader tells its followers that it lives, in milliseconds. A group with one voter sends
+    /// none.
     pub heartbeat_ms: u64,
-    /// The shortest time without a leader's word after which a follower starts an election, in milliseconds. Must be
-    /// above `heartbeat_ms`; several heartbeats, so that one lost message does not start an election.
+    /// The shortest time without a leader's word after which a follower starts an election, in milliseconds.
+    /// Must be above `heartbeat_ms`; several heartbeats, so that one lost message does not start an election.
     pub election_min_ms: u64,
-    /// The longest such time, in milliseconds. Each follower draws its own between the two, so that elections rarely tie.
+    /// The longest such time, in milliseconds. Each follower draws its own between the two, so that elections
+    /// rarely tie.
     pub election_max_ms: u64,
-    /// How many bytes of commands are applied between two checkpoints. A restart re-applies at most about this
-    /// much; each checkpoint writes the whole state, so groups with a big state write them more rarely.
+    /// How many bytes of commands are applied between two checkpoints. A restart re-applies at most about
+    /// this much; each checkpoint writes the whole state, so groups with a big state write them more rarely.
     pub checkpoint_bytes: u64,
     /// How many bytes of entries one message to a follower carries. An entry above it travels alone.
     pub append_bytes_max: u64,
@@ -75,8 +77,9 @@ impl Config {
 
     /// The same settings as openraft wants them.
     ///
-    /// Snapshots and purging happen only when [`super::Group::purge_to`] asks. Leadership is never taken up again after a
-    /// restart without an election: a log that lost its unsynced end would write other entries under the old term.
+    /// Snapshots and purging happen only when [`super::Group::purge_to`] asks. Leadership is never taken up
+    /// again after a restart without an election: a log that lost its unsynced end would write other entries
+    /// under the old term.
     pub(super) fn to_openraft(&self) -> openraft::Config {
         openraft::Config {
             cluster_name: "streambus".to_owned(),

@@ -1,5 +1,6 @@
-//! openraft's own tests of a log store and a state machine, as far as they fit. Left out are those that contradict what a
-//! group's log is: they leave holes in it, purge it without a snapshot, or expect a snapshot of the latest state.
+//! openraft's own tests of a log store and a state machine, as far as they fit. Left out are those that
+//! contradict what a group's log is: they leave holes in it, purge it without a snapshot, or expect a
+//! snapshot of the latest state.
 
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tokio::sync::oneshot;
 
+use super::Config;
 use super::apply::Applier;
 use super::log_store::LogStore;
 use super::shared::Shared;
 use super::tail::Tail;
 use super::testing::{Broker, GROUP, Notebook};
 use super::types::Types;
-use super::Config;
 
 struct Empty;
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::{MachineError, NodeId};
 use crate::storage::{self, GroupId};
 
-/// Why a group could not do what was asked. Each variant says whether a proposed command may have been written.
+/// Why a group could not do what was asked. Each variant says whether a proposed command may have been
+/// written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// This replica does not lead the group. Nothing was written.
-    #[error("this node does not lead the group; the leader is {}", leader.map_or("unknown".to_owned(), |id| id.to_string()))]
+    #[error("this node does not lead the group; the leader is {}", name(*leader))]
     NotLeader {
         /// Who leads, as far as this replica knows.
         leader: Option<NodeId>,
@@ -17,12 +18,12 @@ pub enum Error {
     /// So many commands wait that the group's queue is full. Nothing was written.
     #[error("too many commands wait in the group")]
     Busy,
-    /// Leadership was lost, or the replica stopped, while the command was in flight. It may have been written, now or
-    /// later; whoever retries must recognise duplicates.
+    /// Leadership was lost, or the replica stopped, while the command was in flight. It may have been
+    /// written, now or later; whoever retries must recognise duplicates.
     #[error("leadership changed or the replica stopped while the command was in flight")]
     OutcomeUnknown,
-    /// The store failed, and with it this replica, for good. A command refused with this was not written; a command that
-    /// was already in flight gets [`Error::OutcomeUnknown`].
+    /// The store failed, and with it this replica, for good. A command refused with this was not written; a
+    /// command that was already in flight gets [`Error::OutcomeUnknown`].
     #[error("the store of the group failed")]
     Storage(#[from] storage::Error),
     /// The replica is shut down, or its agreement stopped by itself. Nothing was written.
@@ -45,8 +46,8 @@ pub enum Error {
         #[source]
         source: Arc<MachineError>,
     },
-    /// The change of members is not possible now: another one is under way, or a named node is not known to the group. Nothing
-    /// was written.
+    /// The change of members is not possible now: another one is under way, or a named node is not known to
+    /// the group. Nothing was written.
     #[error("the members cannot be changed: {reason}")]
     Membership {
         /// What stands in the way.
@@ -58,4 +59,8 @@ pub enum Error {
         /// Which setting, and why.
         reason: String,
     },
+}
+
+fn name(leader: Option<NodeId>) -> String {
+    leader.map_or_else(|| "unknown".to_owned(), |node| format!("node {node}"))
 }

@@ -69,12 +69,13 @@ pub(super) struct Core {
 }
 
 impl<M: Machine> Group<M> {
-    /// Opens the replica of group `id` on this node: restores `machine` from the newest checkpoint, re-applies what is known to be committed
-    /// after it, and takes part in the group. A group that never was opened here starts empty and waits for
-    /// [`Group::bootstrap`] or for a leader that adds it.
+    /// Opens the replica of group `id` on this node: restores `machine` from the newest checkpoint,
+    /// re-applies what is known to be committed after it, and takes part in the group. A group that never was
+    /// opened here starts empty and waits for [`Group::bootstrap`] or for a leader that adds it.
     ///
     /// # Errors
-    /// [`Error::Config`] for contradicting settings, [`Error::Storage`], [`Error::Corrupt`] and [`Error::Restore`] for what the store holds.
+    /// [`Error::Config`] for contradicting settings, [`Error::Storage`], [`Error::Corrupt`] and
+    /// [`Error::Restore`] for what the store holds.
     pub async fn open(id: GroupId, node: NodeId, mut machine: M, env: &Env) -> Result<Self, Error> {
         let config = env.config.to_openraft().validate();
         let config = config.map_err(|error| Error::Config { reason: error.to_string() })?;
@@ -128,8 +129,9 @@ impl<M: Machine> Group<M> {
         Ok(Group { core, machine: PhantomData })
     }
 
-    /// Proposes a command. Commands enter the log in the order of these calls. The future resolves when the command is applied
-    /// on this node, or at once with [`Error::NotLeader`], [`Error::Busy`] or the reason why the replica stopped.
+    /// Proposes a command. Commands enter the log in the order of these calls. The future resolves when the
+    /// command is applied on this node, or at once with [`Error::NotLeader`], [`Error::Busy`] or the reason
+    /// why the replica stopped.
     ///
     /// How many bytes are in flight is the caller's to bound.
     pub fn propose(&self, command: CommandBuf) -> Proposal<M::Reply> {
@@ -138,8 +140,8 @@ impl<M: Machine> Group<M> {
         }
         let (waiter, answer) = Waiter::new();
         let write = self.core.agreement.client_write_ff(Command::Proposed(command.freeze()), Some(waiter));
-        // openraft's queue takes the command on the first poll or not at all. `unconstrained`, because a task that has used up its
-        // turn would be told to wait although there is room.
+        // openraft's queue takes the command on the first poll or not at all. `unconstrained`, because a task
+        // that has used up its turn would be told to wait although there is room.
         match tokio::task::unconstrained(write).now_or_never() {
             Some(Ok(())) => Proposal::enqueued(answer),
             Some(Err(_)) => Proposal::refused(self.core.shared.stopped()),
@@ -165,7 +167,8 @@ impl<M> Group<M> {
         self.core.shared.status().subscribe()
     }
 
-    /// Starts the group with these voters, of which this node must be one. Does nothing to a group that has started.
+    /// Starts the group with these voters, of which this node must be one. Does nothing to a group that has
+    /// started.
     ///
     /// Exactly one member's call is needed; equal calls by several are harmless.
     ///
@@ -185,23 +188,26 @@ impl<M> Group<M> {
     /// Adds a member that receives entries but has no vote. Waits until it has caught up.
     ///
     /// # Errors
-    /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way, [`Error::OutcomeUnknown`].
+    /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way,
+    /// [`Error::OutcomeUnknown`].
     pub async fn add_learner(&self, node: NodeId) -> Result<(), Error> {
         self.core.changed(self.core.agreement.add_learner(node, (), true).await)
     }
 
-    /// Makes `voters` the members with a vote; each must be a member already. Who loses its vote leaves the group.
+    /// Makes `voters` the members with a vote; each must be a member already. Who loses its vote leaves the
+    /// group.
     ///
     /// # Errors
-    /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way or if a node is no member,
-    /// [`Error::OutcomeUnknown`].
+    /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way or if a node is no
+    /// member, [`Error::OutcomeUnknown`].
     pub async fn change_voters(&self, voters: impl IntoIterator<Item = NodeId>) -> Result<(), Error> {
         let voters =
             ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters.into_iter().collect::<BTreeSet<_>>());
         self.core.changed(self.core.agreement.change_membership(voters, false).await)
     }
 
-    /// Asks the leader, if it is this node, to hand its leadership to `to`. Whether it did is seen in [`Status`].
+    /// Asks the leader, if it is this node, to hand its leadership to `to`. Whether it did is seen in
+    /// [`Status`].
     ///
     /// # Errors
     /// What ended the replica.
@@ -209,8 +215,9 @@ impl<M> Group<M> {
         self.core.agreement.trigger().transfer_leader(to).await.map_err(|_| self.core.shared.stopped())
     }
 
-    /// Forgets entries up to at most `index`: the newest checkpoint at or below it becomes the snapshot, and the log before it
-    /// goes, also from disk. Without such a checkpoint nothing happens. Returns up to where the log is purged now.
+    /// Forgets entries up to at most `index`: the newest checkpoint at or below it becomes the snapshot, and
+    /// the log before it goes, also from disk. Without such a checkpoint nothing happens. Returns up to where
+    /// the log is purged now.
     ///
     /// # Errors
     /// What ended the replica.
@@ -218,8 +225,9 @@ impl<M> Group<M> {
         self.core.purge_to(index).await
     }
 
-    /// Stops the replica: writes a last checkpoint and waits for everything in flight. Commands not yet applied get
-    /// [`Error::OutcomeUnknown`]. Returns when nothing of the replica touches the store any more. Later calls do nothing.
+    /// Stops the replica: writes a last checkpoint and waits for everything in flight. Commands not yet
+    /// applied get [`Error::OutcomeUnknown`]. Returns when nothing of the replica touches the store any more.
+    /// Later calls do nothing.
     pub async fn shutdown(&self) {
         self.core.shutdown().await;
     }
@@ -274,8 +282,8 @@ impl Found {
 }
 
 impl Core {
-    /// Starts what openraft waits with: an election at once if this node is the only voter, otherwise the ticks that
-    /// lead to one in time.
+    /// Starts what openraft waits with: an election at once if this node is the only voter, otherwise the
+    /// ticks that lead to one in time.
     async fn start(&self) -> Result<(), Error> {
         let node = self.node;
         let alone = self.agreement.with_raft_state(move |state| {
@@ -317,7 +325,8 @@ impl Core {
         let mut batch = Batch::new();
         batch.put_snapshot(self.shared.group, checkpoint);
         self.shared.store.commit_and_wait(batch, Durability::Lazy).await?;
-        // Taking up the snapshot makes openraft purge the log up to it, once no follower is being sent those entries.
+        // Taking up the snapshot makes openraft purge the log up to it, once no follower is being sent those
+        // entries.
         self.agreement.trigger().snapshot().await.map_err(|_| self.shared.stopped())?;
         let mut status = self.shared.status().subscribe();
         let done = status.wait_for(|status| status.purged >= Some(at) || status.role == Role::Stopped).await;
@@ -371,8 +380,8 @@ impl Replica {
     /// Answers another node's message.
     ///
     /// # Errors
-    /// [`Error::Storage`] for bytes that are not as they were sent, [`Error::Corrupt`] for such a snapshot, and
-    /// what ended the replica.
+    /// [`Error::Storage`] for bytes that are not as they were sent, [`Error::Corrupt`] for such a snapshot,
+    /// and what ended the replica.
     pub async fn handle(&self, request: message::Request) -> Result<message::Response, Error> {
         let agreement = &self.core.agreement;
         let stopped = || self.core.shared.stopped();

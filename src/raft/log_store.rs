@@ -1,4 +1,5 @@
-//! openraft's view of a group's log: appends go to the store's committer and to the tail, reads prefer the tail.
+//! openraft's view of a group's log: appends go to the store's committer and to the tail, reads prefer the
+//! tail.
 
 use std::fmt::Debug;
 use std::io;
@@ -34,7 +35,8 @@ impl LogStore {
         if range.start >= stored_end {
             return Ok(cut(recent, bytes_max));
         }
-        // A row leaves the tail only after the store has it, so what is not in the tail is there or does not exist.
+        // A row leaves the tail only after the store has it, so what is not in the tail is there or does not
+        // exist.
         let mut rows = self.shared.log.read(range.start, stored_end, bytes_max)?;
         if rows.last().is_some_and(|row| row.index + 1 == stored_end) {
             rows.append(&mut recent);
@@ -49,7 +51,10 @@ impl LogStore {
         if next < range.end {
             // Reading stops before a damaged row; starting at it says what is wrong with it.
             self.shared.log.read(next, range.end, 0)?;
-            return Err(super::Error::Corrupt { group: self.shared.group, what: "committed entries are missing" });
+            return Err(super::Error::Corrupt {
+                group: self.shared.group,
+                what: "committed entries are missing",
+            });
         }
         Ok(rows)
     }
@@ -122,7 +127,8 @@ impl RaftLogReader<Types> for LogStore {
     where
         R: RangeBounds<u64> + Clone + Debug + Send,
     {
-        // Only applying reads this way, and what it reads is nearly always in the tail: no copy but of handles.
+        // Only applying reads this way, and what it reads is nearly always in the tail: no copy but of
+        // handles.
         let store = self.clone();
         let range = half_open(range);
         let (rows, error) = match self.read_all(range) {
@@ -237,8 +243,8 @@ impl RaftLogStorage<Types> for LogStore {
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         self.shared.tail().purge_to(upto.index);
         self.shared.update_status(|status| status.last_index = status.last_index.max(Some(upto.index)));
-        // In the background, because removing files takes long and nothing after it waits for it: openraft asks no more
-        // for what it purged, and opening the group finishes what a crash left behind.
+        // In the background, because removing files takes long and nothing after it waits for it: openraft
+        // asks no more for what it purged, and opening the group finishes what a crash left behind.
         let shared = Arc::clone(&self.shared);
         self.shared.purges.spawn_blocking(move || match shared.log.purge_to(position(&upto)) {
             Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),

@@ -16,17 +16,19 @@ pub struct MachineError {
 
 /// A deterministic state machine, fed with the group's commands in log order.
 ///
-/// After a restart the commands since the last checkpoint are applied again, and the rows they put into the batch are written
-/// again with the same values.
+/// After a restart the commands since the last checkpoint are applied again, and the rows they put into the
+/// batch are written again with the same values.
 pub trait Machine: Send + 'static {
     /// What a command answers to its proposer. Not kept, and not made on other replicas' behalf.
     type Reply: Send + 'static;
 
-    /// Applies one command. Must give the same state and rows on every replica: no clock, no chance, no I/O; what it stores
-    /// goes into `batch`, which is handed to the store after the run of commands it belongs to.
+    /// Applies one command. Must give the same state and rows on every replica: no clock, no chance, no I/O;
+    /// what it stores goes into `batch`, which is handed to the store after the run of commands it belongs
+    /// to.
     fn apply(&mut self, index: u64, term: u64, command: &Bytes, batch: &mut Batch) -> Self::Reply;
 
-    /// Called after a run of commands whose rows have been handed to the store: what readers wait for may be published.
+    /// Called after a run of commands whose rows have been handed to the store: what readers wait for may be
+    /// published.
     fn applied(&mut self);
 
     /// The whole state. The same history gives the same bytes on every replica.

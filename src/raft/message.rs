@@ -1,7 +1,7 @@
 //! What the replicas of a group say to each other, free of the agreement library's types.
 //!
-//! A [`super::Transport`] carries a [`Request`] to the same group's [`super::Replica`] on another node and brings back its
-//! [`Response`].
+//! A [`super::Transport`] carries a [`Request`] to the same group's [`super::Replica`] on another node and
+//! brings back its [`Response`].
 
 use bytes::Bytes;
 

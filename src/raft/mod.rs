@@ -1,9 +1,10 @@
 //! Replicated groups: agreement on one log per group, a state machine fed by it, and nothing else.
 //!
-//! A [`Group`] is a handle to one replica. Proposals are enqueued in call order and resolve when their entry is applied
-//! on this node. The log is kept by [`crate::storage`]; the entries that are appended but not yet applied are also held in memory, so
-//! applying never reads the disk. A checkpoint of the machine's state is written every so often; the newest checkpoint
-//! at or below the log start is the group's snapshot, so a lagging follower never skips a retained entry.
+//! A [`Group`] is a handle to one replica. Proposals are enqueued in call order and resolve when their entry
+//! is applied on this node. The log is kept by [`crate::storage`]; the entries that are appended but not yet
+//! applied are also held in memory, so applying never reads the disk. A checkpoint of the machine's state is
+//! written every so often; the newest checkpoint at or below the log start is the group's snapshot, so a
+//! lagging follower never skips a retained entry.
 //!
 //! The agreement protocol is openraft's. It is named in this folder only, and what is on disk or on the wire
 //! is encoded here, never by it.

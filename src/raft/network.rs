@@ -52,8 +52,8 @@ pub enum TransportError {
 
 /// Carries messages to the replicas of a group on other nodes.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends `request` to the replica of `group` on node `to` and waits for its answer, at most about `patience`. Messages
-    /// may be lost, but those of one group to one node must not overtake each other.
+    /// Sends `request` to the replica of `group` on node `to` and waits for its answer, at most about
+    /// `patience`. Messages may be lost, but those of one group to one node must not overtake each other.
     fn call(
         &self,
         to: NodeId,

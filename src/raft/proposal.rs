@@ -28,8 +28,8 @@ pub struct Proposed<R> {
 /// When a command passed each stage, on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// It was durable here, as durable as the store's settings promise. Equals `committed` when a majority without this node
-    /// was faster.
+    /// It was durable here, as durable as the store's settings promise. Equals `committed` when a majority
+    /// without this node was faster.
     pub appended: Instant,
     /// It was known to be durable on a majority. Never before `appended`.
     pub committed: Instant,
@@ -67,7 +67,8 @@ impl<R: Send + 'static> Future for Proposal<R> {
             State::Refused(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Stopped))),
             State::Enqueued(answer) => match Pin::new(answer).poll(cx) {
                 Poll::Pending => Poll::Pending,
-                // The waiter was dropped unanswered: the replica stopped with the command somewhere on its way.
+                // The waiter was dropped unanswered: the replica stopped with the command somewhere on its
+                // way.
                 Poll::Ready(Err(_)) => Poll::Ready(Err(Error::OutcomeUnknown)),
                 Poll::Ready(Ok(answer)) => Poll::Ready(conclude(answer)),
             },

@@ -1,4 +1,5 @@
-//! What the parts of one replica share: its place in the store, the tail of its log, and what outsiders may know.
+//! What the parts of one replica share: its place in the store, the tail of its log, and what outsiders may
+//! know.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,8 @@ use super::types::Vote;
 use super::{Error, Role, Status};
 use crate::storage::{self, GroupId, Log, Store};
 
-/// Shared by a replica's log store, state machine and handle. Its locks guard leaf data and are never held together.
+/// Shared by a replica's log store, state machine and handle. Its locks guard leaf data and are never held
+/// together.
 pub(super) struct Shared {
     pub(super) group: GroupId,
     pub(super) store: Store,
@@ -66,7 +68,8 @@ impl Shared {
         self.status.send_modify(change);
     }
 
-    /// Notes why the replica cannot go on, unless an earlier reason is known, and gives openraft an error to stop with.
+    /// Notes why the replica cannot go on, unless an earlier reason is known, and gives openraft an error to
+    /// stop with.
     pub(super) fn fail(&self, error: impl Into<Error>) -> io::Error {
         let error = error.into();
         let message = error.to_string();
@@ -77,7 +80,8 @@ impl Shared {
         io::Error::other(message)
     }
 
-    /// What an operation gets for an error: the first failure if there was one, otherwise that the replica is stopped.
+    /// What an operation gets for an error: the first failure if there was one, otherwise that the replica is
+    /// stopped.
     pub(super) fn stopped(&self) -> Error {
         lock(&self.failure).clone().unwrap_or(Error::Stopped)
     }

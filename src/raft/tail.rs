@@ -53,7 +53,8 @@ impl Tail {
         self.shrink();
     }
 
-    /// Forgets the entries after `last`, which conflict with the leader's. The store must have forgotten them.
+    /// Forgets the entries after `last`, which conflict with the leader's. The store must have forgotten
+    /// them.
     pub(super) fn truncate_after(&mut self, last: Option<u64>) {
         while self.rows.back().is_some_and(|row| Some(row.index) > last) {
             self.rows.pop_back();
@@ -74,8 +75,8 @@ impl Tail {
         self.writes.get(at).map(|(_, at)| *at)
     }
 
-    /// The entries of `range` that are here. They are the end of what exists of the range: entries before the first
-    /// of them, or all if none is here, are in the store.
+    /// The entries of `range` that are here. They are the end of what exists of the range: entries before the
+    /// first of them, or all if none is here, are in the store.
     pub(super) fn read(&self, range: Range<u64>) -> Vec<Row> {
         let Some(first) = self.rows.front().map(|row| row.index) else { return Vec::new() };
         let start = range.start.max(first);

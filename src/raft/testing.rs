@@ -9,7 +9,8 @@ use futures_util::future::BoxFuture;
 
 use super::message::{Request, Response};
 use super::{
-    Config, Env, Group, Machine, MachineError, NoPeers, NodeId, Replica, Role, Status, Transport, TransportError,
+    Config, Env, Group, Machine, MachineError, NoPeers, NodeId, Replica, Role, Status, Transport,
+    TransportError,
 };
 use crate::storage::{self, Batch, CommandBuf, GroupId, Store};
 use crate::task::Tasks;
@@ -112,7 +113,9 @@ impl Broker {
             // The last handle of a stopped group goes when its last task is dropped.
             match Store::open(&Self::settings(&dir), None) {
                 Ok(store) => break store,
-                Err(storage::Error::Locked { .. }) if Instant::now() < deadline => tokio::task::yield_now().await,
+                Err(storage::Error::Locked { .. }) if Instant::now() < deadline => {
+                    tokio::task::yield_now().await
+                }
                 Err(error) => panic!("{error}"),
             }
         };
@@ -127,7 +130,11 @@ impl Broker {
 }
 
 /// Waits until the status is as wished, and fails the test if it does not become so.
-pub(super) async fn eventually(group: &Group<Notebook>, what: &str, wish: impl FnMut(&Status) -> bool) -> Status {
+pub(super) async fn eventually(
+    group: &Group<Notebook>,
+    what: &str,
+    wish: impl FnMut(&Status) -> bool,
+) -> Status {
     let mut status = group.status();
     let reached = tokio::time::timeout(PATIENCE, status.wait_for(wish)).await;
     match reached {

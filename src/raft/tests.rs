@@ -67,7 +67,10 @@ async fn status_tells_what_the_replica_does() {
 
     let status = group.status().borrow().clone();
     assert_eq!((status.role, status.leader, &status.voters[..]), (Role::Leader, Some(1), &[1][..]));
-    assert_eq!((status.last_index, status.committed, status.applied), (Some(index), Some(index), Some(index)));
+    assert_eq!(
+        (status.last_index, status.committed, status.applied),
+        (Some(index), Some(index), Some(index))
+    );
     assert!(status.failed.is_none() && status.term > 0);
     group.shutdown().await;
     let status = group.status().borrow().clone();
