@@ -45,8 +45,8 @@ struct Subscriber {
     subscription: Option<Subscription>,
     /// Partitions that could not be added.
     refused: VecDeque<Fetched>,
-    /// Credit that the broker has not used. Negative after a batch that exceeded the rest.
-    credit: i128,
+    /// Credit that is left, counted as the broker counts it.
+    credit: u64,
 }
 
 impl Subscriber {
@@ -68,7 +68,7 @@ impl Subscriber {
             if let Some(refused) = self.refused.pop_front() {
                 return Ok(Some(refused));
             }
-            if self.half_closed && (self.subscription.is_none() || self.credit <= 0) {
+            if self.half_closed && (self.subscription.is_none() || self.credit == 0) {
                 return Ok(None);
             }
             // Every arm is cancel-safe: a request or a delivery is taken only when its arm wins.
@@ -85,7 +85,7 @@ impl Subscriber {
                 },
                 fetched = next_of(&mut self.subscription) => {
                     let bytes: usize = fetched.batches.iter().map(|batch| batch.batch.len()).sum();
-                    self.credit -= bytes as i128;
+                    self.credit = self.credit.saturating_sub(bytes as u64);
                     return Ok(Some(fetched));
                 }
             }
@@ -108,7 +108,7 @@ impl Subscriber {
             }
             Action::Credit(credit) => {
                 subscription.grant(credit.bytes);
-                self.credit += i128::from(credit.bytes);
+                self.credit = self.credit.saturating_add(credit.bytes);
             }
             Action::Add(add) => {
                 let partitions = convert::positions(add.partitions, "add.partitions")?;
@@ -131,7 +131,7 @@ impl Subscriber {
         let accepted = convert::accepted_codecs(&start.accepted_codecs)?;
         let mut subscription = self.context.broker().subscribe(accepted);
         subscription.grant(start.credit_bytes);
-        self.credit = start.credit_bytes.into();
+        self.credit = start.credit_bytes;
         self.refused.extend(subscription.add(partitions).await);
         self.subscription = Some(subscription);
         Ok(())
