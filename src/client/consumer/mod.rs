@@ -22,7 +22,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, Stream};
+use futures_util::Stream;
 use tokio::time::{Instant, Sleep, sleep};
 
 pub use batch::{ConsumedBatch, ConsumedRecords};

@@ -20,10 +20,9 @@ use super::delivery::Committed;
 use super::lane::{Decided, Lane, Outgoing, Repairs};
 use super::pipe::{News, Pipe};
 use super::topics::Shared;
-use crate::client::admin::init_producer;
 use crate::client::routing::{Route, Router};
 use crate::client::telemetry::WireContext;
-use crate::client::{Error, ErrorCode, ProducerIdentity};
+use crate::client::{Error, ProducerIdentity};
 use crate::proto::v1;
 use crate::proto::v1::produce_result::Outcome;
 
