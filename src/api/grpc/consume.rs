@@ -77,9 +77,9 @@ pub(super) fn deliver(
 fn links(fetched: &Fetched) -> Vec<TraceIds> {
     let mut links = Vec::new();
     for batch in &fetched.batches {
-        links.extend(
-            batch.span.map(|SpanLink { trace_id, span_id }| TraceIds { trace: trace_id, span: span_id }),
-        );
+        // A batch without a span has no sampled record either; see `broker::produce`.
+        let Some(SpanLink { trace_id, span_id }) = batch.span else { continue };
+        links.push(TraceIds { trace: trace_id, span: span_id });
         for_each_traceparent(&batch.batch, |_, value| {
             links.extend(TraceParent::parse(value).map(|parent| parent.ids));
             if links.len() < LINKS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
