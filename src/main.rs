@@ -1,7 +1,8 @@
 //! The `streambus` command.
 
 fn main() {
-    let sources = streambus::config::Sources { environment: std::env::vars_os().collect(), ..Default::default() };
+    let sources =
+        streambus::config::Sources { environment: std::env::vars_os().collect(), ..Default::default() };
     let config = match streambus::config::load(sources) {
         Ok(loaded) => loaded.config,
         Err(mistakes) => {
@@ -10,7 +11,8 @@ fn main() {
         }
     };
     let threads = config.server.effective_worker_threads();
-    let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
+    let rt =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
     if let Err(e) = rt.block_on(streambus::server::run(config)) {
         eprintln!("{e:?}");
     }

@@ -19,7 +19,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cluster", &["clock", "telemetry", "record", "task", "metadata", "storage", "raft", "partition"]),
     (
         "broker",
-        &["clock", "telemetry", "record", "task", "metadata", "storage", "raft", "partition", "cluster", "units"],
+        &[
+            "clock",
+            "telemetry",
+            "record",
+            "task",
+            "metadata",
+            "storage",
+            "raft",
+            "partition",
+            "cluster",
+            "units",
+        ],
     ),
     ("api", &["proto", "clock", "telemetry", "record", "task", "metadata", "broker", "units"]),
     ("client", &["proto", "clock", "telemetry", "record", "task", "units"]),
@@ -27,7 +38,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "clock", "telemetry", "task", "metadata", "storage", "raft", "partition", "cluster", "broker", "api",
+            "clock",
+            "telemetry",
+            "task",
+            "metadata",
+            "storage",
+            "raft",
+            "partition",
+            "cluster",
+            "broker",
+            "api",
             "config",
         ],
     ),
@@ -80,7 +100,8 @@ fn used(code: &str) -> BTreeSet<String> {
                 let list = list.split(';').next().unwrap_or_default();
                 let mut depth = 0;
                 for part in list.split_inclusive([',', '{', '}']) {
-                    let name: String = part.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                    let name: String =
+                        part.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                     if depth == 0 && !name.is_empty() {
                         found.insert(name);
                     }
@@ -121,9 +142,9 @@ fn outside_libraries_have_one_owner() {
     let mut violations = Vec::new();
     for (module, file, code) in modules() {
         for (library, owners) in OWNERS {
-            let named = code.match_indices(library).any(|(at, _)| {
-                !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
-            });
+            let named = code
+                .match_indices(library)
+                .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
             if named && !owners.contains(&module.as_str()) {
                 violations.push(format!("src/{} names {library}", file.display()));
             }

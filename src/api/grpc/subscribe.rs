@@ -49,13 +49,7 @@ struct Subscriber {
 
 impl Subscriber {
     fn new(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Self {
-        Subscriber {
-            context,
-            requests,
-            half_closed: false,
-            subscription: None,
-            refused: VecDeque::new(),
-        }
+        Subscriber { context, requests, half_closed: false, subscription: None, refused: VecDeque::new() }
     }
 
     /// The next delivery; `None` when there can be no further one.

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
-use futures_util::future::BoxFuture;
 use futures_util::Stream;
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep};
 
 pub use batch::{ConsumedBatch, ConsumedRecords};
