@@ -140,7 +140,7 @@ impl Consumer {
                 route.check(at.partition)?;
             }
         }
-        self.resolve(&mut start).await?;
+        Self::resolve(&self.router, &mut start).await?;
         for (at, position) in start {
             self.forget_received(&at);
             let polling = self.polling(&at.topic);
@@ -457,7 +457,9 @@ impl Consumer {
     }
 
     /// Replaces positions that mean something else after a reconnection by the offsets that they mean now.
-    async fn resolve(&self, start: &mut [(TopicPartition, Position)]) -> Result<(), Error> {
+    ///
+    /// Without the consumer, which is not `Sync`: a future that borrowed it could not be spawned.
+    async fn resolve(router: &Router, start: &mut [(TopicPartition, Position)]) -> Result<(), Error> {
         let moving: Vec<usize> = (0..start.len())
             .filter(|at| matches!(start[*at].1, Position::Latest | Position::Time(_)))
             .collect();
@@ -465,7 +467,7 @@ impl Consumer {
             return Ok(());
         }
         let asked: Vec<_> = moving.iter().map(|at| start[*at].clone()).collect();
-        for (at, offset) in moving.into_iter().zip(list_offsets(&self.router, &asked).await?) {
+        for (at, offset) in moving.into_iter().zip(list_offsets(router, &asked).await?) {
             start[at].1 = Position::Offset(offset?);
         }
         Ok(())
