@@ -273,9 +273,7 @@ impl Partition {
         tasks.spawn("partition appender", Criticality::Critical, appender.run());
         let reader = Reader { view, log };
         let queue = std::sync::RwLock::new(Some(sender));
-        let partition = Partition(Arc::new(Inner { group, reader, env: env.clone(), topic, queue, tasks }));
-        partition.measure_start().await?;
-        Ok(partition)
+        Ok(Partition(Arc::new(Inner { group, reader, env: env.clone(), topic, queue, tasks })))
     }
 
     /// Waits until this replica leads and has applied what was committed before, or has stopped.
@@ -285,9 +283,10 @@ impl Partition {
     pub async fn ready(&self) -> Result<(), Error> {
         let mut status = self.status();
         match status.wait_for(|s| s.is_ready_leader() || s.failed.is_some()).await {
-            Ok(status) => status.failed.clone().map_or(Ok(()), |error| Err(error.into())),
-            Err(_) => Err(Error::Stopped),
+            Ok(status) => status.failed.clone().map_or(Ok(()), |error| Err(Error::from(error)))?,
+            Err(_) => return Err(Error::Stopped),
         }
+        self.measure_start().await
     }
 
     /// Enqueues a batch that was skimmed; it is appended after those enqueued before. Waits for room in the buffer. The
@@ -408,8 +407,7 @@ impl Partition {
     async fn measure_start(&self) -> Result<(), Error> {
         let bounds = self.bounds();
         if bounds.log_start == bounds.high_watermark {
-            self.view().set_bytes_start(self.view().bytes_end());
-            return Ok(());
+            return Ok(()); // The replica noted it.
         }
         let reader = self.0.reader.clone();
         if let Some(entry) = blocking(move || reader.entry_at(bounds.log_start)).await? {

@@ -50,6 +50,13 @@ impl Replica {
         Replica { state: State::default(), group, view, metrics, topic, counted_to, fresh: Vec::new() }
     }
 
+    /// Where nothing is retained there is no index row to tell how much lies below the log start.
+    fn note_empty(&self) {
+        if self.state.log_start() == self.state.next_offset() {
+            self.view.set_bytes_start(self.state.bytes_end());
+        }
+    }
+
     fn bounds(&self) -> Bounds {
         Bounds { log_start: self.state.log_start(), high_watermark: self.state.next_offset() }
     }
@@ -74,7 +81,11 @@ impl Machine for Replica {
                 }
                 Applied::Appended(appended)
             }
-            Ok(Command::Trim { before }) => Applied::Trimmed(self.state.trim(before)),
+            Ok(Command::Trim { before }) => {
+                let log_start = self.state.trim(before);
+                self.note_empty();
+                Applied::Trimmed(log_start)
+            }
             Err(unreadable) => {
                 error!(index, error = %unreadable, "log entry left out: it is no command of this version");
                 Applied::Unreadable
@@ -95,6 +106,7 @@ impl Machine for Replica {
         self.state = State::decode(state).map_err(|e| MachineError { reason: e.to_string() })?;
         self.fresh.clear();
         self.view.restored(self.bounds(), self.state.bytes_end(), self.state.last_append());
+        self.note_empty();
         Ok(())
     }
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sampling::Sampling;
 
-/// What is logged when nothing says otherwise: of the agreement library, whose steps are many, only warnings.
-const DEFAULT_FILTER: &str = "info,openraft=warn";
+/// What is logged when nothing says otherwise: of the agreement library, whose steps are many, only errors.
+const DEFAULT_FILTER: &str = "info,openraft=error";
 
 /// Configuration of telemetry.
 ///
@@ -85,7 +85,7 @@ pub struct TraceConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// A level (`info`) or directives (`info,streambus::raft=debug`). Empty: `RUST_LOG`, and without that `info`
-    /// (and of the agreement library only warnings).
+    /// (and of the agreement library only errors).
     pub filter: String,
     /// How a line on standard error looks.
     pub format: LogFormat,
