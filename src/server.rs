@@ -51,6 +51,7 @@ pub struct Server {
     api: api::Running,
     store: Store,
     tasks: Tasks,
+    ports: Tasks,
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
     drain_timeout: Duration,
@@ -75,6 +76,8 @@ impl Server {
         let metrics = telemetry.metrics().clone();
         metrics.observe_runtime(&tokio::runtime::Handle::current());
         let (tasks, clock) = (Tasks::new(), Clock::system());
+        // The ports outlive the rest: HTTP says how the drain goes.
+        let ports = Tasks::new();
         let broker = Broker::new(broker::Parts {
             config: config.broker.clone(),
             storage: config.storage.clone(),
@@ -89,7 +92,7 @@ impl Server {
                 metrics: metrics.clone(),
                 tracer: telemetry.tracer().clone(),
                 scraper: scraper(telemetry.clone()),
-                tasks: tasks.clone(),
+                tasks: ports.clone(),
                 batch_bytes_max: config.broker.batch_bytes_max,
             },
         )
@@ -108,8 +111,13 @@ impl Server {
             config: config.raft.clone(),
             transport: Arc::new(raft::NoPeers),
         };
-        let partitions =
-            partition::Env::new(store.clone(), raft, clock.clone(), metrics.clone(), config.partition.clone());
+        let partitions = partition::Env::new(
+            store.clone(),
+            raft,
+            clock.clone(),
+            metrics.clone(),
+            config.partition.clone(),
+        );
         let registration = metadata::Broker {
             id: identity.broker,
             grpc_address: config.server.grpc_advertised(grpc_addr),
@@ -130,7 +138,7 @@ impl Server {
             "ready: gRPC on {grpc_addr}, /metrics and /health on http://{http_addr}"
         );
         let drain_timeout = config.server.drain_timeout;
-        Ok(Server { telemetry, broker, api, store, tasks, grpc_addr, http_addr, drain_timeout })
+        Ok(Server { telemetry, broker, api, store, tasks, ports, grpc_addr, http_addr, drain_timeout })
     }
 
     /// Where gRPC is served.
@@ -145,7 +153,10 @@ impl Server {
 
     /// Completes when a task has panicked that the broker cannot do without.
     pub async fn failed(&self) {
-        self.tasks.failed().await;
+        tokio::select! {
+            () = self.tasks.failed() => {}
+            () = self.ports.failed() => {}
+        }
     }
 
     /// Stops in order: not ready, calls finish, partitions close, the store closes, telemetry is flushed.
@@ -163,7 +174,9 @@ impl Server {
         }
         match tokio::task::spawn_blocking(move || store.close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(failure)) => warn!(error = %failure, "the store did not close cleanly; nothing acknowledged is lost"),
+            Ok(Err(failure)) => {
+                warn!(error = %failure, "the store did not close cleanly; nothing acknowledged is lost")
+            }
             Err(_) => warn!("closing the store panicked"),
         }
         info!(name: "broker.stopped", "stopped");

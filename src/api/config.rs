@@ -22,7 +22,8 @@ pub struct Config {
     /// Most connections to the HTTP port at a time. They have a limit of their own so that clients cannot shut out
     /// probes and scrapes. A further one gets status 503.
     pub http_connections_max: usize,
-    /// How long a new connection may take to send the HTTP/2 preface, or an HTTP request its headers.
+    /// How long a new gRPC connection may take to send the HTTP/2 preface. An HTTP client has this long, or
+    /// `keepalive_interval` if that is longer, for the headers of a request and between requests.
     #[serde(with = "crate::units::duration")]
     pub handshake_timeout: Duration,
     /// How long an HTTP request may take to be answered, scrapes included.
@@ -52,7 +53,8 @@ pub struct Config {
     /// Bytes of an answer that wait for a client to read them, per stream.
     #[serde(with = "crate::units::size")]
     pub send_buffer_bytes: u64,
-    /// Batches of one produce stream that may await their commit. When so many wait the broker stops reading the stream.
+    /// Batches of one produce stream that may await their commit. When so many wait the broker stops reading the
+    /// stream. Their bytes are bounded by the broker's buffer for waiting batches.
     pub stream_window_batches: usize,
     /// Scrapes of `/metrics` that run at a time. A further one gets status 503.
     pub concurrent_scrapes_max: usize,

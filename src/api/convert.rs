@@ -334,6 +334,7 @@ impl From<BrokerInfo> for v1::Broker {
             http_address: info.http_address,
             version: info.version,
             start_time: Some(timestamp_to_proto(info.started)),
+            storage_sync: info.storage_sync,
         }
     }
 }

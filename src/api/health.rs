@@ -47,11 +47,13 @@ pub(super) async fn service() -> (HealthReporter, HealthServer<impl HealthProtoc
     (reporter, server)
 }
 
-/// Keeps the service's answers up to date until the broker stops or `drain` is cancelled; then nothing serves any more.
+/// Keeps the service's answers up to date until the broker stops or `drain` is cancelled; then nothing serves any
+/// more. Cancels `told` once the watchers of a drained server can see that.
 pub(super) async fn follow(
     reporter: HealthReporter,
     mut health: watch::Receiver<Health>,
     drain: CancellationToken,
+    told: CancellationToken,
 ) {
     loop {
         let statuses = Statuses::of(&health.borrow_and_update());
@@ -62,6 +64,8 @@ pub(super) async fn follow(
         }
     }
     report(&reporter, Statuses::NONE).await;
+    drain.cancelled().await;
+    told.cancel();
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,15 +32,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
-use crate::broker::{Broker, Check, Health, Phase};
+use crate::broker::{Broker, Phase};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{Scrape, BrokerLevels, HealthCheck, Metrics, Status, Tracer};
+use crate::telemetry::{BrokerLevels, Metrics, Scrape, Status, Tracer};
 
 /// What a message may have beyond its batch: topic, trace context, lengths.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -90,6 +91,10 @@ pub struct Server {
     http: Listening<Http>,
     broker: Broker,
     reporter: HealthReporter,
+    /// Ends the streams of health watchers, after they were told that nothing serves any more.
+    watchers_told: CancellationToken,
+    #[cfg(test)]
+    load: Load,
 }
 
 struct Listening<P> {
@@ -125,8 +130,15 @@ impl Server {
         );
         let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
         let routes = grpc::routes(&context, health, decoded_bytes_max)?;
-        let drain = grpc_stop.drain.clone();
-        let calls = Calls::new(routes, metrics.clone(), tracer, load.clone(), message_bytes_max, drain);
+        let watchers_told = CancellationToken::new();
+        let calls = Calls::new(
+            routes,
+            metrics.clone(),
+            tracer,
+            load.clone(),
+            message_bytes_max,
+            watchers_told.clone(),
+        );
         let site = http::Site::new(
             config,
             broker.health(),
@@ -149,12 +161,15 @@ impl Server {
             http: Listening {
                 listener: http_listener,
                 address: http_address,
-                port: Port::new(http, config.http_connections_max, metrics, load),
+                port: Port::new(http, config.http_connections_max, metrics, load.clone()),
                 tasks: http_tasks,
                 stop: http_stop,
             },
             broker,
             reporter,
+            watchers_told,
+            #[cfg(test)]
+            load,
         })
     }
 
@@ -173,7 +188,8 @@ impl Server {
     /// Begins to accept connections, and to report the broker's health over gRPC.
     #[must_use = "dropping it leaves nobody to drain the server"]
     pub fn serve(self) -> Running {
-        let follow = health::follow(self.reporter, self.broker.health(), self.grpc.stop.drain.clone());
+        let drain = self.grpc.stop.drain.clone();
+        let follow = health::follow(self.reporter, self.broker.health(), drain, self.watchers_told);
         self.grpc.tasks.spawn("grpc health", Criticality::BestEffort, follow);
         Running { grpc: self.grpc.serve("grpc listener"), http: self.http.serve("http listener") }
     }
@@ -240,15 +256,13 @@ fn listen(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, So
     listen().map_err(|source| Error::Listen { setting, address, source })
 }
 
-/// Shows the broker's state and load, and its health checks, on every scrape.
+/// Shows the broker's state and load on every scrape.
 fn observe(metrics: &Metrics, broker: &Broker, load: &Load) {
     let (health, load) = (broker.health(), load.clone());
     metrics.observe_broker(Arc::new(move || {
         let status = status_of(&health.borrow().phase);
         Some(BrokerLevels { status, connections: load.connections(), active_requests: load.requests() })
     }));
-    let health = broker.health();
-    metrics.observe_health(Arc::new(move || Some(checks_of(&health.borrow()))));
 }
 
 fn status_of(phase: &Phase) -> Status {
@@ -258,11 +272,4 @@ fn status_of(phase: &Phase) -> Status {
         Phase::Draining => Status::Stopping,
         Phase::Stopped => Status::Stopped,
     }
-}
-
-fn checks_of(health: &Health) -> Vec<HealthCheck> {
-    [("broker", &health.broker), ("storage", &health.storage), ("cluster", &health.cluster)]
-        .into_iter()
-        .map(|(check, result)| HealthCheck { check, ok: *result == Check::Ok })
-        .collect()
 }

@@ -75,16 +75,16 @@ impl Broker {
         let route = self.route(&request.topic)?;
         let partition = self.partition(&route, request.partition)?;
         let skimmed = skim(&request.batch, &route.limits)?;
+        let of_record = skimmed.traceparent.clone().and_then(|at| TraceParent::parse(&request.batch[at]));
         let (trace, owns_span) = match request.trace {
-            RequestTrace::Unsampled(None) => {
-                let parent =
-                    skimmed.traceparent.clone().and_then(|at| TraceParent::parse(&request.batch[at]));
-                (self.begin_span(parent, &route, request.partition), true)
-            }
+            RequestTrace::Unsampled(None) => (self.begin_span(of_record, &route, request.partition), true),
             trace => (trace, false),
         };
         trace.annotate(|| attributes(&route, request.partition, skimmed.records));
-        let span = trace.ids().map(|TraceIds { trace, span }| SpanLink { trace_id: trace, span_id: span });
+        // Deliveries look for trace contexts only in batches that are marked with a span: the broker's own, or else
+        // that of the first sampled record.
+        let ids = trace.ids().or(of_record.map(|parent| parent.ids));
+        let span = ids.map(|TraceIds { trace, span }| SpanLink { trace_id: trace, span_id: span });
         let header = FrameHeader::new(&skimmed, request.producer, span);
         let bytes = request.batch.len() as u64;
         let submitted = partition.submit(request.batch, header, request.received).await;

@@ -15,7 +15,9 @@ use crate::telemetry::FetchPhases;
 pub struct Subscription {
     broker: Broker,
     accepted: CodecSet,
-    credit: u64,
+    /// Negative after a batch that was larger than what was left: clients grant back every byte they got, so what
+    /// was overspent must be made up for.
+    credit: i64,
     /// Slots are never reused, so a late ring of a removed partition finds nothing.
     cursors: Vec<Option<Cursor>>,
     /// Slots that may have something to read, each at most once.
@@ -70,14 +72,19 @@ impl Subscription {
 
     /// Lets `bytes` more be delivered.
     pub fn grant(&mut self, bytes: u64) {
-        self.credit = self.credit.saturating_add(bytes);
+        self.credit = self.credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Whether anything may be delivered before more credit is granted.
+    pub fn has_credit(&self) -> bool {
+        self.credit > 0
     }
 
     /// The next batches of some partition, partitions taking turns. Waits while there is no credit or nothing new.
     /// Cancel-safe: what is not returned is read again.
     pub async fn next(&mut self) -> Fetched {
         loop {
-            if self.credit == 0 {
+            if self.credit <= 0 {
                 std::future::pending::<()>().await;
             }
             let Some(&slot) = self.ready.front() else {
@@ -103,7 +110,7 @@ impl Subscription {
             return None;
         };
         let started = Instant::now();
-        let budget = self.credit.min(self.broker.0.config.delivery_bytes);
+        let budget = self.credit.unsigned_abs().min(self.broker.0.config.delivery_bytes);
         let mut fetched = self.broker.read(cursor, budget, self.accepted).await;
         self.ready.pop_front();
         if fetched.error.is_none() && fetched.batches.is_empty() {
@@ -116,7 +123,7 @@ impl Subscription {
             self.drop_slot(slot);
             return Some(fetched);
         }
-        let bytes = fetched.bytes();
+        let bytes = i64::try_from(fetched.bytes()).unwrap_or(i64::MAX);
         self.credit = self.credit.saturating_sub(bytes);
         if let Some(cursor) = self.cursors[slot].as_mut() {
             cursor.next = fetched.next_offset;

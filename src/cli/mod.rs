@@ -1,1 +1,167 @@
-//! cli.
+//! The command line: one file per command.
+//!
+//! What a command answers goes to standard output, as text or with `-o json` as one JSON document on one line; everything
+//! else goes to standard error. The exit code is 0 if the command did what it was told, 1 if it failed, and 2 if it was
+//! told something that makes no sense. A reader that closes standard output ends a command without complaint.
+
+mod bench;
+mod cluster;
+mod completions;
+mod config;
+mod connect;
+mod consume;
+mod failure;
+mod metrics;
+mod observe;
+mod output;
+mod position;
+mod produce;
+mod serve;
+mod topic;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::units::HumanDuration;
+
+/// A message broker whose telemetry is part of its contract.
+#[derive(Debug, Parser)]
+#[command(name = "streambus", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+struct Global {
+    /// The broker to talk to. Any broker of a cluster will do
+    #[arg(
+        long,
+        global = true,
+        env = "STREAMBUS_BROKER",
+        default_value = "localhost:9092",
+        value_name = "HOST:PORT",
+        help_heading = "Global options"
+    )]
+    broker: String,
+    /// How long to wait for an answer, retries included
+    #[arg(
+        long,
+        global = true,
+        env = "STREAMBUS_TIMEOUT",
+        default_value = "30s",
+        value_name = "TIME",
+        help_heading = "Global options"
+    )]
+    timeout: HumanDuration,
+    /// How answers are printed
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
+    output: output::Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a broker until SIGTERM or Ctrl-C
+    Serve(serve::Serve),
+    /// Create, look at, change and delete topics
+    #[command(subcommand)]
+    Topic(topic::Topic),
+    /// Send the lines of a file or of standard input as records
+    Produce(produce::Produce),
+    /// Print the records of a topic
+    Consume(consume::Consume),
+    /// Look at the cluster
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
+    /// Measure a running broker, and print one line of JSON
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Look at the metrics that a broker exports
+    #[command(subcommand)]
+    Metrics(metrics::Metrics),
+    /// Look at the configuration that `serve` would run with
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Print a script that completes this command in a shell
+    Completions(completions::Completions),
+}
+
+/// Worker threads of a command that talks to a broker. The command itself runs on the main thread.
+const CLIENT_THREADS: usize = 2;
+
+/// Runs the command that this process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => match run(cli) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failure::tell(&error),
+        },
+        Err(error) => {
+            // Help and version come this way too. Nobody may be reading.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::USAGE))
+        }
+    }
+}
+
+fn run(Cli { global, command }: Cli) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(serve) => serve.run(),
+        Command::Topic(topic) => as_client(topic.run(&global)),
+        Command::Produce(produce) => as_client(produce.run(&global)),
+        Command::Consume(consume) => as_client(consume.run(&global)),
+        Command::Cluster(cluster) => as_client(cluster.run(&global)),
+        Command::Bench(bench) => on_runtime(bench.threads(), bench.run(&global)),
+        Command::Metrics(metrics) => metrics.run(global.output),
+        Command::Config(config) => config.run(global.output),
+        Command::Completions(completions) => completions.run(),
+    }
+}
+
+fn as_client(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    on_runtime(CLIENT_THREADS, command)
+}
+
+fn on_runtime(threads: usize, command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("streambus")
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_may_follow_the_command() {
+        let cli = Cli::try_parse_from(["streambus", "topic", "list", "-o", "json", "--broker", "b:1"]).expect("parses");
+        assert_eq!(cli.global.broker, "b:1");
+        assert_eq!(cli.global.output, output::Format::Json);
+    }
+}

@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::{Broker, Connections};
-use super::{ClientConfig, CodecSet, Error, ErrorCode};
+use super::{ClientConfig, Error, ErrorCode};
 use crate::proto::v1;
-use crate::record::Codec;
 
 /// What a topic allows by default, as the protocol says; used if a broker leaves it out.
 const RECORD_BYTES_MAX: u32 = 1 << 20;
@@ -22,22 +21,17 @@ pub(super) struct Route {
     pub(super) leaders: Vec<Option<u64>>,
     pub(super) record_bytes_max: usize,
     pub(super) batch_bytes_max: usize,
-    pub(super) codecs: CodecSet,
     pub(super) learned: Instant,
 }
 
 impl Route {
     fn new(routing: v1::TopicRouting) -> Route {
         let config = routing.config.unwrap_or_default();
-        let codecs = config.codecs_allowed.map_or(CodecSet::ALL, |allowed| {
-            allowed.codecs.into_iter().filter_map(|codec| Codec::try_from(codec).ok()).collect()
-        });
         Route {
             topic: routing.topic.into(),
             leaders: routing.leader_ids.into_iter().map(|id| (id != 0).then_some(id)).collect(),
             record_bytes_max: config.record_bytes_max.unwrap_or(RECORD_BYTES_MAX) as usize,
             batch_bytes_max: config.batch_bytes_max.unwrap_or(BATCH_BYTES_MAX) as usize,
-            codecs,
             learned: Instant::now(),
         }
     }

@@ -166,14 +166,8 @@ impl Telemetry {
             .span(Operation::Poll, topic, Some(partition), SpanKind::Client)
             .with_start_time(began)
             .with_links(links.collect());
-        // Without a current span the records' own contexts decided, and the first one is also the parent: a new root
-        // would be sampled anew.
-        let parent = match (current, contexts.first()) {
-            (Some(current), _) => current,
-            (None, Some(first)) => Context::new().with_remote_span_context(first.clone()),
-            (None, None) => return,
-        };
-        let mut span = self.tracer.build_with_context(builder, &parent);
+        // The records of a batch come from many traces, so none of those is the parent.
+        let mut span = self.tracer.build_with_context(builder, &current.unwrap_or_default());
         span.set_attribute(KeyValue::new("messaging.batch.message_count", i64::from(messages)));
         span.end();
     }

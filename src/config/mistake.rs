@@ -22,15 +22,6 @@ impl Problem {
         let problem = |(name, what)| Problem { key: format!("{section}.{name}"), what };
         problems.into_iter().map(problem).collect()
     }
-
-    /// The problems of a module that words them as sentences beginning with `section.key`.
-    pub(super) fn of_sentences(sentences: impl IntoIterator<Item = String>) -> Vec<Problem> {
-        let problem = |sentence: String| match sentence.split_once(' ') {
-            Some((key, what)) => Problem { key: key.to_owned(), what: what.to_owned() },
-            None => Problem { key: String::new(), what: sentence },
-        };
-        sentences.into_iter().map(problem).collect()
-    }
 }
 
 /// One mistake in one source.

@@ -57,8 +57,9 @@ impl Config {
         problems.extend(Problem::of_section("api", self.api.problems()));
         problems.extend(Problem::of_section("broker", self.broker.problems()));
         problems.extend(Problem::of_section("partition", self.partition.problems()));
-        problems.extend(Problem::of_sentences(self.raft.mistakes()));
-        problems.extend(Problem::of_sentences(self.storage.mistakes()));
+        problems.extend(Problem::of_section("raft", self.raft.problems()));
+        problems.extend(Problem::of_section("storage", self.storage.problems()));
+        problems.extend(Problem::of_section("telemetry", self.telemetry.problems()));
         problems
     }
 }

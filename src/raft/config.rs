@@ -8,71 +8,65 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How often a leader tells its followers that it lives, in milliseconds. A group with one voter sends
-    /// none.
-    pub heartbeat_ms: u64,
-    /// The shortest time without a leader's word after which a follower starts an election, in milliseconds.
-    /// Must be above `heartbeat_ms`; several heartbeats, so that one lost message does not start an election.
-    pub election_min_ms: u64,
-    /// The longest such time, in milliseconds. Each follower draws its own between the two, so that elections
-    /// rarely tie.
-    pub election_max_ms: u64,
+    /// How often a leader tells its followers that it lives. A group with one voter sends none.
+    #[serde(with = "crate::units::duration")]
+    pub heartbeat: Duration,
+    /// The shortest time without a leader's word after which a follower starts an election. Must be above
+    /// `heartbeat`; several heartbeats, so that one lost message does not start an election.
+    #[serde(with = "crate::units::duration")]
+    pub election_min: Duration,
+    /// The longest such time. Each follower draws its own between the two, so that elections rarely tie.
+    #[serde(with = "crate::units::duration")]
+    pub election_max: Duration,
     /// How many bytes of commands are applied between two checkpoints. A restart re-applies at most about
     /// this much; each checkpoint writes the whole state, so groups with a big state write them more rarely.
+    #[serde(with = "crate::units::size")]
     pub checkpoint_bytes: u64,
     /// How many bytes of entries one message to a follower carries. An entry above it travels alone.
+    #[serde(with = "crate::units::size")]
     pub append_bytes_max: u64,
-    /// How long one snapshot transfer may take, in milliseconds.
-    pub snapshot_timeout_ms: u64,
+    /// How long one snapshot transfer may take.
+    #[serde(with = "crate::units::duration")]
+    pub snapshot_timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Config {
-            heartbeat_ms: 250,
-            election_min_ms: 1_500,
-            election_max_ms: 3_000,
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(1_500),
+            election_max: Duration::from_secs(3),
             checkpoint_bytes: 4 << 20,
             append_bytes_max: 4 << 20,
-            snapshot_timeout_ms: 10_000,
+            snapshot_timeout: Duration::from_secs(10),
         }
     }
 }
 
 impl Config {
-    /// Says what is wrong with the settings, one sentence per mistake; empty when nothing is.
-    pub fn mistakes(&self) -> Vec<String> {
-        let mut mistakes = Vec::new();
-        if self.heartbeat_ms == 0 {
-            mistakes.push("raft.heartbeat_ms must be at least 1".to_owned());
+    /// Every setting that is out of range, by name, with what is wrong.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        if self.heartbeat < Duration::from_millis(1) {
+            found.push(("heartbeat", "must be at least 1ms".to_owned()));
         }
-        if self.election_min_ms <= self.heartbeat_ms {
-            mistakes.push(format!(
-                "raft.election_min_ms ({}) must be above raft.heartbeat_ms ({})",
-                self.election_min_ms, self.heartbeat_ms
-            ));
+        if self.election_min <= self.heartbeat {
+            found.push(("election_min", "must be above raft.heartbeat".to_owned()));
         }
-        if self.election_max_ms <= self.election_min_ms {
-            mistakes.push(format!(
-                "raft.election_max_ms ({}) must be above raft.election_min_ms ({})",
-                self.election_max_ms, self.election_min_ms
-            ));
+        if self.election_max <= self.election_min {
+            found.push(("election_max", "must be above raft.election_min".to_owned()));
         }
         if self.checkpoint_bytes == 0 {
-            mistakes.push("raft.checkpoint_bytes must be at least 1".to_owned());
+            found.push(("checkpoint_bytes", "must be at least 1".to_owned()));
         }
         if self.append_bytes_max == 0 {
-            mistakes.push("raft.append_bytes_max must be at least 1".to_owned());
+            found.push(("append_bytes_max", "must be at least 1".to_owned()));
         }
-        if self.snapshot_timeout_ms == 0 {
-            mistakes.push("raft.snapshot_timeout_ms must be at least 1".to_owned());
+        if self.snapshot_timeout < Duration::from_millis(1) {
+            found.push(("snapshot_timeout", "must be at least 1ms".to_owned()));
         }
-        mistakes
-    }
-
-    /// How long one snapshot transfer may take.
-    pub fn snapshot_timeout(&self) -> Duration {
-        Duration::from_millis(self.snapshot_timeout_ms)
+        found
     }
 
     /// The same settings as openraft wants them.
@@ -83,10 +77,10 @@ impl Config {
     pub(super) fn to_openraft(&self) -> openraft::Config {
         openraft::Config {
             cluster_name: "streambus".to_owned(),
-            heartbeat_interval: self.heartbeat_ms,
-            election_timeout_min: self.election_min_ms,
-            election_timeout_max: self.election_max_ms,
-            install_snapshot_timeout: self.snapshot_timeout_ms,
+            heartbeat_interval: millis(self.heartbeat),
+            election_timeout_min: millis(self.election_min),
+            election_timeout_max: millis(self.election_max),
+            install_snapshot_timeout: millis(self.snapshot_timeout),
             snapshot_policy: openraft::SnapshotPolicy::Never,
             // The log ends where the snapshot does, so building a snapshot purges up to it.
             max_in_snapshot_log_to_keep: 0,
@@ -104,22 +98,30 @@ impl Config {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn default_settings_are_accepted() {
-        assert_eq!(Config::default().mistakes(), Vec::<String>::new());
+        assert_eq!(Config::default().problems(), []);
         Config::default().to_openraft().validate().expect("openraft accepts the defaults");
     }
 
     #[test]
-    fn every_mistake_is_named() {
-        let config =
-            Config { heartbeat_ms: 100, election_min_ms: 100, election_max_ms: 50, ..Config::default() };
-        let mistakes = config.mistakes();
-        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
-        assert!(mistakes[0].contains("raft.election_min_ms") && mistakes[1].contains("raft.election_max_ms"));
+    fn every_setting_out_of_range_is_named() {
+        let millis = Duration::from_millis;
+        let config = Config {
+            heartbeat: millis(100),
+            election_min: millis(100),
+            election_max: millis(50),
+            ..Config::default()
+        };
+        let names: Vec<_> = config.problems().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["election_min", "election_max"]);
     }
 }

@@ -227,9 +227,9 @@ impl Cluster {
     /// Replicas that have no members yet.
     pub(super) async fn start_unformed(checkpoint_bytes: u64) -> Self {
         let config = Config {
-            heartbeat_ms: 50,
-            election_min_ms: 300,
-            election_max_ms: 600,
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(300),
+            election_max: Duration::from_millis(600),
             checkpoint_bytes,
             ..Config::default()
         };

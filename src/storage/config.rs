@@ -25,25 +25,32 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// When written data is forced to the disk.
     pub sync: Sync,
-    /// Longest time written data stays unsynced, in milliseconds: the period of `sync = "interval"`, and the bound for
-    /// lazy rows under `sync = "always"`.
-    #[serde(with = "millis", rename = "sync_interval_ms")]
+    /// Longest time written data stays unsynced: the period of `sync = "interval"`, and the bound for lazy rows under
+    /// `sync = "always"`.
+    #[serde(with = "crate::units::duration")]
     pub sync_interval: Duration,
     /// Free disk space that producers may not use, in bytes. It keeps room for journals, tables being written and the
     /// deletes that free space again. Writes of records stop while less than this is free.
+    #[serde(with = "crate::units::size")]
     pub reserve_bytes: u64,
     /// Cache of table blocks, in bytes. The tail of a log is served from memory anyway; this helps consumers that lag.
+    #[serde(with = "crate::units::size")]
     pub cache_bytes: u64,
     /// Rows in memory that are not yet in tables, over all groups, in bytes. Above it writers wait. Larger values make
     /// larger tables when many partitions are written at once.
+    #[serde(with = "crate::units::size")]
     pub write_buffer_bytes: u64,
     /// Rows of one group in memory before they become a table, in bytes.
+    #[serde(with = "crate::units::size")]
     pub table_bytes: u64,
     /// Journal files on disk, in bytes; at least 64 MiB. All of it is replayed on start after a crash, at 1 to 2 GB/s.
+    #[serde(with = "crate::units::size")]
     pub journal_bytes: u64,
     /// Batches that wait for the writer, in bytes. When full, `reserve` waits.
+    #[serde(with = "crate::units::size")]
     pub commit_queue_bytes: u64,
     /// Most bytes that are written before one sync. Bounds how long a small write waits behind large ones.
+    #[serde(with = "crate::units::size")]
     pub round_bytes: u64,
     /// Threads that turn memory into tables. 0 means one per core, at most 4.
     pub flush_threads: usize,
@@ -57,12 +64,13 @@ impl Config {
         Self { data_dir: data_dir.into(), ..Self::default() }
     }
 
-    /// Every mistake in these settings, as sentences that name the field. Empty when all is well.
-    pub fn mistakes(&self) -> Vec<String> {
+    /// Every setting that is out of range, by name, with what is wrong.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
-        let mut at_least = |name: &str, value: u64, least: u64| {
+        let mut at_least = |name, value: u64, least: u64| {
             if value < least {
-                found.push(format!("storage.{name} is {value}, but must be at least {least}"));
+                found.push((name, format!("{value} is less than {least}")));
             }
         };
         at_least("journal_bytes", self.journal_bytes, 64 * MIB);
@@ -71,10 +79,10 @@ impl Config {
         at_least("commit_queue_bytes", self.commit_queue_bytes, MIB);
         at_least("round_bytes", self.round_bytes, 64 * 1024);
         if self.data_dir.as_os_str().is_empty() {
-            found.push("storage.data_dir is empty".to_owned());
+            found.push(("data_dir", "must not be empty".to_owned()));
         }
         if self.sync_interval.is_zero() {
-            found.push("storage.sync_interval_ms is 0, but must be at least 1".to_owned());
+            found.push(("sync_interval", "must be longer than zero".to_owned()));
         }
         found
     }
@@ -90,25 +98,11 @@ impl Default for Config {
             cache_bytes: 32 * MIB,
             write_buffer_bytes: 256 * MIB,
             table_bytes: 32 * MIB,
-            journal_bytes: 256 * MIB,
+            journal_bytes: 128 * MIB,
             commit_queue_bytes: 64 * MIB,
             round_bytes: 16 * MIB,
             flush_threads: 0,
         }
-    }
-}
-
-mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        Ok(Duration::from_millis(u64::deserialize(deserializer)?))
     }
 }
 
@@ -117,8 +111,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_have_no_mistakes() {
-        assert_eq!(Config::default().mistakes(), Vec::<String>::new());
+    fn defaults_are_in_range() {
+        assert_eq!(Config::default().problems(), []);
     }
 
     #[test]
@@ -126,12 +120,9 @@ mod tests {
         let config =
             Config { journal_bytes: 1, round_bytes: 1, sync_interval: Duration::ZERO, ..Config::default() };
 
-        let mistakes = config.mistakes();
+        let names: Vec<_> = config.problems().into_iter().map(|(name, _)| name).collect();
 
-        assert_eq!(mistakes.len(), 3);
-        assert!(mistakes[0].contains("storage.journal_bytes"));
-        assert!(mistakes[1].contains("storage.round_bytes"));
-        assert!(mistakes[2].contains("storage.sync_interval_ms"));
+        assert_eq!(names, ["journal_bytes", "round_bytes", "sync_interval"]);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Engine {
             .map_err(|source| Error::storage("open the tables", source))?;
         let small = |name: &str| {
             database
-                .keyspace(name, || small_rows())
+                .keyspace(name, small_rows)
                 .map_err(|source| Error::storage("open a shared table", source))
         };
         let system_log = database

@@ -75,18 +75,37 @@ impl Log {
     }
 
     /// Reads rows from `from` up to and without `to`, until their bytes exceed `max_bytes`; at least one if there is
-    /// one. Every checksum is verified, and reading stops before a row that is damaged or missing, so that the rows
-    /// before it can still be served; reading from that row on is the error. Payloads share the engine's memory.
+    /// one. Every checksum is verified. Payloads share the engine's memory.
     ///
     /// # Errors
     /// - [`Error::Purged`]: `from` is below the start of the log.
-    /// - [`Error::Corrupt`]: the row at `from` is damaged, or missing while later ones exist.
+    /// - [`Error::Corrupt`]: a row is damaged, or missing while later ones exist; it names that row.
     /// - [`Error::Storage`].
     pub fn read(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<Row>, Error> {
+        match self.read_some(from, to, max_bytes)? {
+            (rows, None) => Ok(rows),
+            (_, Some(error)) => Err(error),
+        }
+    }
+
+    /// As [`Log::read`], but stops before a row that cannot be read, so that the rows before it can still be served.
+    /// Reading from that row on is the error.
+    ///
+    /// # Errors
+    /// As for [`Log::read`], about the row at `from` only.
+    pub fn read_intact(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<Row>, Error> {
+        match self.read_some(from, to, max_bytes)? {
+            (rows, Some(error)) if rows.is_empty() => Err(error),
+            (rows, _) => Ok(rows),
+        }
+    }
+
+    /// The rows that can be read, and why there are not more of them if that is an error.
+    fn read_some(&self, from: u64, to: u64, max_bytes: u64) -> Result<(Vec<Row>, Option<Error>), Error> {
         self.check_start(from)?;
         let mut rows = Rows { group: self.group, next: from, found: Vec::new(), bytes: 0, max_bytes };
         if from >= to {
-            return Ok(rows.found);
+            return Ok((rows.found, None));
         }
         let range = keys::log_row(self.group, from)..=keys::log_row(self.group, to - 1);
         for item in self.table.rows.range(range) {
@@ -98,15 +117,14 @@ impl Log {
             match outcome {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(_) if !rows.found.is_empty() => break,
                 Err(error) => {
                     // A purge may have run since the start was checked.
                     self.check_start(from)?;
-                    return Err(error);
+                    return Ok((rows.found, Some(error)));
                 }
             }
         }
-        Ok(rows.found)
+        Ok((rows.found, None))
     }
 
     /// Goes on row by row, so that damage is blamed on the row that has it. Returns whether there is more to read.

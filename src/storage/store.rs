@@ -66,8 +66,8 @@ impl Store {
     /// - [`Error::CorruptJournal`]: acknowledged data would be lost; restore the file or discard the directory.
     /// - [`Error::Storage`]: the file system or the engine failed.
     pub fn open(config: &Config, observer: Option<SyncObserver>) -> Result<Self, Error> {
-        if let Some(mistake) = config.mistakes().into_iter().next() {
-            return Err(Error::Config(mistake));
+        if let Some((name, what)) = config.problems().into_iter().next() {
+            return Err(Error::Config(format!("storage.{name}: {what}")));
         }
         let data_dir = &config.data_dir;
         std::fs::create_dir_all(data_dir)

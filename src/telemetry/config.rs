@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::sampling::Sampling;
 
+/// What is logged when nothing says otherwise: of the agreement library, whose steps are many, only warnings.
+const DEFAULT_FILTER: &str = "info,openraft=warn";
+
 /// Configuration of telemetry.
 ///
 /// Where a field is unset, the standard OpenTelemetry variable counts, then the default. Where both are set, the
@@ -20,6 +23,25 @@ pub struct Config {
     pub trace: TraceConfig,
     /// Logs.
     pub log: LogConfig,
+}
+
+impl Config {
+    /// What is wrong with these settings, by name. Variables are not looked at.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let problem = match Settings::resolve(self, &|_| None) {
+            Ok(settings) => match super::logs::env_filter(&settings.filter) {
+                Ok(_) => return Vec::new(),
+                Err(error) => ("log.filter".to_owned(), error.to_string()),
+            },
+            Err(Error::Setting { name, value, reason }) => {
+                let name = name.strip_prefix("telemetry.").unwrap_or(&name).to_owned();
+                (name, format!("is `{value}`: {reason}"))
+            }
+            Err(other) => ("otlp".to_owned(), other.to_string()),
+        };
+        vec![problem]
+    }
 }
 
 /// Export of metrics, traces and logs over OTLP/gRPC.
@@ -62,7 +84,8 @@ pub struct TraceConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// A level (`info`) or directives (`info,streambus::raft=debug`). Empty: `RUST_LOG`, and without that `info`.
+    /// A level (`info`) or directives (`info,streambus::raft=debug`). Empty: `RUST_LOG`, and without that `info`
+    /// (and of the agreement library only warnings).
     pub filter: String,
     /// How a line on standard error looks.
     pub format: LogFormat,
@@ -170,7 +193,7 @@ impl Settings {
             batch_delay: env.millis(otlp.batch_delay, "OTEL_BSP_SCHEDULE_DELAY", Duration::from_secs(1))?,
             sampling: env.sampling(config.trace.sample_ratio)?,
             filter: match config.log.filter.as_str() {
-                "" => env.text("RUST_LOG").unwrap_or_else(|| "info".to_owned()),
+                "" => env.text("RUST_LOG").unwrap_or_else(|| DEFAULT_FILTER.to_owned()),
                 filter => filter.to_owned(),
             },
             format: config.log.format,
@@ -337,7 +360,7 @@ mod tests {
         let settings = resolve("", &[]).expect("valid");
         assert_eq!((settings.traces, settings.metrics, settings.logs), (None, None, None));
         assert_eq!(settings.sampling, Sampling { parent_based: true, ratio: 0.0 });
-        assert_eq!(settings.filter, "info");
+        assert_eq!(settings.filter, DEFAULT_FILTER);
     }
 
     #[test]

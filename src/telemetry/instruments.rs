@@ -178,7 +178,8 @@ impl Collection {
     }
 }
 
-/// Reads the levels of one owner, or gives none if that is gone. Must only read atomics or hold short locks: it runs on the collecting thread.
+/// Reads the levels of one owner, or gives none if that is gone. Must only read atomics or hold short locks: it runs
+/// on the collecting thread.
 pub type Observer<T> = Arc<dyn Fn() -> Option<T> + Send + Sync>;
 
 /// A place for an [`Observer`], registered after the instruments were created. Clones share it.

@@ -140,10 +140,7 @@ pub(super) async fn drain<T, E, F>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-    use crate::telemetry::instruments::lock;
 
     fn entrance(limit: usize) -> (Entrance<u32>, mpsc::Receiver<u32>) {
         Entrance::new(Signal::Traces, limit, Metrics::detached())
@@ -157,24 +154,39 @@ mod tests {
         assert_eq!(entrance.metrics.exporting.dropped_so_far(Signal::Traces, Loss::QueueFull), 3);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn exports_full_batches_at_once_and_the_rest_after_the_delay() {
-        let (entrance, exit) = entrance(16);
-        let batches = Arc::new(Mutex::new(Vec::new()));
-        let seen = batches.clone();
-        let stop = CancellationToken::new();
-        let worker = tokio::spawn(drain(exit, 2, Duration::from_secs(1), stop.clone(), move |batch| {
-            lock(&seen).push(batch);
+    /// Runs a drain; exported batches come out of the receiver.
+    fn draining(
+        exit: mpsc::Receiver<u32>,
+        delay: Duration,
+        stop: &CancellationToken,
+    ) -> mpsc::UnboundedReceiver<Vec<u32>> {
+        let (exported, batches) = mpsc::unbounded_channel();
+        tokio::spawn(drain(exit, 2, delay, stop.clone(), move |batch| {
+            exported.send(batch).expect("the test listens");
             std::future::ready(())
         }));
+        batches
+    }
+
+    #[tokio::test]
+    async fn exports_a_full_batch_at_once_and_the_rest_when_stopped() {
+        let (entrance, exit) = entrance(16);
+        let stop = CancellationToken::new();
+        let mut batches = draining(exit, Duration::from_secs(3600), &stop);
         (0..3).for_each(|item| entrance.offer(item));
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(*lock(&batches), [vec![0, 1]]);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(*lock(&batches), [vec![0, 1], vec![2]]);
-        entrance.offer(3);
+        assert_eq!(batches.recv().await, Some(vec![0, 1]));
         stop.cancel();
-        worker.await.expect("worker ends");
-        assert_eq!(*lock(&batches), [vec![0, 1], vec![2], vec![3]]);
+        assert_eq!(batches.recv().await, Some(vec![2]));
+        assert_eq!(batches.recv().await, None);
+        entrance.offer(9);
+        assert_eq!(entrance.metrics.exporting.dropped_so_far(Signal::Traces, Loss::ExportFailed), 1);
+    }
+
+    #[tokio::test]
+    async fn exports_a_batch_that_is_not_full_after_the_delay() {
+        let (entrance, exit) = entrance(16);
+        let mut batches = draining(exit, Duration::from_millis(1), &CancellationToken::new());
+        entrance.offer(7);
+        assert_eq!(batches.recv().await, Some(vec![7]));
     }
 }

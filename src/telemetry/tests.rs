@@ -1,6 +1,7 @@
 //! Telemetry as a whole: what is recorded arrives, on `/metrics` and at a collector.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -53,32 +54,28 @@ fn value(text: &str, series: &str) -> Option<f64> {
 /// Registers every observer and calls every verb once.
 fn move_everything(telemetry: &Telemetry) {
     let metrics = telemetry.metrics();
-    metrics.observe_broker(Arc::new(|| BrokerLevels {
-        status: Status::Running,
-        connections: 3,
-        active_requests: 2,
+    metrics.observe_broker(Arc::new(|| {
+        Some(BrokerLevels { status: Status::Running, connections: 3, active_requests: 2 })
     }));
-    metrics.observe_health(Arc::new(|| vec![HealthCheck { check: "storage", ok: true }]));
-    metrics.observe_topics(Arc::new(|| TopicLevels { topics: 1, partitions: 4, replicas: 4 }));
-    metrics.observe_cluster(Arc::new(|| ClusterLevels { brokers: 1, leader: true }));
-    metrics.observe_raft(Arc::new(|| RaftLevels {
-        term: 7,
-        commit_index: 42,
-        leading: 5,
-        following: 0,
-        leaderless: 0,
+    metrics.observe_health(Arc::new(|| Some(vec![HealthCheck { check: "storage", ok: true }])));
+    metrics.observe_topics(Arc::new(|| Some(TopicLevels { topics: 1, partitions: 4, replicas: 4 })));
+    metrics.observe_cluster(Arc::new(|| Some(ClusterLevels { brokers: 1, leader: true })));
+    metrics.observe_raft(Arc::new(|| {
+        Some(RaftLevels { term: 7, commit_index: 42, leading: 5, following: 0, leaderless: 0 })
     }));
-    metrics.observe_storage(Arc::new(|| StorageLevels {
-        used_bytes: 100,
-        available_bytes: 900,
-        reserve_bytes: 10,
-        writable: true,
-        segments: 6,
-        compactions: 2,
-        queue_bytes: 0,
+    metrics.observe_storage(Arc::new(|| {
+        Some(StorageLevels {
+            used_bytes: 100,
+            available_bytes: 900,
+            reserve_bytes: 10,
+            writable: true,
+            segments: 6,
+            compactions: 2,
+            queue_bytes: 0,
+        })
     }));
-    metrics.observe_produce_buffer(Arc::new(|| BufferLevels { used_bytes: 1, limit_bytes: 64 }));
-    metrics.observe_consume(Arc::new(|| ConsumeLevels { subscriptions: 1, fetches_waiting: 1 }));
+    metrics.observe_produce_buffer(Arc::new(|| Some(BufferLevels { used_bytes: 1, limit_bytes: 64 })));
+    metrics.observe_consume(Arc::new(|| Some(ConsumeLevels { subscriptions: 1, fetches_waiting: 1 })));
     metrics.observe_runtime(&tokio::runtime::Handle::current());
     let topic = metrics.topic("orders");
     metrics.produce.accepted(&topic, 10, 1000);
@@ -140,6 +137,30 @@ async fn every_row_of_the_catalogue_can_be_moved_and_is_shown() {
     assert!(value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6), "{text}");
 }
 
+#[tokio::test]
+#[ignore = "needs promtool, which comes with Prometheus, on the PATH"]
+async fn promtool_complains_of_the_specified_gauges_and_of_nothing_else() {
+    let (telemetry, _dispatch) = exporting_to("http://127.0.0.1:9", "", |_| {});
+    move_everything(&telemetry);
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("promtool is installed");
+    let mut stdin = promtool.stdin.take().expect("piped");
+    stdin.write_all(scrape(&telemetry, None).as_bytes()).expect("promtool reads");
+    drop(stdin);
+    let output = promtool.wait_with_output().expect("promtool ends");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let mut complaints: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+    complaints.sort_unstable();
+    let expected = ["partitions", "replicas", "segments", "topics"]
+        .map(|name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"));
+    assert_eq!(complaints, expected);
+}
+
 #[test]
 fn phases_add_up_to_the_latency() {
     let telemetry = Telemetry::for_tests();
@@ -197,7 +218,9 @@ fn a_scrape_is_compressed_when_asked() {
 fn an_observer_that_panics_loses_only_its_own_samples() {
     let telemetry = Telemetry::for_tests();
     telemetry.metrics().observe_cluster(Arc::new(|| panic!("expected by the test")));
-    telemetry.metrics().observe_topics(Arc::new(|| TopicLevels { topics: 1, partitions: 2, replicas: 3 }));
+    telemetry
+        .metrics()
+        .observe_topics(Arc::new(|| Some(TopicLevels { topics: 1, partitions: 2, replicas: 3 })));
     scrape(&telemetry, None);
     let text = scrape(&telemetry, None);
     assert_eq!(value(&text, "streambus_cluster_size"), None);
@@ -212,7 +235,7 @@ fn levels_are_read_once_per_collection() {
     let counted = calls.clone();
     telemetry.metrics().observe_topics(Arc::new(move || {
         *lock(&counted) += 1;
-        TopicLevels { topics: *lock(&counted), partitions: 0, replicas: 0 }
+        Some(TopicLevels { topics: *lock(&counted), partitions: 0, replicas: 0 })
     }));
     scrape(&telemetry, None);
     let text = scrape(&telemetry, None);
@@ -273,6 +296,48 @@ fn a_request_follows_the_callers_decision_and_passes_it_on() {
     assert!(!onward.sampled);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_links_to_the_writers_and_is_a_trace_of_its_own_on_a_long_stream() {
+    let (collector, endpoint) = Collector::start().await;
+    let (telemetry, _dispatch) = exporting_to(&endpoint, "", |_| {});
+    let writer = |number: u8| TraceIds { trace: [number; 16], span: [number; 8] };
+    let describe = || (std::borrow::Cow::Borrowed("deliver"), Vec::new());
+    let tracer = telemetry.tracer();
+    // Unsampled writers have no ids; neighbours of one batch share theirs.
+    let links = (0..=200).flat_map(|number| [writer(number), writer(number)]);
+    let delivery = tracer.delivery(&RequestTrace::NONE, links, describe);
+    delivery.end(None);
+    assert!(!tracer.delivery(&RequestTrace::NONE, [writer(0)], describe).is_sampled());
+    assert!(telemetry.shutdown(Duration::from_secs(10)).await);
+
+    let traces = lock(&collector.traces);
+    let spans = &traces[0].resource_spans[0].scope_spans[0].spans;
+    assert_eq!(spans.len(), 1);
+    assert_eq!((spans[0].links.len(), spans[0].parent_span_id.len()), (LINKS_MAX, 0));
+    assert_eq!(spans[0].links[0].trace_id, [1; 16]);
+    let attributes = format!("{:?}", spans[0].attributes);
+    assert!(
+        attributes.contains("streambus.links.dropped") && attributes.contains("IntValue(72)"),
+        "{attributes}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_comes_back_is_used_again_and_one_line_says_so() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    let more = "otlp.timeout = '200ms'\notlp.metrics_interval = '20ms'";
+    let (telemetry, _dispatch) = exporting_to(&format!("http://{closed}"), more, move |line| {
+        let _ = sender.send(String::from_utf8_lossy(line).into_owned());
+    });
+    let line = lines.recv().await.expect("a complaint");
+    assert!(line.contains("telemetry.export.failing"), "{line}");
+    Collector::serve(TcpListener::bind(closed).await.expect("the same port"));
+    let line = lines.recv().await.expect("the all-clear");
+    assert!(line.contains("telemetry.export.recovered"), "{line}");
+    assert!(telemetry.metrics().exporting.exported_so_far(Signal::Metrics) > 0);
+}
+
 /// A reader that the test and the provider hold.
 #[derive(Clone, Debug, Default)]
 struct Shared(Arc<ManualReader>);
@@ -317,7 +382,7 @@ impl TraceService for Collector {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, RpcStatus> {
         lock(&self.traces).push(request.into_inner());
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }
 
@@ -328,7 +393,7 @@ impl MetricsService for Collector {
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, RpcStatus> {
         lock(&self.metrics).push(request.into_inner());
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }
 
@@ -339,23 +404,27 @@ impl LogsService for Collector {
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, RpcStatus> {
         lock(&self.logs).push(request.into_inner());
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 }
 
 impl Collector {
     /// Serves on a port of its own.
     async fn start() -> (Self, String) {
-        let collector = Collector::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        (Collector::serve(listener), endpoint)
+    }
+
+    fn serve(listener: TcpListener) -> Self {
+        let collector = Collector::default();
         let server = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(collector.clone()))
             .add_service(MetricsServiceServer::new(collector.clone()))
             .add_service(LogsServiceServer::new(collector.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(server);
-        (collector, endpoint)
+        collector
     }
 }
 

@@ -13,7 +13,7 @@ use crate::api::status::Failure;
 use crate::broker::{Fetch, Fetched};
 use crate::proto::v1;
 use crate::proto::v1::consume_service_server::ConsumeService;
-use crate::record::for_each_traceparent;
+use crate::record::{SpanLink, for_each_traceparent};
 use crate::telemetry::{LINKS_MAX, RequestTrace};
 use crate::telemetry::{TraceIds, TraceParent};
 
@@ -73,10 +73,13 @@ pub(super) fn deliver(
     records
 }
 
-/// The sampled contexts in which the records were created, as many as a span can link to.
+/// The sampled contexts in which the batches were written and their records created, as many as a span can link to.
 fn links(fetched: &Fetched) -> Vec<TraceIds> {
     let mut links = Vec::new();
     for batch in &fetched.batches {
+        // A batch without a span has no sampled record either; see `broker::produce`.
+        let Some(SpanLink { trace_id, span_id }) = batch.span else { continue };
+        links.push(TraceIds { trace: trace_id, span: span_id });
         for_each_traceparent(&batch.batch, |_, value| {
             links.extend(TraceParent::parse(value).map(|parent| parent.ids));
             if links.len() < LINKS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -45,20 +45,11 @@ struct Subscriber {
     subscription: Option<Subscription>,
     /// Partitions that could not be added.
     refused: VecDeque<Fetched>,
-    /// Credit that the broker has not used. Negative after a batch that exceeded the rest.
-    credit: i128,
 }
 
 impl Subscriber {
     fn new(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Self {
-        Subscriber {
-            context,
-            requests,
-            half_closed: false,
-            subscription: None,
-            refused: VecDeque::new(),
-            credit: 0,
-        }
+        Subscriber { context, requests, half_closed: false, subscription: None, refused: VecDeque::new() }
     }
 
     /// The next delivery; `None` when there can be no further one.
@@ -68,7 +59,7 @@ impl Subscriber {
             if let Some(refused) = self.refused.pop_front() {
                 return Ok(Some(refused));
             }
-            if self.half_closed && (self.subscription.is_none() || self.credit <= 0) {
+            if self.half_closed && !self.subscription.as_ref().is_some_and(Subscription::has_credit) {
                 return Ok(None);
             }
             // Every arm is cancel-safe: a request or a delivery is taken only when its arm wins.
@@ -83,11 +74,7 @@ impl Subscriber {
                     }
                     None => self.half_closed = true,
                 },
-                fetched = next_of(&mut self.subscription) => {
-                    let bytes: usize = fetched.batches.iter().map(|batch| batch.batch.len()).sum();
-                    self.credit -= bytes as i128;
-                    return Ok(Some(fetched));
-                }
+                fetched = next_of(&mut self.subscription) => return Ok(Some(fetched)),
             }
         }
     }
@@ -106,10 +93,7 @@ impl Subscriber {
             Action::Start(_) => {
                 return Err(invalid("start must come only once: use add to read further partitions"));
             }
-            Action::Credit(credit) => {
-                subscription.grant(credit.bytes);
-                self.credit += i128::from(credit.bytes);
-            }
+            Action::Credit(credit) => subscription.grant(credit.bytes),
             Action::Add(add) => {
                 let partitions = convert::positions(add.partitions, "add.partitions")?;
                 self.refused.extend(subscription.add(partitions).await);
@@ -131,7 +115,6 @@ impl Subscriber {
         let accepted = convert::accepted_codecs(&start.accepted_codecs)?;
         let mut subscription = self.context.broker().subscribe(accepted);
         subscription.grant(start.credit_bytes);
-        self.credit = start.credit_bytes.into();
         self.refused.extend(subscription.add(partitions).await);
         self.subscription = Some(subscription);
         Ok(())

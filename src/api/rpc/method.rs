@@ -59,6 +59,11 @@ impl Method {
     pub(in crate::api) fn kind(self) -> Kind {
         self.0.1
     }
+
+    /// Whether its duration and status belong into call figures.
+    pub(in crate::api) fn is_unary(self) -> bool {
+        matches!(self.kind(), Kind::Unary | Kind::Produce)
+    }
 }
 
 #[cfg(test)]
@@ -70,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_table_is_sorted() {
-        assert!(METHODS.is_sorted());
+        assert!(METHODS.is_sorted_by_key(|(name, _)| name));
     }
 
     #[test]

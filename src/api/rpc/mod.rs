@@ -34,7 +34,8 @@ pub(super) struct Calls {
     tracer: Tracer,
     load: Load,
     message_bytes_max: u64,
-    drain: CancellationToken,
+    /// Ends streams of health and reflection, which watch for no drain themselves.
+    end_infrastructure: CancellationToken,
 }
 
 impl Calls {
@@ -44,9 +45,9 @@ impl Calls {
         tracer: Tracer,
         load: Load,
         message_bytes_max: u64,
-        drain: CancellationToken,
+        end_infrastructure: CancellationToken,
     ) -> Self {
-        Calls { routes: routes.prepare(), metrics, tracer, load, message_bytes_max, drain }
+        Calls { routes: routes.prepare(), metrics, tracer, load, message_bytes_max, end_infrastructure }
     }
 
     /// Begins the server span of a call.
@@ -75,11 +76,10 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let mut request =
             request.map(|body| Body::new(Limited::new(body, self.message_bytes_max, self.metrics.clone())));
         request.extensions_mut().insert(span.clone());
-        // Only streams outside the services' own care are cut here; see `Observed`.
-        let drain = (method.kind() == Kind::Infrastructure).then(|| self.drain.clone());
+        let end = (method.kind() == Kind::Infrastructure).then(|| self.end_infrastructure.clone());
         Answer {
             answer: self.routes.clone().call(request),
-            call: Some(Call::new(method, started, span, open, self.metrics.clone(), drain)),
+            call: Some(Call::new(method, started, span, open, self.metrics.clone(), end)),
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::method::{Kind, Method};
+use super::method::Method;
 use crate::api::load::Open;
 use crate::api::status::Failure;
 use crate::telemetry::Metrics;
@@ -26,7 +26,7 @@ pub(super) struct Call {
     span: RequestTrace,
     open: Option<Open>,
     metrics: Metrics,
-    drain: Option<CancellationToken>,
+    end_early: Option<CancellationToken>,
 }
 
 impl Call {
@@ -36,9 +36,9 @@ impl Call {
         span: RequestTrace,
         open: Open,
         metrics: Metrics,
-        drain: Option<CancellationToken>,
+        end_early: Option<CancellationToken>,
     ) -> Self {
-        Call { method, started, span, open: Some(open), metrics, drain }
+        Call { method, started, span, open: Some(open), metrics, end_early }
     }
 
     /// Goes on with the response's body, unless its head already has the status.
@@ -46,16 +46,19 @@ impl Call {
         if let Some(code) = code_in(response.headers()) {
             self.end(code);
         }
-        let drain = self.drain.take().map(|drain| Box::pin(drain.cancelled_owned()));
-        response.map(|body| Observed { body, call: self, drain })
+        let end_early = self.end_early.take().map(|end| Box::pin(end.cancelled_owned()));
+        response.map(|body| Observed { body, call: self, end_early })
     }
 
     fn end(&mut self, code: Code) {
         if self.open.take().is_none() {
             return;
         }
-        self.metrics.network.request_ended(Protocol::Grpc, Outcome::of(code));
-        if matches!(self.method.kind(), Kind::Unary | Kind::Produce) {
+        // Clients leave streams by cancelling them; that is no failure.
+        let left = code == Code::Cancelled && !self.method.is_unary();
+        let outcome = if left { Outcome::Ok } else { Outcome::of(code) };
+        self.metrics.network.request_ended(Protocol::Grpc, outcome);
+        if self.method.is_unary() {
             let took = self.started.elapsed();
             self.metrics.network.call_ended(self.method.name(), code, took, self.span.ids());
             self.span.finish(code);
@@ -73,14 +76,14 @@ impl Drop for Call {
 pub(in crate::api) struct Observed {
     body: Body,
     call: Call,
-    /// Set for streams that would outlive a drain because nothing in them watches for it.
-    drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Set for streams that nothing in the service itself would end.
+    end_early: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Observed {
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.drain {
-            Some(drain) => drain.as_mut().poll(cx),
+    fn poll_end_early(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.end_early {
+            Some(end_early) => end_early.as_mut().poll(cx),
             None => Poll::Pending,
         }
     }
@@ -96,8 +99,8 @@ impl http_body::Body for Observed {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let me = &mut *self;
         match Pin::new(&mut me.body).poll_frame(cx) {
-            Poll::Pending if me.poll_drain(cx).is_ready() => {
-                me.drain = None;
+            Poll::Pending if me.poll_end_early(cx).is_ready() => {
+                me.end_early = None;
                 me.body = Body::empty();
                 me.call.end(Code::Unavailable);
                 Poll::Ready(Some(trailers(Failure::stopping().into()).map(Frame::trailers)))

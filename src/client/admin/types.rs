@@ -236,6 +236,8 @@ pub struct BrokerDescription {
     pub version: String,
     /// When it started.
     pub started: Option<SystemTime>,
+    /// When it forces writes to its disk, `always` or `interval`; empty if the answering broker does not know.
+    pub storage_sync: String,
 }
 
 impl From<v1::Broker> for BrokerDescription {
@@ -246,6 +248,7 @@ impl From<v1::Broker> for BrokerDescription {
             http_address: broker.http_address,
             version: broker.version,
             started: broker.start_time.and_then(|time| time.try_into().ok()),
+            storage_sync: broker.storage_sync,
         }
     }
 }

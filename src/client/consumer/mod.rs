@@ -4,6 +4,7 @@
 //! works while it is polled, and credit bounds what a broker sends ahead. A partition whose session broke, or which
 //! its broker does not lead any more, is assigned anew at the offset after the last one received.
 
+mod assignment;
 mod batch;
 mod config;
 mod fetch;
@@ -20,8 +21,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use futures_util::Stream;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, Stream};
 use tokio::time::{Instant, Sleep, sleep};
 
 pub use batch::{ConsumedBatch, ConsumedRecords};
@@ -35,6 +36,7 @@ use super::routing::Router;
 use super::telemetry::{Polling, Telemetry};
 use super::{ConsumedRecord, Error, ErrorCode, Offset, Position, TopicPartition};
 use crate::proto::v1;
+use assignment::Assignment;
 use batch::Received;
 use session::Session;
 
@@ -64,9 +66,6 @@ pub struct Consumer {
     failures: u32,
     waiting: Option<(Instant, SystemTime)>,
 }
-
-/// Leaders of partitions, as far as they could be found.
-type Assignment = Vec<(TopicPartition, Result<u64, Error>)>;
 
 struct Tracked {
     /// Where to go on after what was received.
@@ -141,7 +140,7 @@ impl Consumer {
                 route.check(at.partition)?;
             }
         }
-        self.resolve(&mut start).await?;
+        Self::resolve(&self.router, &mut start).await?;
         for (at, position) in start {
             self.forget_received(&at);
             let polling = self.polling(&at.topic);
@@ -384,13 +383,23 @@ impl Consumer {
 
     fn session_lost(&mut self, broker: u64) {
         let Some(mut session) = self.sessions.remove(&broker) else { return };
-        for tracked in self.partitions.values_mut() {
-            if tracked.state == State::Assigned(broker) {
+        let error = session.take_error();
+        let passes = error.is_retriable();
+        tracing::warn!(broker, %error, retry = passes, "subscription lost");
+        for (at, tracked) in &mut self.partitions {
+            if tracked.state != State::Assigned(broker) {
+                continue;
+            }
+            if passes {
                 tracked.state = State::Unassigned;
+            } else {
+                tracked.state = State::Failed;
+                self.ready.push_back(Ready::Failure(error.clone().at(&at.topic, at.partition)));
             }
         }
-        let error = session.take_error();
-        self.pause(&error);
+        if passes {
+            self.pause(&error);
+        }
     }
 
     /// Waits before the next assignment.
@@ -409,68 +418,6 @@ impl Consumer {
             && let Some(session) = self.sessions.get_mut(&broker)
         {
             session.remove(at);
-        }
-    }
-
-    // Assigning partitions to sessions.
-
-    /// Says whether something changed.
-    fn poll_assignment(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(pause) = &mut self.pause {
-            if pause.poll_unpin(cx).is_pending() {
-                return false;
-            }
-            self.pause = None;
-        }
-        if self.assigning.is_none() {
-            let unassigned: Vec<TopicPartition> = self
-                .partitions
-                .iter()
-                .filter(|(_, tracked)| tracked.state == State::Unassigned)
-                .map(|(at, _)| at.clone())
-                .collect();
-            if unassigned.is_empty() {
-                return false;
-            }
-            let (router, again) = (Arc::clone(&self.router), self.failures > 0);
-            self.assigning = Some(async move { find_leaders(&router, unassigned, again).await }.boxed());
-        }
-        let Some(assigning) = &mut self.assigning else { return false };
-        let Poll::Ready(assignment) = assigning.poll_unpin(cx) else { return false };
-        self.assigning = None;
-        self.assign(assignment);
-        true
-    }
-
-    fn assign(&mut self, assignment: Assignment) {
-        let mut by_broker: BTreeMap<u64, Vec<(TopicPartition, Position)>> = BTreeMap::new();
-        for (at, leader) in assignment {
-            // It may have been removed or repositioned meanwhile; only what it is now counts.
-            let Some(tracked) = self.partitions.get_mut(&at) else { continue };
-            if tracked.state != State::Unassigned {
-                continue;
-            }
-            match leader {
-                Ok(broker) => {
-                    tracked.state = State::Assigned(broker);
-                    by_broker.entry(broker).or_default().push((at, tracked.fetch));
-                }
-                Err(error) if error.is_retriable() => self.pause(&error),
-                Err(error) => {
-                    tracked.state = State::Failed;
-                    self.ready.push_back(Ready::Failure(error.at(&at.topic, at.partition)));
-                }
-            }
-        }
-        for (broker, partitions) in by_broker {
-            if let Some(session) = self.sessions.get_mut(&broker) {
-                session.add(&partitions);
-            } else {
-                self.generations += 1;
-                let session =
-                    Session::open(&self.router, broker, self.generations, &partitions, &self.config);
-                self.sessions.insert(broker, session);
-            }
         }
     }
 
@@ -510,7 +457,9 @@ impl Consumer {
     }
 
     /// Replaces positions that mean something else after a reconnection by the offsets that they mean now.
-    async fn resolve(&self, start: &mut [(TopicPartition, Position)]) -> Result<(), Error> {
+    ///
+    /// Without the consumer, which is not `Sync`: a future that borrowed it could not be spawned.
+    async fn resolve(router: &Router, start: &mut [(TopicPartition, Position)]) -> Result<(), Error> {
         let moving: Vec<usize> = (0..start.len())
             .filter(|at| matches!(start[*at].1, Position::Latest | Position::Time(_)))
             .collect();
@@ -518,7 +467,7 @@ impl Consumer {
             return Ok(());
         }
         let asked: Vec<_> = moving.iter().map(|at| start[*at].clone()).collect();
-        for (at, offset) in moving.into_iter().zip(list_offsets(&self.router, &asked).await?) {
+        for (at, offset) in moving.into_iter().zip(list_offsets(router, &asked).await?) {
             start[at].1 = Position::Offset(offset?);
         }
         Ok(())
@@ -561,20 +510,4 @@ impl fmt::Debug for Consumer {
             .field("sessions", &self.sessions.len())
             .finish_non_exhaustive()
     }
-}
-
-/// The leader of each partition; asks again, rather than trust what is known, if something failed.
-async fn find_leaders(router: &Router, partitions: Vec<TopicPartition>, again: bool) -> Assignment {
-    let topics: HashSet<Arc<str>> = partitions.iter().map(|at| Arc::clone(&at.topic)).collect();
-    let mut routes = HashMap::new();
-    for topic in topics {
-        let route = if again { router.refresh(&topic).await } else { router.route(&topic).await };
-        routes.insert(topic, route);
-    }
-    let leader = |at: &TopicPartition| {
-        let route = routes[&at.topic].as_ref().map_err(Error::clone)?;
-        route.check(at.partition)?;
-        route.leader(at.partition).ok_or_else(|| Error::no_leader(&at.topic, at.partition))
-    };
-    partitions.into_iter().map(|at| (at.clone(), leader(&at))).collect()
 }

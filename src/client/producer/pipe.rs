@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::stream::{BoxStream, Stream, StreamExt, unfold};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::Streaming;
 
 use crate::client::Error;
@@ -32,6 +32,8 @@ pub(super) struct Pipe {
     position: u64,
     in_flight: usize,
     window: usize,
+    /// Ends the news, and with them the call, when the pipe is dropped.
+    _open: oneshot::Sender<()>,
 }
 
 impl Pipe {
@@ -43,7 +45,9 @@ impl Pipe {
         let router = Arc::clone(router);
         let state = State::Connecting { router, broker, outgoing };
         let news = unfold(state, move |state| news(state, Arc::clone(&taken)));
-        (Pipe { requests, position: 0, in_flight: 0, window }, news.boxed())
+        let (open, dropped) = oneshot::channel::<()>();
+        let pipe = Pipe { requests, position: 0, in_flight: 0, window, _open: open };
+        (pipe, news.take_until(dropped).boxed())
     }
 
     pub(super) fn has_room(&self) -> bool {

@@ -1,4 +1,8 @@
 //! The task of a producer: moves batches from the buffers through the lanes into the pipes, and outcomes back.
+//!
+//! Mending what keeps a lane from sending is in [`repair`].
+
+mod repair;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -16,10 +20,9 @@ use super::delivery::Committed;
 use super::lane::{Decided, Lane, Outgoing, Repairs};
 use super::pipe::{News, Pipe};
 use super::topics::Shared;
-use crate::client::admin::init_producer;
 use crate::client::routing::{Route, Router};
 use crate::client::telemetry::WireContext;
-use crate::client::{Error, ErrorCode, ProducerIdentity};
+use crate::client::{Error, ProducerIdentity};
 use crate::proto::v1;
 use crate::proto::v1::produce_result::Outcome;
 
@@ -339,8 +342,9 @@ impl Driver {
     }
 
     fn pipe_lost(&mut self, broker: u64, taken: u64, error: &Error) {
-        if let Some(outlet) = self.outlets.get_mut(&broker) {
-            outlet.pipe = None;
+        let was_open = self.outlets.get_mut(&broker).is_some_and(|outlet| outlet.pipe.take().is_some());
+        if was_open {
+            tracing::warn!(broker, %error, "produce stream lost; unacknowledged batches are sent again");
         }
         for id in self.lane_ids() {
             let slot = &mut self.slots[id as usize];
@@ -357,117 +361,6 @@ impl Driver {
             self.schedule_repair(id);
         } else {
             self.enqueue(id);
-        }
-    }
-
-    // Repairing lanes.
-
-    /// Sees to it that a parked lane is repaired after the time that its failures ask for; at once if nothing failed.
-    fn schedule_repair(&mut self, id: LaneId) {
-        let slot = &mut self.slots[id as usize];
-        if slot.stage != Stage::Idle {
-            return;
-        }
-        slot.repairs.add(slot.lane.take_repairs());
-        let asked = slot.repairs.retry_after.take();
-        match slot.lane.failures() {
-            0 => self.repair(id),
-            failures => {
-                slot.stage = Stage::Waiting;
-                let delay = self.router.config().backoff.delay(failures, asked);
-                self.timers.push(Reverse((Instant::now() + delay, Timer::Repair(id))));
-            }
-        }
-    }
-
-    /// Does what is still to be done for a parked lane, one thing after the other, then restarts it.
-    fn repair(&mut self, id: LaneId) {
-        let slot = &mut self.slots[id as usize];
-        debug_assert!(slot.lane.is_parked() && slot.stage == Stage::Idle);
-        slot.repairs.add(slot.lane.take_repairs());
-        if slot.repairs.reroute {
-            slot.stage = Stage::Calling;
-            let topic = Arc::clone(&slot.buffer.topic);
-            self.reroute(topic);
-        } else if slot.repairs.renew {
-            slot.stage = Stage::Calling;
-            let router = Arc::clone(&self.router);
-            let call = async move { Answer::Identified { lane: id, result: init_producer(&router).await } };
-            self.answers.push(call.boxed());
-        } else {
-            slot.repairs = Repairs::default();
-            slot.lane.restart();
-            self.enqueue(id);
-        }
-    }
-
-    fn reroute(&mut self, topic: Arc<str>) {
-        if self.routing.insert(Arc::clone(&topic)) {
-            let router = Arc::clone(&self.router);
-            let call = async move {
-                let result = router.refresh(&topic).await;
-                Answer::Routed { topic, result }
-            };
-            self.answers.push(call.boxed());
-        }
-    }
-
-    fn answered(&mut self, answer: Answer) {
-        match answer {
-            Answer::Routed { topic, result } => {
-                self.routing.remove(&topic);
-                if let Ok(route) = &result {
-                    self.shared.learn(route);
-                }
-                for id in self.lane_ids() {
-                    let slot = &mut self.slots[id as usize];
-                    if slot.buffer.topic == topic && slot.stage == Stage::Calling && slot.repairs.reroute {
-                        slot.stage = Stage::Idle;
-                        self.routed(id, &result);
-                    }
-                }
-            }
-            Answer::Identified { lane: id, result } => {
-                let slot = &mut self.slots[id as usize];
-                slot.stage = Stage::Idle;
-                match result {
-                    Ok(identity) => {
-                        slot.repairs.renew = false;
-                        slot.lane.renew(identity).into_iter().for_each(decide);
-                        self.repair(id);
-                    }
-                    Err(error) => {
-                        slot.lane.repair_failed(error);
-                        self.schedule_repair(id);
-                    }
-                }
-            }
-        }
-    }
-
-    fn routed(&mut self, id: LaneId, result: &Result<Arc<Route>, Error>) {
-        let slot = &mut self.slots[id as usize];
-        let leader = result.as_ref().map_err(Error::clone).and_then(|route| {
-            route.check(slot.buffer.partition)?;
-            route
-                .leader(slot.buffer.partition)
-                .ok_or_else(|| Error::no_leader(&slot.buffer.topic, slot.buffer.partition))
-        });
-        match leader {
-            Ok(broker) => {
-                slot.broker = Some(broker);
-                slot.repairs.reroute = false;
-                self.repair(id);
-            }
-            // The lane stays parked until there is something new to send, and asks again then.
-            Err(error) if is_gone(&error) => {
-                slot.take_open(&self.shared);
-                slot.lane.fail_all(&error).into_iter().for_each(decide);
-            }
-            Err(error) => {
-                slot.lane.repair_failed(error);
-                self.schedule_repair(id);
-            }
         }
     }
 
@@ -522,7 +415,8 @@ impl Driver {
         let age_max = self.router.config().routing_age_max;
         for topic in self.shared.topics() {
             let old = |route: Arc<Route>| route.learned.elapsed() >= age_max;
-            if self.router.cached(&topic.name).is_none_or(old) {
+            // One that is not known any more was deleted; it is asked for again when something is sent to it.
+            if self.router.cached(&topic.name).is_some_and(old) {
                 self.reroute(Arc::clone(&topic.name));
             }
         }
@@ -599,11 +493,6 @@ fn request(id: LaneId, buffer: &Buffer, outgoing: Outgoing) -> v1::ProduceStream
         traceparent,
         tracestate,
     }
-}
-
-/// Whether the topic or partition does not exist, so that waiting does not help.
-fn is_gone(error: &Error) -> bool {
-    matches!(error.code(), Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition))
 }
 
 fn sweep_interval(shared: &Shared) -> Duration {

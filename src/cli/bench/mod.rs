@@ -1,0 +1,187 @@
+//! `streambus bench`.
+//!
+//! Each workload prints one line of JSON. What it measures is the broker together with the client library, over one
+//! connection for each producer and consumer.
+
+mod payload;
+mod report;
+mod workload;
+
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+
+use crate::client::{Client, ErrorCode, ProducerConfig, TopicConfig, TopicSpec};
+use crate::units::{ByteSize, HumanDuration};
+
+use super::Global;
+use super::connect::connect;
+use super::failure::Usage;
+use super::output::line;
+use payload::Payload;
+use report::Report;
+
+/// Measures a running broker. Prints one line of JSON: records/s, MB/s (10^6 bytes of payload), latencies in
+/// microseconds where they are measured, and when the broker forces writes to its disk.
+#[derive(Debug, Subcommand)]
+pub(super) enum Bench {
+    /// Send records as fast as they are acknowledged
+    Produce(Load),
+    /// Read from the start what `bench produce` has sent
+    Consume(Load),
+    /// Send one record at a time, each timed from send to acknowledgement
+    Latency(Load),
+    /// Send records and receive them, each timed from send to receipt
+    E2e(Load),
+    /// Make empty calls one at a time: the floor under `latency`
+    Rpc(Load),
+}
+
+/// What is sent, and how.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Load {
+    /// Number of records, or of calls [default: 200000; with latency, e2e and rpc 10000]
+    #[arg(long, value_name = "COUNT")]
+    records: Option<u64>,
+    /// Bytes of each record's value, which cannot be compressed
+    #[arg(long, default_value_t = 1024, value_name = "BYTES")]
+    record_bytes: usize,
+    /// Number of producers; each has a connection of its own
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    producers: usize,
+    /// Records of a producer that may be unacknowledged (e2e: not received) [default: 1000; with e2e 1]
+    #[arg(long, value_name = "COUNT")]
+    in_flight: Option<usize>,
+    /// Topic to use. It is created anew, and deleted before if it exists, except with consume and rpc
+    #[arg(long, default_value = "bench", value_name = "TOPIC")]
+    topic: String,
+    /// Number of partitions of the new topic
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    partitions: u32,
+    /// Use the topic as it is if it exists
+    #[arg(long)]
+    keep: bool,
+    /// A batch is sent when it has this size
+    #[arg(long, default_value = "128KiB", value_name = "SIZE")]
+    batch_bytes: ByteSize,
+    /// A batch that is not full is sent after this time [default: 5ms; with latency and e2e 0]
+    #[arg(long, value_name = "TIME")]
+    linger: Option<HumanDuration>,
+    /// Put each record into a batch of its own
+    #[arg(long)]
+    single: bool,
+    /// Worker threads of this process. One is best where broker and bench share few cores
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    threads: usize,
+}
+
+impl Bench {
+    /// Worker threads that the workload shall run on.
+    pub(super) fn threads(&self) -> usize {
+        self.load().threads.max(1)
+    }
+
+    pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        self.load().check()?;
+        let global = global.clone();
+        // On a worker thread, so that there are as many busy threads as were asked for and not one more.
+        let report = tokio::spawn(async move { self.measure(&global).await }).await??;
+        line(report)
+    }
+
+    fn load(&self) -> &Load {
+        match self {
+            Bench::Produce(load)
+            | Bench::Consume(load)
+            | Bench::Latency(load)
+            | Bench::E2e(load)
+            | Bench::Rpc(load) => load,
+        }
+    }
+
+    async fn measure(&self, global: &Global) -> anyhow::Result<Report> {
+        let client = connect(global).await?;
+        let load = self.load();
+        let measured = match self {
+            Bench::Produce(_) => {
+                load.create_topic(&client).await?;
+                workload::produce(&client, load).await?
+            }
+            Bench::Consume(_) => workload::consume(&client, load).await?,
+            Bench::Latency(_) => {
+                load.create_topic(&client).await?;
+                workload::latency(&client, load).await?
+            }
+            Bench::E2e(_) => {
+                load.create_topic(&client).await?;
+                workload::end_to_end(&client, load).await?
+            }
+            Bench::Rpc(_) => workload::rpc(&global.broker, load).await?,
+        };
+        let brokers = client.admin().describe_cluster().await?.brokers;
+        let sync = brokers.into_iter().map(|broker| broker.storage_sync).find(|sync| !sync.is_empty());
+        Ok(Report { load: load.clone(), measured, sync })
+    }
+}
+
+impl Load {
+    fn check(&self) -> Result<(), Usage> {
+        let positive = [
+            ("--records", self.records != Some(0)),
+            ("--record-bytes", self.record_bytes > 0),
+            ("--producers", self.producers > 0),
+            ("--in-flight", self.in_flight != Some(0)),
+            ("--partitions", self.partitions > 0),
+        ];
+        match positive.into_iter().find(|(_, is_positive)| !is_positive) {
+            Some((name, _)) => Err(Usage(format!("{name} must be at least 1"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the topic, anew unless the existing one is to be kept.
+    async fn create_topic(&self, client: &Client) -> anyhow::Result<()> {
+        let admin = client.admin();
+        if !self.keep {
+            match admin.delete_topic(&self.topic).await {
+                Err(error) if error.code() != Some(ErrorCode::UnknownTopic) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        let mut config = TopicConfig::default();
+        // A record has some bytes besides its value, and a batch some besides its records.
+        let record_bytes = u32::try_from(self.record_bytes).unwrap_or(u32::MAX).saturating_add(1 << 10);
+        if record_bytes > 1 << 20 {
+            config.record_bytes_max = Some(record_bytes);
+            config.batch_bytes_max = Some(record_bytes.saturating_add(1 << 10).max(4 << 20));
+        }
+        let spec = TopicSpec::new(&self.topic).partitions(self.partitions).config(config);
+        match admin.create_topic(spec).await {
+            Err(error) if self.keep && error.code() == Some(ErrorCode::TopicExists) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    fn topic(&self) -> Arc<str> {
+        Arc::from(self.topic.as_str())
+    }
+
+    fn payload(&self) -> Payload {
+        Payload::new(self.record_bytes)
+    }
+
+    /// How a producer batches, with `linger` unless another time was given.
+    fn producer_config(&self, linger: std::time::Duration, in_flight: usize) -> ProducerConfig {
+        let defaults = ProducerConfig::default();
+        let linger = if self.single { std::time::Duration::ZERO } else { linger };
+        ProducerConfig {
+            linger: self.linger.map_or(linger, |linger| linger.0),
+            batch_bytes: usize::try_from(self.batch_bytes.0).unwrap_or(usize::MAX),
+            max_batch_records: if self.single { 1 } else { defaults.max_batch_records },
+            max_in_flight: if self.single { in_flight } else { defaults.max_in_flight },
+            // The window of records is the limit, not this.
+            buffer_bytes: defaults.buffer_bytes.max(in_flight.saturating_mul(2 * self.record_bytes + 256)),
+            ..defaults
+        }
+    }
+}

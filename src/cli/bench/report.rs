@@ -1,0 +1,70 @@
+//! What a measurement prints.
+
+use std::fmt;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+use super::Load;
+
+/// What a workload found out.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) workload: &'static str,
+    /// Records, or calls.
+    pub(super) records: u64,
+    pub(super) took: Duration,
+    /// Nanoseconds.
+    pub(super) latency: Option<Histogram<u64>>,
+    pub(super) in_flight: usize,
+    pub(super) linger: Duration,
+    pub(super) partitions: usize,
+}
+
+/// The line.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) load: Load,
+    pub(super) measured: Measured,
+    pub(super) sync: Option<String>,
+}
+
+impl Report {
+    fn json(&self) -> Value {
+        let (load, measured) = (&self.load, &self.measured);
+        let seconds = measured.took.as_secs_f64().max(1e-9);
+        let records_per_s = measured.records as f64 / seconds;
+        let mb_per_s = records_per_s * load.record_bytes as f64 / 1e6;
+        let mut line = json!({
+            "peer": "streambus",
+            "workload": measured.workload,
+            "record_bytes": load.record_bytes,
+            "records": measured.records,
+            "records_per_s": records_per_s.round(),
+            "mb_per_s": (mb_per_s * 10.0).round() / 10.0,
+            "seconds": (seconds * 1e3).round() / 1e3,
+            "sync": self.sync,
+            "batch_bytes": load.batch_bytes.0,
+            "single": load.single,
+            "linger_ms": measured.linger.as_secs_f64() * 1e3,
+            "producers": load.producers,
+            "in_flight": measured.in_flight,
+            "partitions": measured.partitions,
+            "threads": load.threads,
+        });
+        if let Some(latency) = &measured.latency {
+            for (name, quantile) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
+                let nanos = latency.value_at_quantile(quantile);
+                line[name] = json!((nanos as f64 / 100.0).round() / 10.0);
+            }
+        }
+        line
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.json().fmt(f)
+    }
+}

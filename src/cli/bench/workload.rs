@@ -1,0 +1,232 @@
+//! The workloads.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::{BufMut as _, BytesMut};
+use futures_util::future::try_join_all;
+use hdrhistogram::Histogram;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::client::{Client, ConsumerConfig, Error, Position, Producer, ProducerConfig, ProducerRecord};
+
+use super::Load;
+use super::payload::Payload;
+use super::report::Measured;
+
+const RECORDS: u64 = 200_000;
+const RECORDS_ONE_BY_ONE: u64 = 10_000;
+const IN_FLIGHT: usize = 1_000;
+const LINGER: Duration = Duration::from_millis(5);
+/// Rounds before the measured ones, so that connections are there.
+const WARM_UP: u64 = 100;
+/// Bytes at the start of a record of `e2e` that say which one it is.
+const NUMBER_BYTES: usize = 8;
+
+/// Sends as fast as records are acknowledged.
+pub(super) async fn produce(client: &Client, load: &Load) -> anyhow::Result<Measured> {
+    let in_flight = load.in_flight.unwrap_or(IN_FLIGHT);
+    let config = load.producer_config(LINGER, in_flight);
+    let records = load.records.unwrap_or(RECORDS);
+    let (topic, payload) = (load.topic(), load.payload());
+    let mut producers = Vec::with_capacity(load.producers);
+    for _ in 0..load.producers {
+        let producer = client.producer(config.clone()).await?;
+        producer.prepare(&topic).await?;
+        producers.push(producer);
+    }
+    let count = load.producers as u64;
+    let started = Instant::now();
+    let tasks = producers.into_iter().zip(0u64..).map(|(producer, number)| {
+        let share = records / count + u64::from(number < records % count);
+        tokio::spawn(send(producer, Arc::clone(&topic), payload.clone(), share, in_flight))
+    });
+    for result in try_join_all(tasks).await? {
+        result?;
+    }
+    let took = started.elapsed();
+    let partitions = client.partitions(&topic).await?.len();
+    let linger = config.linger;
+    Ok(Measured { workload: "produce", records, took, latency: None, in_flight, linger, partitions })
+}
+
+async fn send(
+    producer: Producer,
+    topic: Arc<str>,
+    mut payload: Payload,
+    records: u64,
+    in_flight: usize,
+) -> Result<(), Error> {
+    let mut waiting = VecDeque::with_capacity(in_flight);
+    for _ in 0..records {
+        if waiting.len() == in_flight
+            && let Some(oldest) = waiting.pop_front()
+        {
+            oldest_acknowledged(oldest).await?;
+        }
+        let record = ProducerRecord::new(Arc::clone(&topic)).value(payload.next());
+        waiting.push_back(producer.send(record).await?);
+    }
+    if !waiting.is_empty() {
+        producer.flush().await;
+    }
+    for delivery in waiting {
+        oldest_acknowledged(delivery).await?;
+    }
+    Ok(())
+}
+
+async fn oldest_acknowledged(delivery: crate::client::Delivery) -> Result<(), Error> {
+    delivery.await.map(drop)
+}
+
+/// Reads all partitions from the start.
+pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Measured> {
+    let records = load.records.unwrap_or(RECORDS);
+    let partitions = client.partitions(&load.topic).await?;
+    let count = partitions.len();
+    let stored = stored(client, load).await?;
+    if stored < records {
+        bail!(
+            "topic {} has {stored} records and not {records}; send some with `streambus bench produce`, or read \
+             fewer with --records",
+            load.topic
+        );
+    }
+    let started = Instant::now();
+    let start = partitions.into_iter().map(|at| (at, Position::Earliest));
+    let mut consumer = client.consumer(start, ConsumerConfig::default()).await?;
+    let (mut seen, mut bytes) = (0, 0);
+    while seen < records {
+        let batch = consumer.next_batch().await.context("no partition is left to read")??;
+        for record in batch {
+            seen += 1;
+            bytes += record.value.map_or(0, |value| value.len());
+        }
+    }
+    let took = started.elapsed();
+    if bytes as u64 != seen * load.record_bytes as u64 {
+        bail!("the records in topic {} do not have {} bytes each; give --record-bytes", load.topic, load.record_bytes);
+    }
+    Ok(Measured {
+        workload: "consume",
+        records: seen,
+        took,
+        latency: None,
+        in_flight: 0,
+        linger: Duration::ZERO,
+        partitions: count,
+    })
+}
+
+async fn stored(client: &Client, load: &Load) -> Result<u64, Error> {
+    let described = client.admin().describe_topic(&load.topic).await?;
+    let of = described.partitions.iter().map(|partition| partition.high_watermark.saturating_since(partition.log_start));
+    Ok(of.sum())
+}
+
+/// Sends one record at a time.
+pub(super) async fn latency(client: &Client, load: &Load) -> anyhow::Result<Measured> {
+    let config = load.producer_config(Duration::ZERO, 1);
+    let linger = config.linger;
+    let records = load.records.unwrap_or(RECORDS_ONE_BY_ONE);
+    let producer = client.producer(config).await?;
+    let (topic, mut payload) = (load.topic(), load.payload());
+    let mut latency = Histogram::new(3)?;
+    let mut started = Instant::now();
+    for round in 0..WARM_UP + records {
+        if round == WARM_UP {
+            started = Instant::now();
+        }
+        let sent = Instant::now();
+        producer.send(ProducerRecord::new(Arc::clone(&topic)).value(payload.next())).await?.await?;
+        if round >= WARM_UP {
+            latency.record(nanos(sent.elapsed()))?;
+        }
+    }
+    let took = started.elapsed();
+    producer.close().await;
+    let partitions = client.partitions(&topic).await?.len();
+    let latency = Some(latency);
+    Ok(Measured { workload: "latency", records, took, latency, in_flight: 1, linger, partitions })
+}
+
+/// Sends records and receives them.
+pub(super) async fn end_to_end(client: &Client, load: &Load) -> anyhow::Result<Measured> {
+    let in_flight = load.in_flight.unwrap_or(1);
+    let config: ProducerConfig = load.producer_config(Duration::ZERO, in_flight);
+    let linger = config.linger;
+    let records = load.records.unwrap_or(RECORDS_ONE_BY_ONE) + WARM_UP;
+    let topic = load.topic();
+    let partitions = client.partitions(&topic).await?;
+    let count = partitions.len();
+    let start = partitions.into_iter().map(|at| (at, Position::Latest));
+    let mut consumer = client.consumer(start, ConsumerConfig::default()).await?;
+    let producer = client.producer(config).await?;
+    let mut payload = Payload::new(load.record_bytes.saturating_sub(NUMBER_BYTES));
+    let mut sent = Vec::with_capacity(usize::try_from(records)?);
+    let mut latency = Histogram::new(3)?;
+    let (mut received, mut started) = (0, Instant::now());
+    while received < records {
+        while (sent.len() as u64) < records && sent.len() as u64 - received < in_flight as u64 {
+            if sent.len() as u64 == WARM_UP {
+                started = Instant::now();
+            }
+            let mut value = BytesMut::with_capacity(load.record_bytes.max(NUMBER_BYTES));
+            value.put_u64(sent.len() as u64);
+            value.put(payload.next());
+            sent.push(Instant::now());
+            // That it was not acknowledged would show by its not coming.
+            drop(producer.send(ProducerRecord::new(Arc::clone(&topic)).value(value.freeze())).await?);
+        }
+        let batch = consumer.next_batch().await.context("no partition is left to read")??;
+        for record in batch {
+            let number = number_of(record.value.as_deref())?;
+            received += 1;
+            if let Some(sent) = sent.get(number).filter(|_| number as u64 >= WARM_UP) {
+                latency.record(nanos(sent.elapsed()))?;
+            }
+        }
+    }
+    let took = started.elapsed();
+    producer.close().await;
+    let (records, latency) = (records - WARM_UP, Some(latency));
+    Ok(Measured { workload: "e2e", records, took, latency, in_flight, linger, partitions: count })
+}
+
+fn number_of(value: Option<&[u8]>) -> anyhow::Result<usize> {
+    let first = value.and_then(|value| value.first_chunk::<NUMBER_BYTES>());
+    let number = first.map(|bytes| u64::from_be_bytes(*bytes));
+    let number = number.and_then(|number| usize::try_from(number).ok());
+    number.ok_or_else(|| anyhow!("somebody else sends to the topic; use another with --topic"))
+}
+
+/// Makes empty calls one at a time, those of the gRPC health service.
+pub(super) async fn rpc(broker: &str, load: &Load) -> anyhow::Result<Measured> {
+    let records = load.records.unwrap_or(RECORDS_ONE_BY_ONE);
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{broker}"))?.tcp_nodelay(true);
+    let mut health = HealthClient::new(endpoint.connect().await?);
+    let mut latency = Histogram::new(3)?;
+    let mut started = Instant::now();
+    for round in 0..WARM_UP + records {
+        if round == WARM_UP {
+            started = Instant::now();
+        }
+        let sent = Instant::now();
+        health.check(HealthCheckRequest::default()).await?;
+        if round >= WARM_UP {
+            latency.record(nanos(sent.elapsed()))?;
+        }
+    }
+    let took = started.elapsed();
+    let latency = Some(latency);
+    Ok(Measured { workload: "rpc", records, took, latency, in_flight: 1, linger: Duration::ZERO, partitions: 0 })
+}
+
+/// Latencies are far below the 584 years that fit.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,162 @@
+//! `streambus consume`.
+
+mod format;
+
+use std::collections::HashMap;
+use std::io::{BufWriter, Stdout, Write as _};
+
+use clap::Args;
+
+use crate::client::{
+    Client, ConsumedBatch, Consumer, ConsumerConfig, Offset, OffsetReset, Position, TopicPartition,
+};
+
+use super::Global;
+use super::connect::builder;
+use super::observe::{Roots, Telemetry};
+use super::output::{Format, note, written};
+use super::position::{PositionArg, partitions, resolve};
+use format::RecordFormat;
+
+/// Prints the records of a topic, those of a partition in order. Ends at what was the end when it started, unless it is
+/// to follow.
+#[derive(Debug, Args)]
+pub(super) struct Consume {
+    /// Topic
+    topic: String,
+    /// Where to begin: earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or @UNIX_MS
+    #[arg(long, value_name = "POSITION", default_value = "earliest")]
+    from: PositionArg,
+    /// Only this partition; repeatable
+    #[arg(short, long, value_name = "NUMBER")]
+    partition: Vec<u32>,
+    /// End after this many records
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    count: Option<u64>,
+    /// `value`, `json`, or a template in which %k is the key, %v the value, %o the offset, %p the partition, %t the time
+    /// in Unix milliseconds, %h the headers and %% a percent sign, and \t \n \0 \\ are what they are elsewhere. A line
+    /// feed follows each record [default: value, or json with -o json]
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<RecordFormat>,
+    /// Go on with what comes
+    #[arg(short = 'F', long)]
+    follow: bool,
+}
+
+const OUTPUT_BUFFER_BYTES: usize = 256 << 10;
+
+impl Consume {
+    pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let telemetry = Telemetry::start(Roots::None)?;
+        let client = telemetry.applied_to(builder(global)).connect().await?;
+        let format = match (&self.format, global.output) {
+            (Some(format), _) => format.clone(),
+            (None, Format::Json) => RecordFormat::Json,
+            (None, Format::Text) => RecordFormat::Value,
+        };
+        let mut printer = Printer {
+            out: BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, std::io::stdout()),
+            format,
+            left: self.count.unwrap_or(u64::MAX),
+            traces: telemetry.traces(),
+        };
+        let printing = self.print_all(&client, &mut printer);
+        let result = if telemetry.traces() {
+            // Otherwise an interrupt just ends the process.
+            tokio::select! {
+                result = printing => result,
+                _ = tokio::signal::ctrl_c() => Ok(()),
+            }
+        } else {
+            printing.await
+        };
+        let flushed = written(printer.out.flush());
+        telemetry.finish().await;
+        result.and(flushed)
+    }
+
+    async fn print_all(&self, client: &Client, printer: &mut Printer) -> anyhow::Result<()> {
+        let Some((mut consumer, mut ends)) = self.open(client).await? else { return Ok(()) };
+        while printer.left > 0 {
+            let Some(batch) = consumer.next_batch().await else { break };
+            let batch = batch?;
+            let (at, next) = (batch.topic_partition(), batch.next_offset());
+            let end = ends.get(&at).copied().unwrap_or(Offset(u64::MAX));
+            printer.print(&consumer, batch, end).await?;
+            if self.follow {
+                written(printer.out.flush())?;
+            } else if next >= end {
+                consumer.remove([&at]);
+                ends.remove(&at);
+                if ends.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A consumer, and where to end in each of its partitions (nowhere, if it is to follow). `None` if there is nothing
+    /// to read.
+    async fn open(&self, client: &Client) -> anyhow::Result<Option<(Consumer, HashMap<TopicPartition, Offset>)>> {
+        let partitions = partitions(client, &self.topic, &self.partition).await?;
+        let config = ConsumerConfig {
+            // Retention may move the start on between asking for it and reading.
+            on_out_of_range: match self.from.0 {
+                Position::Earliest => OffsetReset::Earliest,
+                _ => OffsetReset::Fail,
+            },
+            ..ConsumerConfig::default()
+        };
+        if self.follow {
+            let start = partitions.into_iter().map(|at| (at, self.from.0));
+            return Ok(Some((client.consumer(start, config).await?, HashMap::new())));
+        }
+        let ends = resolve(client, &partitions, Position::Latest).await?;
+        let starts = resolve(client, &partitions, self.from.0).await?;
+        let mut from = Vec::new();
+        let mut to = HashMap::new();
+        for ((at, start), end) in partitions.into_iter().zip(starts).zip(ends) {
+            // An offset beyond the end is asked for all the same, so that the broker says what is wrong with it.
+            if start != end {
+                from.push((at.clone(), Position::Offset(start)));
+                to.insert(at, end);
+            }
+        }
+        if from.is_empty() {
+            if self.from.0 == Position::Latest {
+                note("nothing to print: this is the end already; --follow waits for more");
+            }
+            return Ok(None);
+        }
+        Ok(Some((client.consumer(from, config).await?, to)))
+    }
+}
+
+struct Printer {
+    out: BufWriter<Stdout>,
+    format: RecordFormat,
+    /// Records that may still be printed.
+    left: u64,
+    traces: bool,
+}
+
+impl Printer {
+    /// Prints what is before `end`.
+    async fn print(&mut self, consumer: &Consumer, batch: ConsumedBatch, end: Offset) -> anyhow::Result<()> {
+        for record in batch {
+            if record.offset >= end || self.left == 0 {
+                break;
+            }
+            self.left -= 1;
+            let (out, format) = (&mut self.out, &self.format);
+            let result = if self.traces {
+                consumer.process(&record, async |record| format.write(record, out)).await
+            } else {
+                format.write(&record, out)
+            };
+            written(result)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! Saying what went wrong and what to do about it.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::client::{self, ErrorCode};
+use crate::config::Mistakes;
+
+use super::output::Closed;
+
+/// Exit code of a command that was told something that makes no sense.
+pub(super) const USAGE: u8 = 2;
+
+/// A command that cannot be carried out as given.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
+/// Prints `error`, with advice if there is any, and gives the exit code.
+pub(super) fn tell(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Closed>() {
+        return ExitCode::SUCCESS;
+    }
+    let mut text = format!("error: {error:#}\n");
+    if let Some(advice) = advice(error) {
+        text.push_str("  ");
+        text.push_str(&advice);
+        text.push('\n');
+    }
+    // If nobody reads, there is still the exit code.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    if error.is::<Usage>() || error.is::<Mistakes>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+}
+
+/// What to do about a failure of the client library.
+fn advice(error: &anyhow::Error) -> Option<String> {
+    let error = error.chain().find_map(|cause| cause.downcast_ref::<client::Error>())?;
+    if let client::Error::Unreachable { .. } = error {
+        return Some(
+            "is a broker running there? Start one with `streambus serve`, or name another with --broker HOST:PORT"
+                .to_owned(),
+        );
+    }
+    if let client::Error::Status { .. } = error {
+        return Some("is this the gRPC port of a StreamBus broker? It is 9092 by default".to_owned());
+    }
+    let text = match error.code()? {
+        ErrorCode::UnknownTopic => {
+            "`streambus topic list` names the topics; `streambus topic create NAME` makes one"
+        }
+        ErrorCode::UnknownPartition => "`streambus topic describe NAME` shows the partitions",
+        ErrorCode::TopicExists => "to change it, use `streambus topic alter`",
+        ErrorCode::RecordTooLarge => {
+            "to allow larger records, use `streambus topic alter NAME --record-bytes-max SIZE`"
+        }
+        ErrorCode::BatchTooLarge => {
+            "make batches smaller, or use `streambus topic alter NAME --batch-bytes-max SIZE`"
+        }
+        ErrorCode::OffsetOutOfRange => "`streambus topic offsets NAME` shows which offsets there are",
+        ErrorCode::DiskFull => "free some space on the broker's disk; it recovers by itself",
+        ErrorCode::NotReady | ErrorCode::NotLeader => "the broker is starting or stopping; try again in a moment",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn advice_is_found_below_added_context() {
+        let error = client::Error::UnknownTopic { topic: "orders".to_owned() };
+        let error = Err::<(), _>(error).context("cannot produce").unwrap_err();
+        assert!(advice(&error).expect("advice").contains("topic create"));
+    }
+
+    #[test]
+    fn a_mistake_in_the_command_is_told_from_a_failure() {
+        assert_eq!(tell(&anyhow::Error::new(Usage("no".to_owned()))), ExitCode::from(USAGE));
+        assert_eq!(tell(&anyhow::anyhow!("no")), ExitCode::FAILURE);
+        assert_eq!(tell(&anyhow::Error::new(Closed)), ExitCode::SUCCESS);
+    }
+}

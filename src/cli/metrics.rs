@@ -1,0 +1,54 @@
+//! `streambus metrics`.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use crate::telemetry::catalog::{ROWS, Row};
+
+use super::output::{Format, line, table};
+
+/// Looks at metrics.
+#[derive(Debug, Subcommand)]
+pub(super) enum Metrics {
+    /// List every metric that a broker exports, on /metrics and over OTLP. Needs no running broker
+    Catalog,
+}
+
+impl Metrics {
+    pub(super) fn run(self, format: Format) -> anyhow::Result<()> {
+        let Metrics::Catalog = self;
+        match format {
+            Format::Json => line(ROWS.iter().map(row_json).collect::<Value>()),
+            Format::Text => {
+                let row = |row: &Row| {
+                    [
+                        row.family.title().to_owned(),
+                        row.prometheus.to_owned(),
+                        row.kind.prometheus().to_owned(),
+                        row.unit.to_owned(),
+                        row.attributes.join(","),
+                        row.help.to_owned(),
+                    ]
+                };
+                let rows: Vec<_> = ROWS.iter().map(row).collect();
+                table(["FAMILY", "METRIC", "KIND", "UNIT", "LABELS", "MEANING"], &rows)
+            }
+        }
+    }
+}
+
+fn row_json(row: &Row) -> Value {
+    json!({
+        "family": row.family.title(),
+        "prometheus": row.prometheus,
+        "otel": row.otel,
+        "kind": row.kind.prometheus(),
+        "unit": row.unit,
+        "attributes": row.attributes,
+        "bounds": row.bounds,
+        "help": row.help,
+        "moves": row.moves,
+        "recorded_in": row.recorded_in,
+        "series_max": row.series,
+    })
+}

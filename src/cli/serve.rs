@@ -1,0 +1,148 @@
+//! `streambus serve`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::config::{Loaded, Mistakes, Setting, Sources, load};
+
+/// Where the settings of a broker come from.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Settings {
+    /// A TOML file with settings. Without it there are the defaults, `STREAMBUS_SECTION__KEY` variables and flags
+    #[arg(long, env = "STREAMBUS_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets any setting, for example `--set partition.linger=2ms`. `streambus config show` lists all
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Where the data is [storage.data_dir; default: ./data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address of the gRPC port [api.grpc_listen; default: 0.0.0.0:9092]
+    #[arg(long, value_name = "IP:PORT")]
+    grpc_listen: Option<String>,
+    /// Address of the port with /metrics and /health [api.http_listen; default: 0.0.0.0:8080]
+    #[arg(long, value_name = "IP:PORT")]
+    http_listen: Option<String>,
+    /// OpenTelemetry collector that gets metrics, traces and logs over gRPC, such as http://localhost:4317
+    /// [telemetry.otlp.endpoint]
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Whether records are on the disk before they are acknowledged, or up to an interval later [storage.sync;
+    /// default: always]
+    #[arg(long, value_name = "WHEN")]
+    sync: Option<Sync>,
+    /// How log lines look [telemetry.log.format; default: json]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sync {
+    Always,
+    Interval,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+impl Settings {
+    /// Merges all sources, this process's environment included.
+    ///
+    /// # Errors
+    /// Every mistake of every source.
+    pub(super) fn load(self) -> Result<Loaded, Mistakes> {
+        load(self.into_sources())
+    }
+
+    fn into_sources(self) -> Sources {
+        let mut sources = Sources {
+            file: self.config,
+            environment: std::env::vars_os().collect(),
+            ..Sources::default()
+        };
+        for text in &self.set {
+            match Setting::assignment(text) {
+                Ok(setting) => sources.flags.push(setting),
+                Err(mistake) => sources.flag_mistakes.push(mistake),
+            }
+        }
+        let sync = self.sync.map(|sync| match sync {
+            Sync::Always => "always".to_owned(),
+            Sync::Interval => "interval".to_owned(),
+        });
+        let log_format = self.log_format.map(|format| match format {
+            LogFormat::Json => "json".to_owned(),
+            LogFormat::Text => "text".to_owned(),
+        });
+        let flags = [
+            ("--data-dir", "storage.data_dir", self.data_dir),
+            ("--grpc-listen", "api.grpc_listen", self.grpc_listen),
+            ("--http-listen", "api.http_listen", self.http_listen),
+            ("--otlp-endpoint", "telemetry.otlp.endpoint", self.otlp_endpoint),
+            ("--sync", "storage.sync", sync),
+            ("--log-format", "telemetry.log.format", log_format),
+        ];
+        for (flag, key, value) in flags {
+            sources.flags.extend(value.map(|value| Setting::flag(flag, key, value)));
+        }
+        sources
+    }
+}
+
+/// Runs a broker.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = self.settings.load()?.config;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.server.effective_worker_threads())
+            .thread_name("streambus")
+            .enable_all()
+            .build()
+            .context("the runtime cannot be started")?;
+        Ok(runtime.block_on(crate::server::run(config))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_become_settings_and_every_mistake_in_them_is_told() {
+        let settings = Settings {
+            set: vec!["storage.sync=always".to_owned(), "nonsense".to_owned(), "no.such=1".to_owned()],
+            grpc_listen: Some("nowhere".to_owned()),
+            sync: Some(Sync::Interval),
+            ..Settings::default()
+        };
+        let sources = Sources { environment: Vec::new(), ..settings.into_sources() };
+        let mistakes = load(sources).expect_err("mistakes");
+        let told = mistakes.to_string();
+        assert_eq!(mistakes.0.len(), 3, "{told}");
+        for part in ["--set: nonsense", "--set: no.such", "--grpc-listen: api.grpc_listen"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_flag_of_its_own_wins_over_set() {
+        let settings = Settings {
+            set: vec!["storage.data_dir=a".to_owned()],
+            data_dir: Some("b".to_owned()),
+            ..Settings::default()
+        };
+        let sources = Sources { environment: Vec::new(), ..settings.into_sources() };
+        assert_eq!(load(sources).expect("no mistake").config.storage.data_dir, PathBuf::from("b"));
+    }
+}
