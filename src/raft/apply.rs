@@ -77,10 +77,10 @@ impl Applier {
         }
         let mut batch = Batch::new();
         self.put_checkpoint(&mut batch);
-        let shared = Arc::clone(&self.shared);
+        let progress = Arc::clone(&self.shared.progress);
         let done = move |result| {
             if let Err(error) = result {
-                shared.fail_in_background(error);
+                progress.fail_in_background(error);
             }
             // Nobody listens when the caller gave up waiting.
             let _ = written.send(());
@@ -141,10 +141,10 @@ impl Applier {
         if batch.is_empty() {
             return;
         }
-        let shared = Arc::clone(&self.shared);
+        let progress = Arc::clone(&self.shared.progress);
         let done = move |result| {
             if let Err(error) = result {
-                shared.fail_in_background(error);
+                progress.fail_in_background(error);
             }
         };
         self.shared.store.commit(batch, Durability::Lazy, Box::new(done));

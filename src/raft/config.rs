@@ -91,6 +91,8 @@ impl Config {
             enable_tick: false,
             enable_pre_vote: Some(true),
             enable_leader_restore: Some(false),
+            // Room for openraft's own stage times, which nothing reads: a proposal carries its own.
+            log_stage_capacity: Some(16),
             ..openraft::Config::default()
         }
     }

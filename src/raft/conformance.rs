@@ -58,7 +58,6 @@ conforms! {
     get_log_entries
     limited_get_log_entries
     leader_bounded_stream
-    entries_stream
     log_reader_reads_new_entries
     initial_logs
     get_log_id

@@ -213,13 +213,13 @@ impl RaftLogStorage<Types> for LogStore {
             return Ok(());
         };
         self.shared.update_status(|status| status.last_index = Some(last));
-        let shared = Arc::clone(&self.shared);
+        let progress = Arc::clone(&self.shared.progress);
         let done = move |written: Result<(), storage::Error>| match written {
             Ok(()) => {
-                shared.tail().written(last, Instant::now());
+                progress.tail().written(last, Instant::now());
                 callback.io_completed(Ok(()));
             }
-            Err(error) => callback.io_completed(Err(shared.fail(error))),
+            Err(error) => callback.io_completed(Err(progress.fail(error))),
         };
         self.shared.store.commit(batch, Durability::Sync, Box::new(done));
         Ok(())
@@ -248,7 +248,7 @@ impl RaftLogStorage<Types> for LogStore {
         let shared = Arc::clone(&self.shared);
         self.shared.purges.spawn_blocking(move || match shared.log.purge_to(position(&upto)) {
             Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),
-            Err(error) => shared.fail_in_background(error),
+            Err(error) => shared.progress.fail_in_background(error),
         });
         Ok(())
     }

@@ -13,7 +13,7 @@ pub(super) async fn run(core: Arc<Core>) {
     // Changes with role, term, leader and members only, so a busy group does not wake this task.
     let mut observed = core.agreement.server_metrics();
     loop {
-        publish(&core, &*observed.borrow_watched());
+        publish(&core, &observed.borrow_watched());
         if observed.changed().await.is_err() {
             break;
         }

@@ -22,9 +22,16 @@ pub(super) struct Shared {
     pub(super) append_bytes_max: u64,
     /// Removal of purged rows, under way.
     pub(super) purges: TaskTracker,
-    tail: Mutex<Tail>,
+    /// What the store's callbacks need. They must not keep the store itself alive: they run on its thread.
+    pub(super) progress: Arc<Progress>,
     vote: Mutex<Option<Vote>>,
     status: watch::Sender<Status>,
+}
+
+/// How far the store got with a group's writes, and whether it failed.
+pub(super) struct Progress {
+    group: GroupId,
+    tail: Mutex<Tail>,
     /// The first failure; what follows from it is not interesting.
     failure: Mutex<Option<Error>>,
 }
@@ -44,15 +51,14 @@ impl Shared {
             log,
             append_bytes_max,
             purges: TaskTracker::new(),
-            tail: Mutex::new(tail),
+            progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),
             vote: Mutex::new(vote),
             status: watch::Sender::new(Status::default()),
-            failure: Mutex::new(None),
         })
     }
 
     pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
-        lock(&self.tail)
+        self.progress.tail()
     }
 
     pub(super) fn vote(&self) -> MutexGuard<'_, Option<Vote>> {
@@ -68,8 +74,33 @@ impl Shared {
         self.status.send_modify(change);
     }
 
-    /// Notes why the replica cannot go on, unless an earlier reason is known, and gives openraft an error to
-    /// stop with.
+    /// Notes why the replica cannot go on, and gives openraft an error to stop with.
+    pub(super) fn fail(&self, error: impl Into<Error>) -> io::Error {
+        self.progress.fail(error)
+    }
+
+    /// What an operation gets for an error: the first failure if there was one, otherwise that the replica is stopped.
+    pub(super) fn stopped(&self) -> Error {
+        self.failure().unwrap_or(Error::Stopped)
+    }
+
+    /// The first failure.
+    pub(super) fn failure(&self) -> Option<Error> {
+        lock(&self.progress.failure).clone()
+    }
+
+    /// Whether the replica will do nothing more.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.status.borrow().role == Role::Stopped
+    }
+}
+
+impl Progress {
+    pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
+        lock(&self.tail)
+    }
+
+    /// Notes why the replica cannot go on, unless an earlier reason is known, and gives openraft an error to stop with.
     pub(super) fn fail(&self, error: impl Into<Error>) -> io::Error {
         let error = error.into();
         let message = error.to_string();
@@ -80,23 +111,7 @@ impl Shared {
         io::Error::other(message)
     }
 
-    /// What an operation gets for an error: the first failure if there was one, otherwise that the replica is
-    /// stopped.
-    pub(super) fn stopped(&self) -> Error {
-        lock(&self.failure).clone().unwrap_or(Error::Stopped)
-    }
-
-    /// The first failure.
-    pub(super) fn failure(&self) -> Option<Error> {
-        lock(&self.failure).clone()
-    }
-
-    /// Whether the replica will do nothing more.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.status.borrow().role == Role::Stopped
-    }
-
-    /// A store error with nobody to return it to.
+    /// A store error with nobody to return it to. The next append fails too and stops the replica.
     pub(super) fn fail_in_background(&self, error: storage::Error) {
         tracing::error!(group = %self.group, error = %error, "the store refused rows of a group");
         let _ = self.fail(error);
