@@ -44,9 +44,7 @@ impl Config {
 fn show(entries: &[Entry], format: Format) -> anyhow::Result<()> {
     match format {
         Format::Json => {
-            let entry = |entry: &Entry| {
-                json!({"key": entry.key, "value": shown(entry), "origin": entry.origin.to_string()})
-            };
+            let entry = |entry: &Entry| json!({"key": entry.key, "value": shown(entry), "origin": entry.origin.to_string()});
             line(entries.iter().map(entry).collect::<Value>())
         }
         Format::Text => {

@@ -21,7 +21,7 @@ pub(super) fn tell(error: &anyhow::Error) -> ExitCode {
     if error.is::<Closed>() {
         return ExitCode::SUCCESS;
     }
-    let mut text = format!("error: {error:#}\n");
+    let mut text = format!("error: {}\n", in_full(error));
     if let Some(advice) = advice(error) {
         text.push_str("  ");
         text.push_str(&advice);
@@ -30,6 +30,20 @@ pub(super) fn tell(error: &anyhow::Error) -> ExitCode {
     // If nobody reads, there is still the exit code.
     let _ = std::io::stderr().write_all(text.as_bytes());
     if error.is::<Usage>() || error.is::<Mistakes>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+}
+
+/// What the error and its causes say, each thing once: some causes are part of what they cause.
+fn in_full(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+        text
+    })
 }
 
 /// What to do about a failure of the client library.
@@ -41,7 +55,7 @@ fn advice(error: &anyhow::Error) -> Option<String> {
                 .to_owned(),
         );
     }
-    if let client::Error::Status { .. } = error {
+    if let client::Error::Status { .. } | client::Error::Connection { .. } = error {
         return Some("is this the gRPC port of a StreamBus broker? It is 9092 by default".to_owned());
     }
     let text = match error.code()? {
@@ -58,7 +72,9 @@ fn advice(error: &anyhow::Error) -> Option<String> {
         }
         ErrorCode::OffsetOutOfRange => "`streambus topic offsets NAME` shows which offsets there are",
         ErrorCode::DiskFull => "free some space on the broker's disk; it recovers by itself",
-        ErrorCode::NotReady | ErrorCode::NotLeader => "the broker is starting or stopping; try again in a moment",
+        ErrorCode::NotReady | ErrorCode::NotLeader => {
+            "the broker is starting or stopping; try again in a moment"
+        }
         _ => return None,
     };
     Some(text.to_owned())
@@ -75,6 +91,12 @@ mod tests {
         let error = client::Error::UnknownTopic { topic: "orders".to_owned() };
         let error = Err::<(), _>(error).context("cannot produce").unwrap_err();
         assert!(advice(&error).expect("advice").contains("topic create"));
+    }
+
+    #[test]
+    fn a_cause_that_was_told_already_is_not_repeated() {
+        let error = anyhow::anyhow!("in use").context("cannot listen: in use").context("cannot start");
+        assert_eq!(in_full(&error), "cannot start: cannot listen: in use");
     }
 
     #[test]

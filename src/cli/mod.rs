@@ -47,6 +47,7 @@ struct Global {
         env = "STREAMBUS_BROKER",
         default_value = "localhost:9092",
         value_name = "HOST:PORT",
+        value_parser = host_and_port,
         help_heading = "Global options"
     )]
     broker: String,
@@ -98,6 +99,14 @@ enum Command {
     Config(config::Config),
     /// Print a script that completes this command in a shell
     Completions(completions::Completions),
+}
+
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.map(str::parse::<u16>) {
+        Some(Ok(1..)) => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT, such as localhost:9092"),
+    }
 }
 
 /// Worker threads of a command that talks to a broker. The command itself runs on the main thread.
@@ -159,8 +168,19 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_needs_a_host_and_a_port() {
+        for right in ["localhost:9092", "10.0.0.1:1", "[::1]:9092"] {
+            assert!(host_and_port(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "localhost", ":9092", "localhost:", "localhost:0", "localhost:70000"] {
+            assert!(host_and_port(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn global_options_may_follow_the_command() {
-        let cli = Cli::try_parse_from(["streambus", "topic", "list", "-o", "json", "--broker", "b:1"]).expect("parses");
+        let cli = Cli::try_parse_from(["streambus", "topic", "list", "-o", "json", "--broker", "b:1"])
+            .expect("parses");
         assert_eq!(cli.global.broker, "b:1");
         assert_eq!(cli.global.output, output::Format::Json);
     }

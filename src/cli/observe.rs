@@ -12,9 +12,7 @@ use opentelemetry_otlp::{MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider,
-};
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
 
 use crate::client::ClientBuilder;
 
@@ -51,7 +49,8 @@ impl Telemetry {
     /// If an exporter cannot be made of what the environment says.
     pub(super) fn start(roots: Roots) -> anyhow::Result<Telemetry> {
         let set = |name| std::env::var(name).is_ok_and(|value: String| !value.is_empty());
-        let disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
+        let disabled =
+            std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
         let exports = set(ENDPOINT) && !disabled;
         if !exports && roots == Roots::None {
             return Ok(Telemetry::default());

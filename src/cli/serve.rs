@@ -13,7 +13,7 @@ pub(super) struct Settings {
     /// A TOML file with settings. Without it there are the defaults, `STREAMBUS_SECTION__KEY` variables and flags
     #[arg(long, env = "STREAMBUS_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Sets any setting, for example `--set partition.linger=2ms`. `streambus config show` lists all
+    /// Sets any setting, for example `--set storage.sync_interval=100ms`. `streambus config show` lists all
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
     /// Where the data is [storage.data_dir; default: ./data]
@@ -60,11 +60,8 @@ impl Settings {
     }
 
     fn into_sources(self) -> Sources {
-        let mut sources = Sources {
-            file: self.config,
-            environment: std::env::vars_os().collect(),
-            ..Sources::default()
-        };
+        let mut sources =
+            Sources { file: self.config, environment: std::env::vars_os().collect(), ..Sources::default() };
         for text in &self.set {
             match Setting::assignment(text) {
                 Ok(setting) => sources.flags.push(setting),

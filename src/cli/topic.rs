@@ -6,16 +6,16 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::client::{
-    Admin, Client, Codec, CodecSet, ErrorCode, PartitionDescription, Position, TopicConfig, TopicSpec,
-    TopicSummary,
+    Admin, Client, Codec, CodecSet, ErrorCode, Offset, PartitionDescription, Position, TopicConfig,
+    TopicSpec, TopicSummary,
 };
 use crate::units::{ByteSize, HumanDuration};
 
+use super::Global;
 use super::connect::connect;
 use super::failure::Usage;
 use super::output::{self, Format, line, table};
 use super::position::{PositionArg, partitions, resolve};
-use super::Global;
 
 /// Manages topics.
 #[derive(Debug, Subcommand)]
@@ -57,7 +57,7 @@ pub(super) enum Topic {
     DeleteRecords {
         /// Topic
         name: String,
-        /// Delete what is before this offset or time; `latest` deletes all
+        /// Delete what is before this time or, with one --partition, before this offset; `latest` deletes all
         #[arg(long, value_name = "POSITION")]
         before: PositionArg,
         /// Only of this partition; repeatable
@@ -198,7 +198,11 @@ fn print_topic(topic: &TopicSummary, what: &str, format: Format) -> anyhow::Resu
         Format::Text => {
             let partitions = topic.partitions;
             let noun = if partitions == 1 { "partition" } else { "partitions" };
-            line(format_args!("topic {} {what}: {partitions} {noun}, {}", topic.name, settings_text(&topic.config)))
+            line(format_args!(
+                "topic {} {what}: {partitions} {noun}, {}",
+                topic.name,
+                settings_text(&topic.config)
+            ))
         }
     }
 }
@@ -278,6 +282,10 @@ async fn delete_records(
     format: Format,
 ) -> anyhow::Result<()> {
     let partitions = partitions(client, name, chosen).await?;
+    if matches!(before, Position::Offset(_)) && partitions.len() > 1 {
+        let what = "an offset means something else in each partition: give one of them with --partition";
+        return Err(Usage(what.to_owned()).into());
+    }
     let offsets = resolve(client, &partitions, before).await?;
     let mut rows = Vec::new();
     for (at, before) in partitions.iter().zip(offsets) {
@@ -320,8 +328,10 @@ async fn offsets(
                     .collect::<Value>(),
             ),
             Format::Text => {
-                let rows: Vec<_> =
-                    rows.iter().map(|(partition, offset)| [partition.to_string(), offset.to_string()]).collect();
+                let rows: Vec<_> = rows
+                    .iter()
+                    .map(|(partition, offset)| [partition.to_string(), offset.to_string()])
+                    .collect();
                 table(["PARTITION", "OFFSET"], &rows)
             }
         };
@@ -338,8 +348,7 @@ async fn offsets(
                 .collect::<Value>(),
         ),
         Format::Text => {
-            let row = |(partition, (start, end)): &(u32, (_, _))| -> [String; 4] {
-                let (start, end): (&crate::client::Offset, &crate::client::Offset) = (start, end);
+            let row = |(partition, (start, end)): &(u32, (Offset, Offset))| {
                 [
                     partition.to_string(),
                     start.to_string(),
@@ -388,7 +397,9 @@ fn codec_names(codecs: CodecSet) -> Vec<&'static str> {
 }
 
 fn settings_text(config: &TopicConfig) -> String {
-    let size = |bytes: Option<u32>| bytes.map_or_else(|| "unknown".to_owned(), |bytes| ByteSize(bytes.into()).to_string());
+    let size = |bytes: Option<u32>| {
+        bytes.map_or_else(|| "unknown".to_owned(), |bytes| ByteSize(bytes.into()).to_string())
+    };
     format!(
         "kept for {}, kept bytes {}, records up to {}, batches up to {}, codecs {}",
         retention_time(config),

@@ -35,13 +35,15 @@ impl Report {
         let (load, measured) = (&self.load, &self.measured);
         let seconds = measured.took.as_secs_f64().max(1e-9);
         let records_per_s = measured.records as f64 / seconds;
-        let mb_per_s = records_per_s * load.record_bytes as f64 / 1e6;
+        // Empty calls carry nothing.
+        let record_bytes = if measured.workload == "rpc" { 0 } else { load.record_bytes };
+        let mb_per_s = records_per_s * record_bytes as f64 / 1e6;
         let mut line = json!({
             "peer": "streambus",
             "workload": measured.workload,
-            "record_bytes": load.record_bytes,
+            "record_bytes": record_bytes,
             "records": measured.records,
-            "records_per_s": records_per_s.round(),
+            "records_per_s": records_per_s as u64,
             "mb_per_s": (mb_per_s * 10.0).round() / 10.0,
             "seconds": (seconds * 1e3).round() / 1e3,
             "sync": self.sync,

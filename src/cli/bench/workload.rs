@@ -109,7 +109,11 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
     }
     let took = started.elapsed();
     if bytes as u64 != seen * load.record_bytes as u64 {
-        bail!("the records in topic {} do not have {} bytes each; give --record-bytes", load.topic, load.record_bytes);
+        bail!(
+            "the records in topic {} do not have {} bytes each; give --record-bytes",
+            load.topic,
+            load.record_bytes
+        );
     }
     Ok(Measured {
         workload: "consume",
@@ -124,7 +128,10 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
 
 async fn stored(client: &Client, load: &Load) -> Result<u64, Error> {
     let described = client.admin().describe_topic(&load.topic).await?;
-    let of = described.partitions.iter().map(|partition| partition.high_watermark.saturating_since(partition.log_start));
+    let of = described
+        .partitions
+        .iter()
+        .map(|partition| partition.high_watermark.saturating_since(partition.log_start));
     Ok(of.sum())
 }
 
@@ -223,7 +230,15 @@ pub(super) async fn rpc(broker: &str, load: &Load) -> anyhow::Result<Measured> {
     }
     let took = started.elapsed();
     let latency = Some(latency);
-    Ok(Measured { workload: "rpc", records, took, latency, in_flight: 1, linger: Duration::ZERO, partitions: 0 })
+    Ok(Measured {
+        workload: "rpc",
+        records,
+        took,
+        latency,
+        in_flight: 1,
+        linger: Duration::ZERO,
+        partitions: 0,
+    })
 }
 
 /// Latencies are far below the 584 years that fit.

@@ -152,7 +152,8 @@ fn json_of(record: &ConsumedRecord) -> Value {
     object.insert("partition".to_owned(), json!(record.partition));
     object.insert("offset".to_owned(), json!(record.offset.0));
     object.insert("append_time_ms".to_owned(), json!(record.append_time_ms));
-    object.insert("timestamp_ms".to_owned(), json!((record.timestamp_ms != 0).then_some(record.timestamp_ms)));
+    object
+        .insert("timestamp_ms".to_owned(), json!((record.timestamp_ms != 0).then_some(record.timestamp_ms)));
     insert_bytes(&mut object, "key", record.key.as_deref());
     insert_bytes(&mut object, "value", record.value.as_deref());
     let headers = record.headers.iter().map(|header| {
@@ -230,7 +231,8 @@ mod tests {
         });
         assert_eq!(json, expected);
         let json: Value =
-            serde_json::from_slice(&printed("json", &ConsumedRecord { value: None, ..record() })).expect("JSON");
+            serde_json::from_slice(&printed("json", &ConsumedRecord { value: None, ..record() }))
+                .expect("JSON");
         assert_eq!(json["value"], Value::Null);
     }
 }

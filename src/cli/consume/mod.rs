@@ -98,7 +98,10 @@ impl Consume {
 
     /// A consumer, and where to end in each of its partitions (nowhere, if it is to follow). `None` if there is nothing
     /// to read.
-    async fn open(&self, client: &Client) -> anyhow::Result<Option<(Consumer, HashMap<TopicPartition, Offset>)>> {
+    async fn open(
+        &self,
+        client: &Client,
+    ) -> anyhow::Result<Option<(Consumer, HashMap<TopicPartition, Offset>)>> {
         let partitions = partitions(client, &self.topic, &self.partition).await?;
         let config = ConsumerConfig {
             // Retention may move the start on between asking for it and reading.

@@ -139,7 +139,9 @@ mod tests {
     use super::*;
 
     fn key(line: &'static str) -> Result<String, String> {
-        let (key, value) = KeyRule::Field("carrier").apply(Bytes::from_static(line.as_bytes())).map_err(|e| e.to_string())?;
+        let (key, value) = KeyRule::Field("carrier")
+            .apply(Bytes::from_static(line.as_bytes()))
+            .map_err(|e| e.to_string())?;
         assert_eq!(value, line, "the value is the whole line");
         Ok(String::from_utf8(key.expect("a key").to_vec()).expect("text"))
     }

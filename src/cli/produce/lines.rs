@@ -107,7 +107,10 @@ mod tests {
     #[test]
     fn lines_keep_every_byte_but_the_line_feed() {
         for step in 1..8 {
-            assert_eq!(lines(Trickle(b"one\r\n\n two \xff\nlast", step)), ["one\r".as_bytes(), b"", b" two \xff", b"last"]);
+            assert_eq!(
+                lines(Trickle(b"one\r\n\n two \xff\nlast", step)),
+                ["one\r".as_bytes(), b"", b" two \xff", b"last"]
+            );
         }
     }
 

@@ -91,7 +91,9 @@ impl Produce {
         let result = {
             let sending = self.send_all(global, &telemetry, source, &name, size);
             match &context {
-                Some(context) => opentelemetry::context::FutureExt::with_context(sending, context.clone()).await,
+                Some(context) => {
+                    opentelemetry::context::FutureExt::with_context(sending, context.clone()).await
+                }
                 None => sending.await,
             }
         };
@@ -179,7 +181,8 @@ impl Produce {
         let mut chunks = lines::read(source);
         let mut number = 0;
         while let Some(chunk) = chunks.recv().await {
-            let chunk = chunk.map_err(|error| (number + 1, anyhow::Error::new(error).context("cannot be read")))?;
+            let chunk =
+                chunk.map_err(|error| (number + 1, anyhow::Error::new(error).context("cannot be read")))?;
             let bytes = chunk.len() as u64;
             for line in lines::split(chunk) {
                 number += 1;
@@ -237,7 +240,11 @@ impl Produce {
             .map(|(partition, records)| format!("partition {partition}: {}", grouped(*records)))
             .collect();
         let among = if counts.is_empty() { String::new() } else { format!("; {}", counts.join(", ")) };
-        line(format_args!("{} {noun} in {seconds:.2} s ({}){among}", grouped(records), rate(records, sent.took)))
+        line(format_args!(
+            "{} {noun} in {seconds:.2} s ({}){among}",
+            grouped(records),
+            rate(records, sent.took)
+        ))
     }
 }
 

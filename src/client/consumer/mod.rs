@@ -210,12 +210,17 @@ impl Consumer {
     }
 
     /// Runs `handler` on a record inside a `process` span; see [`Processor::process`].
-    pub async fn process<'a, T>(
+    /// The future does not borrow the consumer, so it is `Send` if the handler's is.
+    pub fn process<'a, T, H>(
         &self,
         record: &'a ConsumedRecord,
-        handler: impl AsyncFnOnce(&'a ConsumedRecord) -> T,
-    ) -> T {
-        self.processor().process(record, handler).await
+        handler: H,
+    ) -> impl Future<Output = T> + use<'a, T, H>
+    where
+        H: AsyncFnOnce(&'a ConsumedRecord) -> T,
+    {
+        let processor = self.processor();
+        async move { processor.process(record, handler).await }
     }
 
     fn poll_next_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedBatch, Error>>> {
