@@ -1,5 +1,6 @@
 """A client that is generated from `proto/` writes and reads real amounts of data without loss or change."""
 
+import queue
 import unittest
 
 import grpc
@@ -118,13 +119,13 @@ class GeneratedClient(unittest.TestCase):
     def _subscribe(self):
         """All records by partition, read with little credit at a time."""
         credit = 256 << 10
-        granted = iter_of_actions(
+        actions = Actions(
             wire.consume.StartSubscription(
                 partitions=[wire.start(TOPIC, partition) for partition in range(PARTITIONS)], credit_bytes=credit
             )
         )
         found, missing = {}, RECORDS
-        stream = self.client.consume.Subscribe(granted, timeout=120)
+        stream = self.client.consume.Subscribe(actions, timeout=120)
         try:
             for response in stream:
                 records = response.records
@@ -136,30 +137,34 @@ class GeneratedClient(unittest.TestCase):
                     missing -= len(pairs)
                 if missing <= 0:
                     break
-                granted.grant(sum(stored.batch.ByteSize() for stored in records.batches))
+                actions.grant(sum(stored.batch.ByteSize() for stored in records.batches))
         finally:
-            granted.end()
+            actions.end()
             stream.cancel()
         return found
 
 
-class iter_of_actions:
-    """The client's side of a subscription: the start, then credit as it is granted."""
+class Actions:
+    """The client's side of a subscription: the start, then credit as it is actions."""
 
     def __init__(self, start):
-        import queue
-
-        self._actions = queue.Queue()
-        self._actions.put(wire.consume.SubscribeRequest(start=start))
+        self._waiting = queue.SimpleQueue()
+        self._waiting.put(wire.consume.SubscribeRequest(start=start))
 
     def grant(self, count):
-        self._actions.put(wire.consume.SubscribeRequest(credit=wire.consume.GrantCredit(bytes=count)))
+        self._waiting.put(wire.consume.SubscribeRequest(credit=wire.consume.GrantCredit(bytes=count)))
 
     def end(self):
-        self._actions.put(None)
+        self._waiting.put(None)
 
     def __iter__(self):
-        return iter(self._actions.get, None)
+        return self
+
+    def __next__(self):
+        action = self._waiting.get()
+        if action is None:
+            raise StopIteration
+        return action
 
 
 if __name__ == "__main__":

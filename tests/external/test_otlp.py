@@ -19,12 +19,8 @@ RECORD_SPAN = "b7ad6b7169203331"
 RECORD_HEADER = f"00-{RECORD_TRACE}-{RECORD_SPAN}-01".encode()
 
 
-class Collector(
-    trace_service_pb2_grpc.TraceServiceServicer,
-    metrics_service_pb2_grpc.MetricsServiceServicer,
-    logs_service_pb2_grpc.LogsServiceServicer,
-):
-    """Keeps everything that is exported to it. All three services call their method `Export`, so each has its own."""
+class Collector:
+    """Keeps everything that is exported to it."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -35,6 +31,7 @@ class Collector(
             (metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, self._export_metrics),
             (logs_service_pb2_grpc.add_LogsServiceServicer_to_server, self._export_logs),
         )
+        # All three services call their method `Export`, so each is an object of its own.
         for register, export in add:
             register(type("Service", (), {"Export": staticmethod(export)})(), self._server)
         self.address = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -117,9 +114,12 @@ class Otlp(unittest.TestCase):
     def test_the_server_span_continues_the_callers_trace_and_has_the_phases_inside(self):
         parts = {"append", "replicate", "commit"}
         server_name = "streambus.v1.ProduceService/Produce"
-        spans = eventually(
-            "all spans of the call", lambda: (found := self.collector.spans(TRACE)) and parts | {server_name} <= found.keys() and found
-        )
+
+        def complete():
+            found = self.collector.spans(TRACE)
+            return found if parts | {server_name} <= found.keys() else None
+
+        spans = eventually("all spans of the call", complete)
         server = spans[server_name]
         self.assertEqual(server.parent_span_id.hex(), CALLER)
         self.assertEqual(server.kind, server.SPAN_KIND_SERVER)
@@ -134,7 +134,8 @@ class Otlp(unittest.TestCase):
     def test_the_delivery_links_to_the_write_and_to_the_records_own_span(self):
         delivery = eventually("the delivery span", lambda: self.collector.span_named("deliver orders"))
         linked = {(link.trace_id.hex(), link.span_id.hex()) for link in delivery.links}
-        write = self.collector.spans(TRACE)["streambus.v1.ProduceService/Produce"]
+        server_name = "streambus.v1.ProduceService/Produce"
+        write = eventually("the write's span", lambda: self.collector.spans(TRACE).get(server_name))
         self.assertEqual(linked, {(TRACE, write.span_id.hex()), (RECORD_TRACE, RECORD_SPAN)})
 
     def test_the_records_header_comes_back_unmodified(self):
