@@ -98,7 +98,7 @@ impl State {
                 }
             });
         }
-        let entry = (self.next_offset > base).then(|| Entry {
+        let entry = (self.next_offset > base).then_some(Entry {
             base,
             end: self.next_offset,
             raft_index,

@@ -396,9 +396,8 @@ impl Partition {
             let entry = blocking(move || reader.entry_at(log_start)).await?;
             entry.and_then(|entry| entry.raft_index.checked_sub(1))
         };
-        match purge_to {
-            Some(index) => self.0.group.purge_to(index).await.map(drop)?,
-            None => {}
+        if let Some(index) = purge_to {
+            self.0.group.purge_to(index).await?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Behaviour of whole replicas over a real store.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::{Config, Error, Group, Role};

@@ -263,8 +263,7 @@ mod tests {
             .with(Lines::new(format, output))
             .with(tracing_opentelemetry::layer().with_tracer(bridge));
         tracing::subscriber::with_default(subscriber, act);
-        let lines = lock(&lines).clone();
-        lines
+        lock(&lines).clone()
     }
 
     fn json(line: &str) -> Value {

@@ -140,7 +140,7 @@ async fn a_subscription_without_partitions_or_positions_is_refused_by_field() {
 async fn a_half_closed_subscription_ends_when_its_credit_is_used() {
     let api = Api::start().await;
     append(&api, b"one").await;
-    let mut client = Client::open(&api).await;
+    let client = Client::open(&api).await;
     client.start(vec![from("orders", At::Earliest(()))], 1).await;
     let Client { requests, mut responses } = client;
     drop(requests);
