@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::background_sync::BackgroundSync;
 use super::batch::Batch;
 use super::engine::Engine;
 use super::keys::Round;
@@ -20,7 +21,7 @@ use super::{Config, Durability, Error, Sync};
 /// Called once, with the fate of a batch. Runs on the committer's thread, so it must be short and must not block.
 pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
-/// Called after each sync, on the committer's thread. Must be short and must not block.
+/// Called after each sync, on a thread of the store. Must be short and must not block.
 pub type SyncObserver = Arc<dyn Fn(SyncObservation) + Send + std::marker::Sync>;
 
 /// One sync of the journal.
@@ -32,6 +33,10 @@ pub struct SyncObservation {
     pub bytes: u64,
     /// Batches written since the sync before.
     pub commits: u64,
+}
+
+impl SyncObservation {
+    const NOTHING: Self = SyncObservation { duration: Duration::ZERO, bytes: 0, commits: 0 };
 }
 
 /// What the committer did since the store was opened. Each number only rises.
@@ -56,6 +61,9 @@ pub struct Stats {
 pub struct Permit {
     _room: OwnedSemaphorePermit,
 }
+
+/// How often the committer looks whether a sync that is under way has ended.
+const BUSY_POLL: Duration = Duration::from_millis(5);
 
 /// Room is counted in units of this many bytes, because a semaphore hands out at most `u32::MAX`.
 const ROOM_UNIT_BYTES: u64 = 1024;
@@ -146,7 +154,7 @@ impl Queue {
         self.failure.get().map_or(Ok(()), |source| Err(Error::Failed { source: Arc::clone(source) }))
     }
 
-    fn fail(&self, error: &Error) {
+    pub(super) fn fail(&self, error: &Error) {
         let source: Arc<dyn std::error::Error + Send + std::marker::Sync> = Arc::new(error.clone());
         if self.failure.set(source).is_ok() {
             tracing::error!(
@@ -212,6 +220,8 @@ pub struct Committer {
     /// When the oldest unsynced write happened.
     unsynced: Option<Instant>,
     since_sync: SyncObservation,
+    /// With `sync = "interval"`: who syncs while this thread writes.
+    background: Option<BackgroundSync>,
 }
 
 impl Committer {
@@ -221,8 +231,10 @@ impl Committer {
         engine: Arc<Engine>,
         last_round: u64,
         observer: Option<SyncObserver>,
+        background: Option<BackgroundSync>,
     ) -> Self {
         Self {
+            background,
             queue,
             engine,
             sync: config.sync,
@@ -231,14 +243,14 @@ impl Committer {
             observer,
             round: Round { number: last_round, synced: last_round },
             unsynced: None,
-            since_sync: SyncObservation { duration: Duration::ZERO, bytes: 0, commits: 0 },
+            since_sync: SyncObservation::NOTHING,
         }
     }
 
     /// Writes until the queue is closed and empty, then records that everything is on disk.
     pub fn run(mut self) {
         while let Some(items) =
-            self.queue.take(self.round_bytes, self.unsynced.map(|at| at + self.sync_interval))
+            self.queue.take(self.round_bytes, self.deadline())
         {
             self.pass(items);
         }
@@ -247,6 +259,13 @@ impl Committer {
         {
             self.queue.fail(&error);
         }
+    }
+
+    /// When a sync is due.
+    fn deadline(&self) -> Option<Instant> {
+        let due = self.unsynced? + self.sync_interval;
+        let busy = self.background.as_ref().is_some_and(BackgroundSync::is_busy);
+        Some(if busy { due.max(Instant::now() + BUSY_POLL) } else { due })
     }
 
     fn pass(&mut self, items: Vec<Item>) {
@@ -268,7 +287,18 @@ impl Committer {
         let wanted =
             self.sync == Sync::Always && items.iter().any(|item| item.durability == Durability::Sync);
         let overdue = self.unsynced.is_some_and(|at| at.elapsed() >= self.sync_interval);
-        if wanted || overdue { self.sync_now() } else { Ok(()) }
+        match &self.background {
+            _ if wanted => self.sync_now(),
+            Some(background) if overdue => {
+                if background.begin(self.round.number, self.since_sync) {
+                    self.unsynced = None;
+                    self.since_sync = SyncObservation::NOTHING;
+                }
+                Ok(())
+            }
+            None if overdue => self.sync_now(),
+            _ => Ok(()),
+        }
     }
 
     fn write(&mut self, items: &[Item]) -> Result<(), Error> {
@@ -285,6 +315,9 @@ impl Committer {
                 continue;
             }
             self.round.number += 1;
+            if let Some(background) = &self.background {
+                self.round.synced = background.synced();
+            }
             self.unsynced.get_or_insert_with(Instant::now);
             self.engine.write(round.iter().map(|item| &item.batch), self.round)?;
             self.queue.stats.rounds.fetch_add(1, Ordering::Relaxed);
@@ -307,7 +340,7 @@ impl Committer {
         self.unsynced = None;
         self.queue.stats.syncs.fetch_add(1, Ordering::Relaxed);
         let observation = SyncObservation { duration: started.elapsed(), ..self.since_sync };
-        self.since_sync = SyncObservation { duration: Duration::ZERO, bytes: 0, commits: 0 };
+        self.since_sync = SyncObservation::NOTHING;
         if let Some(observer) = &self.observer
             && catch_unwind(AssertUnwindSafe(|| observer(observation))).is_err()
         {
@@ -318,6 +351,7 @@ impl Committer {
 
     /// Syncs, and writes down that all was synced, so that damage to the last round is found on the next start.
     fn finish(&mut self) -> Result<(), Error> {
+        self.background = None;
         self.sync_now()?;
         self.round.number += 1;
         self.engine.write(std::iter::empty(), self.round)?;

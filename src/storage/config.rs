@@ -93,7 +93,7 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("data"),
             sync: Sync::Always,
-            sync_interval: Duration::from_millis(200),
+            sync_interval: Duration::from_secs(1),
             reserve_bytes: 512 * MIB,
             cache_bytes: 32 * MIB,
             write_buffer_bytes: 256 * MIB,

@@ -6,6 +6,7 @@
 //! | [`log_row`] | a Raft log row: header, checksum, and the buffers that avoid copying it |
 //! | [`batch`] | rows of one group that are written atomically |
 //! | [`committer`] | the only writer: gathers waiting batches, writes them at once, syncs once |
+//! | [`background_sync`] | syncs while the committer writes, for `sync = "interval"` |
 //! | [`engine`] | the tables of the embedded engine, and the bounds on its memory |
 //! | [`store`] | open, close, groups, identity records, usage |
 //! | [`log`] | one group's rows, index, checkpoints, vote and purge point |
@@ -21,6 +22,7 @@
 //! - A row is returned only if its checksum holds; otherwise the caller gets [`Error::Corrupt`].
 //! - A store whose journal lost acknowledged rows does not open.
 
+mod background_sync;
 mod batch;
 mod committer;
 mod config;

@@ -10,13 +10,14 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
+use super::background_sync::BackgroundSync;
 use super::batch::{Batch, Table};
 use super::committer::{Committer, Done, Permit, Queue, Stats, SyncObserver};
 use super::engine::{Engine, LogTable};
 use super::keys::{self, GroupId, Round};
 use super::log::{Log, PurgePoints};
 use super::space::Space;
-use super::{Config, Durability, Error, journal};
+use super::{Config, Durability, Error, Sync, journal};
 
 /// Format of the data directory that this release writes, and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -87,7 +88,23 @@ impl Store {
         let engine = Arc::new(engine);
         let last_round = last_round(&engine)?;
         let queue = Arc::new(Queue::new(config));
-        let committer = Committer::new(config, Arc::clone(&queue), Arc::clone(&engine), last_round, observer);
+        let background = match config.sync {
+            Sync::Always => None,
+            Sync::Interval => Some(BackgroundSync::start(
+                tables_dir.clone(),
+                last_round,
+                Arc::clone(&queue),
+                observer.clone(),
+            )?),
+        };
+        let committer = Committer::new(
+            config,
+            Arc::clone(&queue),
+            Arc::clone(&engine),
+            last_round,
+            observer,
+            background,
+        );
         let thread = std::thread::Builder::new()
             .name("storage-commit".to_owned())
             .spawn(move || committer.run())
@@ -309,7 +326,9 @@ impl Shared {
     fn stop(&self) {
         self.queue.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The last handle may go with a callback on the committer's own thread, which cannot wait for itself.
         if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("the committer panicked");
