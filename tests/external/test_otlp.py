@@ -1,6 +1,9 @@
 """A collector in another language gets traces, metrics and logs over OTLP, and one record's trace is in one piece."""
 
 import concurrent.futures
+import json
+import os
+import subprocess
 import threading
 import unittest
 
@@ -10,7 +13,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 import wire
-from running import Broker, eventually
+from running import Broker, binary, eventually
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -165,6 +168,44 @@ class Otlp(unittest.TestCase):
         resource = self.collector.resource()
         self.assertEqual(resource["service.name"], "streambus")
         self.assertTrue(resource["service.version"] and resource["service.instance.id"])
+
+    def test_the_command_line_the_broker_and_the_consumer_tell_one_story(self):
+        environment = {
+            **os.environ,
+            "STREAMBUS_BROKER": self.broker.grpc,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.collector.address,
+        }
+
+        def run(*arguments, lines=""):
+            return subprocess.run(
+                [binary(), *arguments],
+                env=environment,
+                input=lines,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+
+        run("topic", "create", "story")
+        trace = json.loads(run("produce", "story", "--trace", "-o", "json", lines="once\n").stdout)["trace_id"]
+        read = json.loads(run("consume", "story", "-o", "json").stdout)
+        self.assertEqual(read["value"], "once")
+
+        def sent():
+            found = self.collector.spans(trace)
+            return found if {"send story", "append", "replicate", "commit"} <= found.keys() else None
+
+        spans = eventually("the producer's and the broker's spans", sent)
+        server = next(span for name, span in spans.items() if name.startswith("streambus.v1.ProduceService/"))
+        self.assertEqual(server.parent_span_id, spans["send story"].span_id)
+        self.assertEqual(spans["append"].parent_span_id, server.span_id)
+        delivery = eventually("the delivery span", lambda: self.collector.span_named("deliver story"))
+        self.assertIn(server.span_id, {link.span_id for link in delivery.links})
+        process = eventually("the consumer's span", lambda: self.collector.span_named("process story"))
+        related = {process.trace_id, *(link.trace_id for link in process.links)}
+        self.assertIn(bytes.fromhex(trace), related)
+        self.assertTrue(self.collector.logs(trace))
 
 
 if __name__ == "__main__":
