@@ -1,5 +1,7 @@
 //! Connecting to a broker.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::client::{Client, ClientBuilder, ClientConfig};
@@ -29,7 +31,11 @@ pub(super) fn builder(global: &Global) -> ClientBuilder {
 /// Prints what the client library has to say, by default warnings only; `RUST_LOG` chooses.
 fn log_to_standard_error() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time();
     // A second connection of the same process finds the subscriber in place.
     let _ = subscriber.try_init();
 }
