@@ -211,8 +211,8 @@ impl Engine {
         let started = Instant::now();
         let mut waited = false;
         loop {
-            let (held, crowded) = self.start_flushes()?;
-            if held <= self.write_buffer_bytes && !crowded {
+            let Memory { held, flushing, crowded } = self.start_flushes()?;
+            if !crowded && (held <= self.write_buffer_bytes || !flushing) {
                 break;
             }
             waited = true;
@@ -225,9 +225,8 @@ impl Engine {
         Ok(if waited { started.elapsed() } else { Duration::ZERO })
     }
 
-    /// Starts turning the largest tables in memory into files where a bound asks for it. Returns the bytes in memory and
-    /// whether a group has too many tables waiting.
-    fn start_flushes(&self) -> Result<(u64, bool), Error> {
+    /// Starts turning the largest tables in memory into files where a bound asks for it.
+    fn start_flushes(&self) -> Result<Memory, Error> {
         let mut held = 0;
         let mut active = 0;
         let mut crowded = false;
@@ -257,7 +256,8 @@ impl Engine {
             due = false;
             self.since_rotation.store(0, Ordering::Relaxed);
         }
-        Ok((held, crowded))
+        let flushing = self.all_tables().iter().any(|rows| rows.sealed_memtable_count() > 0);
+        Ok(Memory { held, flushing, crowded })
     }
 
     /// Bytes in files of tables and journals, files of logs, and finished compactions.
@@ -310,6 +310,17 @@ fn journal_bytes_on_disk(directory: &Path) -> std::io::Result<u64> {
         }
     }
     Ok(bytes)
+}
+
+/// What is in memory.
+struct Memory {
+    /// Bytes, those of memory that was written to files included until the engine lets go of it, which it does with
+    /// later writes only: waiting for this number alone to fall may never end.
+    held: u64,
+    /// Whether some of it is on its way to files.
+    flushing: bool,
+    /// Whether a group has too many tables waiting.
+    crowded: bool,
 }
 
 /// Large rows, written once, read in order: no filters, no compression (payloads are compressed by producers or not at
