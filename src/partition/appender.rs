@@ -18,7 +18,7 @@ use crate::raft::{self, Group, Proposed};
 use crate::record::FrameHeader;
 use crate::record::command::AppendWriter;
 use crate::storage::CommandBuf;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, StorageFailure};
 
 /// Batches that may wait for a partition beside those in the buffer's byte limit. A full queue makes
 /// [`Partition::submit`](super::Partition::submit) wait.
@@ -68,7 +68,12 @@ impl Appender {
         while open || !in_flight.is_empty() {
             tokio::select! {
                 biased;
-                Some((result, waiting, proposed)) = in_flight.next() => answer(result, waiting, proposed),
+                Some((result, waiting, proposed)) = in_flight.next() => {
+                    if matches!(result, Err(raft::Error::Storage(_))) {
+                        self.metrics.storage.failed(StorageFailure::Write);
+                    }
+                    answer(result, waiting, proposed);
+                }
                 count = self.queue.recv_many(&mut gathered, QUEUE_BATCHES),
                     if open && in_flight.len() < self.limits.entries_in_flight =>
                 {

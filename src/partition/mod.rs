@@ -43,7 +43,7 @@ use crate::record::command::Command;
 use crate::record::{FrameHeader, Offset};
 use crate::storage::{self, CommandBuf, GroupId, Log, Store};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{Metrics, TopicMetrics};
+use crate::telemetry::{Metrics, StorageFailure, TopicMetrics};
 
 pub use reader::StoredBatch;
 
@@ -333,7 +333,7 @@ impl Partition {
     /// # Errors
     /// [`Error::OffsetOutOfRange`], [`Error::Corrupt`], or the store failed.
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
-        self.0.reader.read(from, max_bytes).await
+        self.0.reader.read(from, max_bytes).await.inspect_err(|error| self.note_failure(error))
     }
 
     /// Offset of the first record that was appended at or after `time`; the high watermark if there is none.
@@ -418,6 +418,15 @@ impl Partition {
     /// Whether [`Partition::close`] was called.
     pub fn is_closed(&self) -> bool {
         self.0.queue.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()
+    }
+
+    fn note_failure(&self, error: &Error) {
+        let failure = match error {
+            Error::Corrupt { .. } | Error::Damaged(_) => StorageFailure::Corrupt,
+            Error::Storage(_) => StorageFailure::Read,
+            _ => return,
+        };
+        self.0.env.metrics.storage.failed(failure);
     }
 
     /// Stops taking batches, answers those that wait, and closes the replica.

@@ -11,10 +11,8 @@ label! {
     StorageFailure, "kind" {
         /// A read.
         Read = "read",
-        /// A write.
+        /// A write, or forcing it to the disk.
         Write = "write",
-        /// Forcing writes to the disk.
-        Sync = "sync",
         /// A checksum that does not match.
         Corrupt = "corrupt",
     }
