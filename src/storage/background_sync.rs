@@ -63,7 +63,9 @@ impl BackgroundSync {
             return false;
         }
         self.progress.busy.store(true, Ordering::Release);
-        self.requests.as_ref().is_some_and(|requests| requests.try_send(Request { round, observation }).is_ok())
+        self.requests
+            .as_ref()
+            .is_some_and(|requests| requests.try_send(Request { round, observation }).is_ok())
     }
 
     /// Whether a sync is under way.

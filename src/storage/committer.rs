@@ -249,9 +249,7 @@ impl Committer {
 
     /// Writes until the queue is closed and empty, then records that everything is on disk.
     pub fn run(mut self) {
-        while let Some(items) =
-            self.queue.take(self.round_bytes, self.deadline())
-        {
+        while let Some(items) = self.queue.take(self.round_bytes, self.deadline()) {
             self.pass(items);
         }
         if self.queue.healthy().is_ok()

@@ -97,14 +97,8 @@ impl Store {
                 observer.clone(),
             )?),
         };
-        let committer = Committer::new(
-            config,
-            Arc::clone(&queue),
-            Arc::clone(&engine),
-            last_round,
-            observer,
-            background,
-        );
+        let committer =
+            Committer::new(config, Arc::clone(&queue), Arc::clone(&engine), last_round, observer, background);
         let thread = std::thread::Builder::new()
             .name("storage-commit".to_owned())
             .spawn(move || committer.run())
