@@ -39,9 +39,9 @@ pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
-use crate::broker::{Broker, Phase};
+use crate::broker::{Broker, Check, Health, Phase};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{BrokerLevels, Metrics, Scrape, Status, Tracer};
+use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, Scrape, Status, Tracer};
 
 /// What a message may have beyond its batch: topic, trace context, lengths.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -256,13 +256,15 @@ fn listen(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, So
     listen().map_err(|source| Error::Listen { setting, address, source })
 }
 
-/// Shows the broker's state and load on every scrape.
+/// Shows the broker's state and load, and its health checks, on every scrape.
 fn observe(metrics: &Metrics, broker: &Broker, load: &Load) {
     let (health, load) = (broker.health(), load.clone());
     metrics.observe_broker(Arc::new(move || {
         let status = status_of(&health.borrow().phase);
         Some(BrokerLevels { status, connections: load.connections(), active_requests: load.requests() })
     }));
+    let health = broker.health();
+    metrics.observe_health(Arc::new(move || Some(checks_of(&health.borrow()))));
 }
 
 fn status_of(phase: &Phase) -> Status {
@@ -272,4 +274,11 @@ fn status_of(phase: &Phase) -> Status {
         Phase::Draining => Status::Stopping,
         Phase::Stopped => Status::Stopped,
     }
+}
+
+fn checks_of(health: &Health) -> Vec<HealthCheck> {
+    [("broker", &health.broker), ("storage", &health.storage), ("cluster", &health.cluster)]
+        .into_iter()
+        .map(|(check, result)| HealthCheck { check, ok: *result == Check::Ok })
+        .collect()
 }
