@@ -370,7 +370,7 @@ impl Partition {
     /// Agreement or the store failed.
     pub async fn trim(&self, before: Offset) -> Result<Offset, Error> {
         let bounds = self.bounds();
-        let size = self.view().size_bytes();
+        let bytes_start = self.view().bytes_start();
         let mut command = CommandBuf::with_capacity(Command::TRIM_LEN);
         Command::encode_trim(before, command.buffer());
         let proposed = self.0.group.propose(command).await?;
@@ -378,8 +378,9 @@ impl Partition {
             return Err(Error::Damaged("a trim was answered with something else".to_owned()));
         };
         self.measure_start().await?;
-        let (records, bytes) =
-            (log_start.saturating_since(bounds.log_start), size.saturating_sub(self.view().size_bytes()));
+        // Appends go on meanwhile, so a change of the size would not tell what was deleted.
+        let records = log_start.saturating_since(bounds.log_start);
+        let bytes = self.view().bytes_start().saturating_sub(bytes_start);
         self.0.env.metrics.storage.trimmed(&self.0.topic, records, bytes);
         self.free(log_start).await?;
         Ok(log_start)
