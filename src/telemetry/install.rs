@@ -137,7 +137,7 @@ impl Telemetry {
         let subscriber = tracing_subscriber::registry()
             .with(bridged_spans)
             .with(bridged_logs)
-            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN))
+            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN).with_filter(filter()?))
             .with(logs::Lines::new(settings.format, output).with_filter(filter()?));
         let dispatch = Dispatch::new(subscriber);
 
