@@ -19,7 +19,7 @@ use crate::clock::Timestamp;
 use crate::cluster::routing::Route;
 use crate::partition::{self, Committed};
 use crate::record::{FrameHeader, Offset, ProducerSequence, SpanLink, skim};
-use crate::telemetry::{Metrics, ProducePhases, RequestTrace, TraceIds, TraceParent};
+use crate::telemetry::{Metrics, ProducePhases, RequestTrace, TopicMetrics, TraceIds, TraceParent};
 
 /// The method whose span a batch gets when its records, not its call, carry the trace.
 const METHOD: &str = "streambus.v1.ProduceService/Produce";
@@ -60,6 +60,10 @@ pub struct PendingProduce {
     topic: Arc<str>,
     partition: u32,
     metrics: Metrics,
+    /// The counters of the topic, and what the batch adds to them if it is accepted.
+    counters: Arc<TopicMetrics>,
+    records: u64,
+    bytes: u64,
     trace: RequestTrace,
     /// Whether the span was begun here, and so ends here.
     owns_span: bool,
@@ -94,12 +98,14 @@ impl Broker {
                 trace.finish(Code::Unavailable);
             }
         })?;
-        self.0.metrics.produce.accepted(&route.metrics, skimmed.records.into(), bytes);
         Ok(PendingProduce {
             outcome,
             topic: route.topic.name.clone(),
             partition: request.partition,
             metrics: self.0.metrics.clone(),
+            counters: route.metrics.clone(),
+            records: skimmed.records.into(),
+            bytes,
             trace,
             owns_span,
         })
@@ -158,6 +164,7 @@ impl PendingProduce {
             apply: timing.applied.saturating_duration_since(timing.committed),
             respond: timing.applied.elapsed(),
         };
+        self.metrics.produce.accepted(&self.counters, self.records, self.bytes);
         self.metrics.produce.completed(&phases, self.trace.ids());
         if self.trace.is_sampled() {
             self.record_spans(committed);

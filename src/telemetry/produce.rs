@@ -71,7 +71,7 @@ impl ProduceMetrics {
         }
     }
 
-    /// A client's batch passed all checks and goes to the log. On the broker that the client speaks to.
+    /// A client's batch is acknowledged, be it new or recognised as a retry. On the broker that the client speaks to.
     pub fn accepted(&self, topic: &TopicMetrics, records: u64, bytes: u64) {
         topic.produced(records, bytes);
     }
