@@ -1,0 +1,19 @@
+//! Black-box tests: a real broker, spoken to over its ports as clients, probes, scrapers and collectors do.
+//!
+//! | module | what it proves |
+//! |---|---|
+//! | `truth` | every metric of the catalogue says what happened, on `/metrics` and over OTLP |
+//! | `journey` | a record's trace, from its producer through the broker to its consumer |
+//! | `durability` | what was acknowledged survives the end of the process, however it ends |
+//! | `api` | every call of the API: answers, limits, errors |
+//! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
+//!
+//! All tests share one binary, because linking the broker takes longer than running them. Each has a broker of its own
+//! in a directory of its own, on ports that the system chooses.
+
+mod api;
+mod durability;
+mod journey;
+mod limits;
+mod support;
+mod truth;

@@ -1,0 +1,197 @@
+//! A broker in a process of its own: the real binary, which can be killed.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Endpoint, PATIENCE, eventually};
+
+/// The lines that a process wrote to standard error.
+pub type Lines = Arc<Mutex<Vec<String>>>;
+
+/// A running broker. Dropping it kills the process.
+pub struct Process {
+    endpoint: Endpoint,
+    child: Child,
+    lines: Lines,
+    settings: Vec<(String, String)>,
+    directory: Arc<TempDir>,
+}
+
+impl Deref for Process {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Process {
+    /// Starts a broker in a directory of its own. Settings are `section.key` and value, as in the environment.
+    pub async fn start(settings: &[(&str, &str)]) -> Self {
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self::spawn(settings, Arc::new(tempfile::tempdir().expect("a temporary directory"))).await
+    }
+
+    async fn spawn(settings: Vec<(String, String)>, directory: Arc<TempDir>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_streambus"));
+        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            // What the machine that runs the tests exports must not change what they see.
+            if name.starts_with("OTEL_") || name.starts_with("STREAMBUS_") || name == "RUST_LOG" {
+                command.env_remove(name);
+            }
+        }
+        let mut set = |key: &str, value: &str| {
+            command.env(format!("STREAMBUS_{}", key.replace('.', "__").to_uppercase()), value);
+        };
+        set("api.grpc_listen", "127.0.0.1:0");
+        set("api.http_listen", "127.0.0.1:0");
+        set("storage.data_dir", &directory.path().join("data").to_string_lossy());
+        set("storage.reserve_bytes", "1048576");
+        for (key, value) in &settings {
+            set(key, value);
+        }
+        let mut child = command.spawn().expect("the binary runs");
+        let lines = Lines::default();
+        let stderr = child.stderr.take().expect("standard error is piped");
+        let seen = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                seen.lock().expect("no panic while held").push(line);
+            }
+        });
+        let ready = eventually(PATIENCE, "the broker is ready", async || {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("the broker ended with {status}:\n{}", lines.lock().expect("no panic").join("\n"));
+            }
+            find(&lines, "broker.ready").into_iter().next()
+        })
+        .await;
+        let address = |field: &str| -> SocketAddr {
+            ready[field].as_str().and_then(|text| text.parse().ok()).expect("an address")
+        };
+        let endpoint = Endpoint { grpc: address("grpc"), http: address("http") };
+        Process { endpoint, child, lines, settings, directory }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its data is.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Log events of this name.
+    pub fn events(&self, name: &str) -> Vec<Value> {
+        find(&self.lines, name)
+    }
+
+    /// Everything that it has logged.
+    pub fn log(&self) -> Vec<Value> {
+        self.lines
+            .lock()
+            .expect("no panic while held")
+            .iter()
+            .filter_map(|l| serde_json::from_str(l).ok())
+            .collect()
+    }
+
+    /// A file of `/proc/<pid>/`.
+    pub fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(Path::new("/proc").join(self.pid().to_string()).join(file))
+            .expect("the process lives")
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib * 1024
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process lives");
+    }
+
+    /// Waits for the end of the process.
+    pub async fn ended(&mut self, deadline: Duration) -> ExitStatus {
+        eventually(deadline, "the process ends", async || self.child.try_wait().expect("a child")).await
+    }
+
+    /// Kills the process with SIGKILL. Gives what it takes to start it again.
+    pub fn kill(mut self) -> Remains {
+        self.child.kill().expect("the process lives");
+        self.child.wait().expect("a child");
+        Remains { settings: self.settings.clone(), directory: self.directory.clone() }
+    }
+
+    /// Ends the process with SIGTERM, which must succeed. Gives what it takes to start it again.
+    pub async fn stop(mut self) -> Remains {
+        self.terminate();
+        let status = self.ended(PATIENCE).await;
+        assert!(status.success(), "the broker ended with {status}");
+        Remains { settings: self.settings.clone(), directory: self.directory.clone() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let ended = self.child.try_wait();
+            let lines = self.lines.lock().map(|lines| lines.join("\n")).unwrap_or_default();
+            eprintln!("the broker of the failed test (ended: {ended:?}) said:\n{lines}");
+        }
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a process leaves behind.
+pub struct Remains {
+    settings: Vec<(String, String)>,
+    directory: Arc<TempDir>,
+}
+
+impl Remains {
+    /// Where the data is.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Changes a setting for the next start.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.retain(|(existing, _)| existing != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts a broker on the data.
+    pub async fn start(self) -> Process {
+        Process::spawn(self.settings, self.directory).await
+    }
+}
+
+fn find(lines: &Lines, event: &str) -> Vec<Value> {
+    let lines = lines.lock().expect("no panic while held");
+    lines
+        .iter()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["event"] == event)
+        .collect()
+}
