@@ -179,12 +179,12 @@ impl View {
         inner.listeners.ring();
     }
 
-    /// Notes how many bytes lie below the log start.
     /// Bytes of batches that lie below the log start.
     pub(super) fn bytes_start(&self) -> u64 {
         self.bytes_start.load(Ordering::Acquire)
     }
 
+    /// Notes how many bytes lie below the log start.
     pub(super) fn set_bytes_start(&self, bytes: u64) {
         self.bytes_start.fetch_max(bytes, Ordering::AcqRel);
     }
