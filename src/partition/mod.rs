@@ -79,7 +79,7 @@ impl Default for Config {
             buffer_bytes: 64 << 20,
             admit_timeout: Duration::from_secs(1),
             entry_bytes: 1 << 20,
-            entries_in_flight: 8,
+            entries_in_flight: 4,
             tail_bytes: 64 << 20,
             partition_tail_bytes: 8 << 20,
             retention_interval: Duration::from_secs(5),

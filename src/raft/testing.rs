@@ -227,9 +227,10 @@ impl Cluster {
     /// Replicas that have no members yet.
     pub(super) async fn start_unformed(checkpoint_bytes: u64) -> Self {
         let config = Config {
-            heartbeat: Duration::from_millis(50),
-            election_min: Duration::from_millis(300),
-            election_max: Duration::from_millis(600),
+            // Long enough that a machine with other work to do does not depose a leader in the middle of a test.
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(1_000),
+            election_max: Duration::from_millis(2_000),
             checkpoint_bytes,
             ..Config::default()
         };

@@ -11,6 +11,8 @@
 //! All tests share one binary, because linking the broker takes longer than running them. Each has a broker of its own
 //! in a directory of its own, on ports that the system chooses.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test measured is shown with it")]
+
 mod api;
 mod durability;
 mod journey;

@@ -44,7 +44,8 @@ impl TestBroker {
 
     async fn open(mut config: Config, directory: TempDir) -> Self {
         config.storage.data_dir = directory.path().join("data");
-        let server = within("the broker starts", Server::start(config.clone())).await.expect("it starts");
+        let server =
+            within("the broker starts", Box::pin(Server::start(config.clone()))).await.expect("it starts");
         let endpoint = Endpoint { grpc: server.grpc_addr(), http: server.http_addr() };
         TestBroker { endpoint, server, config, directory }
     }

@@ -46,7 +46,6 @@ struct Kept {
     metrics: Vec<ExportMetricsServiceRequest>,
     traces_mood: Mood,
     metrics_mood: Mood,
-    logs_mood: Mood,
     refused: HashMap<&'static str, u64>,
 }
 
@@ -91,12 +90,7 @@ impl Collector {
         self.kept().metrics_mood = mood;
     }
 
-    /// How logs are treated from now on.
-    pub fn set_logs(&self, mood: Mood) {
-        self.kept().logs_mood = mood;
-    }
-
-    /// Exports of `signal` (`traces`, `metrics` or `logs`) that were refused.
+    /// Exports of `signal` (`traces` or `metrics`) that were refused.
     pub fn refused(&self, signal: &str) -> u64 {
         self.kept().refused.get(signal).copied().unwrap_or(0)
     }
@@ -216,7 +210,7 @@ impl LogsService for Collector {
                 kept.logs.extend(records.map(|record| (from.clone(), record)));
             }
         };
-        self.treat("logs", |kept| kept.logs_mood, keep).await?;
+        self.treat("logs", |_| Mood::Taking, keep).await?;
         Ok(Response::new(Default::default()))
     }
 }

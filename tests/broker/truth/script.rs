@@ -647,7 +647,7 @@ impl<'a> Script<'a> {
         proof.at(&after, &catalog::STORAGE_USED, |view| {
             within("bytes", view.get(&catalog::STORAGE_USED, &[]), least, most)
         });
-        let free = rustix::fs::statvfs(&self.broker.data_dir()).expect("a file system");
+        let free = rustix::fs::statvfs(self.broker.data_dir()).expect("a file system");
         let free = (free.f_bavail * free.f_frsize) as f64;
         proof.at(&after, &catalog::STORAGE_AVAILABLE, |view| {
             within("bytes", view.get(&catalog::STORAGE_AVAILABLE, &[]), free - 4e9, free + 4e9)
