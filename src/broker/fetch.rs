@@ -223,7 +223,7 @@ impl Broker {
         }
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let result = match cursor.partition.read(cursor.next, max_bytes).await {
-            Ok(stored) => transcode(stored, accepted, cursor.route.limits.batch_bytes_max).await,
+            Ok(stored) => transcode(stored, accepted, cursor.route.limits.batch_bytes_max, max_bytes).await,
             Err(error) => Err(error),
         };
         match result {
@@ -239,11 +239,13 @@ impl Broker {
     }
 }
 
-/// Decompresses the batches whose codec the consumer does not know.
+/// Decompresses the batches whose codec the consumer does not know. They were read by their size before that, so only
+/// as many are given as fit `max_bytes` after it; at least one.
 async fn transcode(
     stored: Vec<StoredBatch>,
     accepted: CodecSet,
     batch_bytes_max: u32,
+    max_bytes: usize,
 ) -> Result<Vec<FetchedBatch>, partition::Error> {
     let served = |stored: StoredBatch| FetchedBatch {
         base_offset: stored.base,
@@ -258,6 +260,7 @@ async fn transcode(
     }
     let work = move || {
         let mut batches = Vec::with_capacity(stored.len());
+        let mut bytes = 0;
         for mut stored in stored {
             if !known(stored.codec) {
                 match decompress_batch(&stored.batch, batch_bytes_max as usize) {
@@ -269,6 +272,10 @@ async fn transcode(
                         return Err(partition::Error::Corrupt { offset, end, what: error.to_string() });
                     }
                 }
+            }
+            bytes += stored.batch.len();
+            if bytes > max_bytes && !batches.is_empty() {
+                return Ok(batches);
             }
             batches.push(served(stored));
         }
