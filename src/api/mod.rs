@@ -78,7 +78,7 @@ pub struct Environment {
     pub scraper: Scraper,
     /// Runs listeners and connections.
     pub tasks: Tasks,
-    /// Largest batch that any topic may allow (`limits.batch_bytes_max`).
+    /// Largest batch that any topic may allow (`broker.batch_bytes_max`).
     pub batch_bytes_max: u64,
 }
 

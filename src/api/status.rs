@@ -124,11 +124,11 @@ impl Failure {
     #[must_use]
     pub fn oversized(found: u64, most: u64) -> Self {
         Failure {
-            facts: vec![("limit", "limits.batch_bytes_max".to_owned()), ("limit_bytes", most.to_string())],
+            facts: vec![("limit", "broker.batch_bytes_max".to_owned()), ("limit_bytes", most.to_string())],
             ..Failure::new(
                 ErrorCode::BatchTooLarge,
                 format!(
-                    "a message of {found} bytes exceeds this broker's limit of {most}: send smaller batches or raise limits.batch_bytes_max"
+                    "a message of {found} bytes exceeds this broker's limit of {most}: send smaller batches or raise broker.batch_bytes_max"
                 ),
             )
         }

@@ -109,7 +109,7 @@ async fn an_oversized_message_is_refused_by_name_and_limit() {
     let status = within(client.produce(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert_eq!(status.get_details_error_info().unwrap().reason, "BATCH_TOO_LARGE");
-    assert!(status.message().contains("limits.batch_bytes_max"), "{status:?}");
+    assert!(status.message().contains("broker.batch_bytes_max"), "{status:?}");
     // The connection goes on.
     within(client.init_producer(v1::InitProducerRequest {})).await.unwrap();
     assert_eq!(api.errors("oversized"), 1.0);
