@@ -501,6 +501,18 @@ impl<'a> Script<'a> {
         self.create("bulk", 1, bulk.clone()).await;
         self.create("wide", 8, bulk).await;
         self.create("cold", 1, v1::TopicConfig::default()).await;
+        let mut lone = 0;
+        for seed in 0..24 {
+            let noise = batch::noise(COLD + seed, 4, 32 << 10);
+            lone += noise.len() as u64;
+            self.put(Request::new(produce("cold", 0, noise)), "cold", 4, false).await;
+        }
+        // Before the load, because looking for them takes longer the more there is.
+        let directory = self.broker.data_dir();
+        eventually(PATIENCE, "the records are in a table", async || {
+            find_in_tables(&directory, &cold_bytes()).map(drop)
+        })
+        .await;
         let full = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let noise = batch::noise(7, 4, 32 << 10);
@@ -568,23 +580,12 @@ impl<'a> Script<'a> {
         self.tally.appended += results;
         count(&mut self.tally.produced, "wide", 4 * results, bytes * results);
         count(&mut self.tally.stored, "wide", 4 * results, bytes * results);
-        let mut lone = 0;
         for _ in 0..48 {
             lone += bytes;
             self.put(Request::new(produce("bulk", 0, noise.clone())), "bulk", 4, false).await;
         }
-        for seed in 0..24 {
-            let noise = batch::noise(COLD + seed, 4, 32 << 10);
-            lone += noise.len() as u64;
-            self.put(Request::new(produce("cold", 0, noise)), "cold", 4, false).await;
-        }
         self.until("tables and compactions", |view| {
             view.or_zero(&catalog::SEGMENTS, &[]) >= 1.0 && view.or_zero(&catalog::COMPACTIONS, &[]) >= 1.0
-        })
-        .await;
-        let directory = self.broker.data_dir();
-        eventually(PATIENCE, "the records are in a table", async || {
-            find_in_tables(&directory, &cold_bytes()).map(drop)
         })
         .await;
         Load { elapsed: started.elapsed(), bytes: bytes * results + lone }
