@@ -195,8 +195,8 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let server = tokio::select! {
         server = Server::start(config) => server?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(stopped_early()),
+        _ = interrupt.recv() => return Ok(stopped_early()),
     };
     let failed = tokio::select! {
         _ = terminate.recv() => false,
@@ -209,6 +209,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
         _ = interrupt.recv() => std::process::exit(1),
     }
     if failed { Err(Error::TaskFailed) } else { Ok(()) }
+}
+
+fn stopped_early() {
+    info!(name: "broker.stopped", "stopped by a signal while starting");
 }
 
 fn scraper(telemetry: Telemetry) -> api::Scraper {

@@ -138,7 +138,6 @@ impl Broker {
             }
         }
         let deadline = tokio::time::Instant::now() + request.max_wait;
-        let _waiting = self.0.levels.waiting();
         loop {
             let read_from = Instant::now();
             let mut fetched = Vec::with_capacity(cursors.len());
@@ -168,7 +167,9 @@ impl Broker {
                 return Ok(fetched);
             }
             // Woken by news or by time, look again either way.
+            let waiting = self.0.levels.waiting();
             let _ = tokio::time::timeout_at(deadline, signal.wait()).await;
+            drop(waiting);
         }
     }
 

@@ -45,7 +45,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Opens the control group, registers this broker, and opens its partitions. Returns when all of them can be
-    /// written and read.
+    /// written and read, but for those that cannot be opened, which the log and the health checks name.
     ///
     /// # Errors
     /// The store failed, or holds something else.
@@ -99,11 +99,6 @@ impl Cluster {
         self.control.status()
     }
 
-    /// Whether the partitions are what the metadata says.
-    pub fn is_settled(&self) -> bool {
-        *self.reconciled.borrow() == self.control.state()
-    }
-
     /// Changes the metadata, and waits until this broker's partitions follow.
     ///
     /// # Errors
@@ -116,7 +111,7 @@ impl Cluster {
         Ok(outcome)
     }
 
-    /// Waits until the partitions agree with `state` or with something newer.
+    /// Waits until the partitions were made to follow `state` or something newer.
     async fn settled(&self, state: &Arc<State>) {
         let mut reconciled = self.reconciled.clone();
         let control = &self.control;

@@ -30,7 +30,7 @@ pub(super) struct Reconciler {
     pub(super) env: partition::Env,
     pub(super) routing: Arc<Routing>,
     pub(super) tasks: Tasks,
-    /// The last metadata that the partitions agree with.
+    /// The last metadata that the partitions were made to follow.
     pub(super) reconciled: watch::Sender<Arc<State>>,
     pub(super) open: HashMap<GroupId, Partition>,
 }
@@ -91,9 +91,8 @@ impl Reconciler {
         for group in gone {
             complete &= self.delete(group).await;
         }
-        if complete {
-            self.reconciled.send_replace(state.clone());
-        }
+        // Also when something failed: the rest serves, health names what does not, and a retry follows.
+        self.reconciled.send_replace(state.clone());
         complete
     }
 

@@ -228,6 +228,8 @@ struct Inner {
     reader: Reader,
     env: Env,
     topic: Arc<TopicMetrics>,
+    /// Held by a trim, so that two at once do not count the same records.
+    trimming: tokio::sync::Mutex<()>,
     /// Gone once the partition is closed.
     queue: std::sync::RwLock<Option<mpsc::Sender<Submission>>>,
     tasks: Tasks,
@@ -273,7 +275,15 @@ impl Partition {
         tasks.spawn("partition appender", Criticality::Critical, appender.run());
         let reader = Reader { view, log };
         let queue = std::sync::RwLock::new(Some(sender));
-        Ok(Partition(Arc::new(Inner { group, reader, env: env.clone(), topic, queue, tasks })))
+        Ok(Partition(Arc::new(Inner {
+            group,
+            reader,
+            env: env.clone(),
+            topic,
+            trimming: Default::default(),
+            queue,
+            tasks,
+        })))
     }
 
     /// Waits until this replica leads and has applied what was committed before, or has stopped.
@@ -369,6 +379,7 @@ impl Partition {
     /// # Errors
     /// Agreement or the store failed.
     pub async fn trim(&self, before: Offset) -> Result<Offset, Error> {
+        let _alone = self.0.trimming.lock().await;
         let bounds = self.bounds();
         let bytes_start = self.view().bytes_start();
         let mut command = CommandBuf::with_capacity(Command::TRIM_LEN);

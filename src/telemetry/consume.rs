@@ -35,7 +35,7 @@ pub struct FetchPhases {
 pub struct ConsumeLevels {
     /// Open subscription streams.
     pub subscriptions: u64,
-    /// Fetches and subscriptions that wait for records.
+    /// Fetches that wait for records.
     pub fetches_waiting: u64,
 }
 

@@ -189,7 +189,7 @@ rows! {
         .help("Storage space used in bytes.")
         .moves(Storage, "telemetry/storage.rs", "Grows with written data and shrinks with retention and deletion.");
     STORAGE_AVAILABLE = gauge("streambus.storage.available", "streambus_storage_available_bytes", "By")
-        .help("Storage space available in bytes.")
+        .help("Storage space available in bytes, without the reserve.")
         .moves(Storage, "telemetry/storage.rs", "Follows the free space of the file system of the data directory.");
     STORAGE_RESERVE = gauge("streambus.storage.reserve", "streambus_storage_reserve_bytes", "By")
         .help("Free space below which writes are refused.")
