@@ -151,8 +151,9 @@ impl Broker {
                 bytes += one.bytes();
                 fetched.push(one);
             }
-            let enough =
-                bytes >= u64::from(request.min_bytes) || fetched.iter().any(|one| one.error.is_some());
+            // What did not fit is there already, so waiting would not make the answer larger.
+            let settled = |one: &Fetched| one.error.is_some() || one.next_offset < one.high_watermark;
+            let enough = bytes >= u64::from(request.min_bytes) || fetched.iter().any(settled);
             let over = tokio::time::Instant::now() >= deadline;
             if enough || over {
                 self.count_deliveries(&cursors, &fetched);
