@@ -91,11 +91,19 @@ pub struct Fetched {
 
 impl Fetched {
     pub(super) fn failed(topic: &str, partition: u32, error: Error) -> Self {
+        // Whoever asked for an offset that is not there can go on from one that is.
+        let (log_start, high_watermark) = match &error {
+            Error::Partition {
+                source: partition::Error::OffsetOutOfRange { log_start, high_watermark, .. },
+                ..
+            } => (*log_start, *high_watermark),
+            _ => (Offset(0), Offset(0)),
+        };
         Fetched {
             topic: topic.into(),
             partition,
-            log_start: Offset(0),
-            high_watermark: Offset(0),
+            log_start,
+            high_watermark,
             next_offset: Offset(0),
             batches: Vec::new(),
             error: Some(error),
