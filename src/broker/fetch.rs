@@ -153,7 +153,7 @@ impl Broker {
             for (wanted, cursor) in request.partitions.iter().zip(&cursors) {
                 let left = u64::from(request.max_bytes).saturating_sub(bytes);
                 let one = match cursor {
-                    Ok(cursor) => self.read(cursor, left, request.accepted).await,
+                    Ok(cursor) => self.read_or_gone(cursor, left, request.accepted).await,
                     Err(error) => Fetched::failed(&wanted.topic, wanted.partition, error.clone()),
                 };
                 bytes += one.bytes();
@@ -214,6 +214,15 @@ impl Broker {
             Position::Offset(offset) => offset,
         };
         Ok(Cursor { route, number: wanted.partition, partition, next })
+    }
+
+    /// As [`Broker::read`]; a partition that is gone and has nothing more is an error.
+    async fn read_or_gone(&self, cursor: &Cursor, max_bytes: u64, accepted: CodecSet) -> Fetched {
+        let mut fetched = self.read(cursor, max_bytes, accepted).await;
+        if fetched.error.is_none() && fetched.batches.is_empty() && cursor.partition.is_closed() {
+            fetched.error = Some(in_partition(&fetched.topic, cursor.number, partition::Error::Stopped));
+        }
+        fetched
     }
 
     /// Reads what is there now, at most about `max_bytes`; nothing if that is zero.
