@@ -371,6 +371,9 @@ impl Log {
         if let Some(below) = self.index_rows(early + 1, middle).next_back() {
             return below.map(Some);
         }
+        if middle + 1 == late {
+            return Ok(None);
+        }
         self.index_rows(middle + 1, late - 1).next().transpose()
     }
 

@@ -445,6 +445,19 @@ fn the_index_is_found_by_offset_and_by_time() {
         [0, 0, 9, 9, 100, 100, 5000, 5000].map(Some)
     );
     assert_eq!(offset_at_time(41), None);
+    // Neighbours of every distance, the smallest ones above all.
+    for distance in 1..10 {
+        let group = GroupId(GROUP.0 + distance);
+        let log = store.log(group).expect("a log");
+        let mut batch = store.batch();
+        for (offset, time) in [(0, 10), (distance, 20)] {
+            let detail = Bytes::new();
+            batch.put_index_row(group, &IndexRow { offset, index: offset + 1, append_time_ms: time, detail });
+        }
+        store.commit_blocking(batch, Durability::Lazy).expect("written");
+        let found = log.index_at_time(15).expect("a row").map(|row| row.offset);
+        assert_eq!(found, Some(distance));
+    }
     assert_eq!(
         log.index_from(6, 2).expect("rows").iter().map(|row| row.offset).collect::<Vec<_>>(),
         [9, 100]
