@@ -145,13 +145,14 @@ impl Broker {
                 cursor.partition.view().listen(&signal, slot);
             }
         }
+        let max_bytes = u64::from(request.max_bytes).min(self.0.config.fetch_bytes_max);
         let deadline = tokio::time::Instant::now() + request.max_wait;
         loop {
             let read_from = Instant::now();
             let mut fetched = Vec::with_capacity(cursors.len());
             let mut bytes = 0;
             for (wanted, cursor) in request.partitions.iter().zip(&cursors) {
-                let left = u64::from(request.max_bytes).saturating_sub(bytes);
+                let left = max_bytes.saturating_sub(bytes);
                 let one = match cursor {
                     Ok(cursor) => self.read_or_gone(cursor, left, request.accepted).await,
                     Err(error) => Fetched::failed(&wanted.topic, wanted.partition, error.clone()),
