@@ -447,7 +447,7 @@ fn the_index_is_found_by_offset_and_by_time() {
     assert_eq!(offset_at_time(41), None);
     // Neighbours of every distance, the smallest ones above all.
     for distance in 1..10 {
-        let group = GroupId(GROUP.0 + distance);
+        let group = GroupId::partition(2, distance as u32);
         let log = store.log(group).expect("a log");
         let mut batch = store.batch();
         for (offset, time) in [(0, 10), (distance, 20)] {
