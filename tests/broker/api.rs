@@ -1,4 +1,26 @@
 //! Every call of the API, as a client that was generated from `proto/` sees it.
+//!
+//! The tests of this file walk through each service once. The modules below go into what it promises:
+//!
+//! | module | what it proves |
+//! |---|---|
+//! | `topics` | creating, listing, describing, altering and deleting topics |
+//! | `offsets` | deleting records and resolving positions |
+//! | `appending` | batches one by one and in a stream, and recognising retries |
+//! | `fetching` | reading with a long poll |
+//! | `subscribing` | deliveries as far as the credit goes |
+//! | `codecs` | compressed batches |
+//! | `retention` | records and disk space really go |
+//! | `watching` | reflection and health |
+
+mod appending;
+mod codecs;
+mod fetching;
+mod offsets;
+mod retention;
+mod subscribing;
+mod topics;
+mod watching;
 
 use std::time::Duration;
 

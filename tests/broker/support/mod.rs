@@ -1,10 +1,13 @@
 //! What the tests share: brokers to speak to, a collector to export to, and ways to look at both.
 
+pub mod asking;
 pub mod batch;
 pub mod broker;
 pub mod collector;
 pub mod endpoint;
 pub mod process;
+pub mod refusal;
+pub mod subscriber;
 pub mod view;
 
 use std::future::Future;
@@ -14,6 +17,8 @@ pub use broker::TestBroker;
 pub use collector::Collector;
 pub use endpoint::Endpoint;
 pub use process::Process;
+pub use refusal::Refusal;
+pub use subscriber::Subscriber;
 pub use view::View;
 
 /// How long anything may take that has no deadline of its own. Far above what it takes on a busy machine.
