@@ -1,4 +1,20 @@
 //! Bad input and greedy clients cost bounded memory, get precise errors, and harm nobody else.
+//!
+//! The tests of this file show each kind of harm once. The modules below go into the details:
+//!
+//! | module | what it proves |
+//! |---|---|
+//! | `batches` | batches that are too large or not well-formed change nothing |
+//! | `foreign` | bytes that are not the port's protocol, each kind counted |
+//! | `connections` | many connections, too many connections, clients that do not read |
+//! | `disk` | a disk below its reserve stops writes only |
+//! | `settings` | a configuration with mistakes names them all |
+
+mod batches;
+mod connections;
+mod disk;
+mod foreign;
+mod settings;
 
 use std::time::Duration;
 
