@@ -195,8 +195,14 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
     let server = tokio::select! {
         server = Server::start(config) => server?,
-        _ = terminate.recv() => return Ok(stopped_early()),
-        _ = interrupt.recv() => return Ok(stopped_early()),
+        _ = terminate.recv() => {
+            stopped_early();
+            return Ok(());
+        }
+        _ = interrupt.recv() => {
+            stopped_early();
+            return Ok(());
+        }
     };
     let failed = tokio::select! {
         _ = terminate.recv() => false,
