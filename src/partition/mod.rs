@@ -404,8 +404,7 @@ impl Partition {
             // Nothing is retained: everything that is applied may go.
             self.status().borrow().applied
         } else {
-            let reader = self.0.reader.clone();
-            let entry = blocking(move || reader.entry_at(log_start)).await?;
+            let entry = self.0.reader.entry_holding(log_start).await?;
             entry.and_then(|entry| entry.raft_index.checked_sub(1))
         };
         if let Some(index) = purge_to {
@@ -420,8 +419,7 @@ impl Partition {
         if bounds.log_start == bounds.high_watermark {
             return Ok(()); // The replica noted it.
         }
-        let reader = self.0.reader.clone();
-        if let Some(entry) = blocking(move || reader.entry_at(bounds.log_start)).await? {
+        if let Some(entry) = self.0.reader.entry_holding(bounds.log_start).await? {
             self.view().set_bytes_start(entry.bytes_before);
         }
         Ok(())

@@ -68,9 +68,8 @@ impl Reader {
         if !found.is_empty() {
             return Ok(found);
         }
-        // The entry has left memory, but its index row is still on its way into the store: rows are written in order,
-        // so once a row that is handed over now is there, that one is too.
-        self.log.store().commit_and_wait(self.log.store().batch(), Durability::Lazy).await?;
+        // The entry has left memory, but its index row is still on its way into the store.
+        self.rows_arrived().await?;
         self.read_stored(from, max_bytes).await
     }
 
@@ -140,17 +139,50 @@ impl Reader {
         if bounds.log_start == bounds.high_watermark || self.view.last_append() < time {
             return Ok(bounds.high_watermark);
         }
-        let log = self.log.clone();
-        let row = match tokio::task::spawn_blocking(move || log.index_at_time(time.0)).await {
-            Ok(row) => row?,
-            Err(_) => return Err(Error::Stopped),
-        };
-        Ok(row.map_or(bounds.high_watermark, |row| Offset(row.offset).max(bounds.log_start)))
+        // There is such a record. If no row says so, its row is on its way; taking its absence for an answer would make
+        // retention delete records that are new.
+        let mut found = self.index_at_time(time).await?;
+        if found.is_none() {
+            self.rows_arrived().await?;
+            found = self.index_at_time(time).await?;
+        }
+        match found {
+            Some(offset) => Ok(offset.max(bounds.log_start)),
+            // Everything was trimmed meanwhile.
+            None if self.view.bounds().log_start >= bounds.high_watermark => Ok(bounds.high_watermark),
+            None => Err(Error::Damaged("the newest index row is older than the newest record".to_owned())),
+        }
     }
 
-    /// The index row that covers `offset`. Blocking.
+    async fn index_at_time(&self, time: Timestamp) -> Result<Option<Offset>, Error> {
+        let log = self.log.clone();
+        super::blocking(move || Ok(log.index_at_time(time.0)?.map(|row| Offset(row.offset)))).await
+    }
+
+    /// Waits until the index rows of everything that readers see now can be read from the store.
+    ///
+    /// Rows are handed to the store before readers see their records, and the store writes in order: once an empty
+    /// batch that is handed over now is done, they are there.
+    pub(super) async fn rows_arrived(&self) -> Result<(), Error> {
+        Ok(self.log.store().commit_and_wait(self.log.store().batch(), Durability::Lazy).await?)
+    }
+
+    /// The entry that holds `offset`; none beyond the high watermark.
+    pub(super) async fn entry_holding(&self, offset: Offset) -> Result<Option<Entry>, Error> {
+        let find = |reader: Reader| super::blocking(move || reader.entry_at(offset));
+        match find(self.clone()).await? {
+            None if offset < self.view.bounds().high_watermark => {
+                self.rows_arrived().await?;
+                find(self.clone()).await
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// The entry that holds `offset`, if its row can be read already. Blocking.
     pub(super) fn entry_at(&self, offset: Offset) -> Result<Option<Entry>, Error> {
-        Ok(self.log.index_at(offset.0)?.as_ref().and_then(Entry::from_row))
+        let entry = self.log.index_at(offset.0)?.as_ref().and_then(Entry::from_row);
+        Ok(entry.filter(|entry| entry.end > offset))
     }
 }
 

@@ -42,6 +42,7 @@ impl Partition {
             return Ok(bounds.log_start);
         }
         let reader = self.0.reader.clone();
+        reader.rows_arrived().await?;
         blocking(move || {
             // INVARIANT: from `first` on there are at least `limit` bytes, from `too_late` on there are fewer.
             let (mut first, mut next, mut too_late) =
