@@ -31,7 +31,12 @@ impl Partition {
             None => bounds.log_start,
         };
         let before = by_time.max(by_size);
-        if before > bounds.log_start { self.trim(before).await } else { Ok(bounds.log_start) }
+        if before > bounds.log_start {
+            return self.trim(before).await;
+        }
+        let reader = self.0.reader.clone();
+        blocking(move || Ok(reader.log.reclaim()?)).await?;
+        Ok(bounds.log_start)
     }
 
     /// Where the newest entries begin that hold `limit` bytes or just more.

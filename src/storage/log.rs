@@ -308,6 +308,25 @@ impl Log {
         if !self.group.is_partition() {
             return self.remove_rows(position.index);
         }
+        self.drop_files(position)
+    }
+
+    /// Frees files that hold only purged rows: rows that were in memory when they were purged come into files later.
+    /// Blocking, cheap when there are none.
+    ///
+    /// # Errors
+    /// As for [`Log::purge_to`].
+    pub fn reclaim(&self) -> Result<(), Error> {
+        if self.start.load(Ordering::Acquire) == 0 || !self.group.is_partition() {
+            return Ok(());
+        }
+        match self.purged()? {
+            Some(position) => self.drop_files(position),
+            None => Ok(()),
+        }
+    }
+
+    fn drop_files(&self, position: Position) -> Result<(), Error> {
         if self.store.engine().drop_log_files(&self.table, position.index)? {
             // The engine deletes files only once a later write is visible.
             self.store.commit_blocking(self.rewrite_purge_point(position), Durability::Lazy)?;

@@ -324,7 +324,9 @@ async fn sigterm_acknowledges_what_is_in_flight_and_ends_streams_with_unavailabl
             terminated = Some(Instant::now());
         }
     };
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    // A client that is still sending can meet the closed connection before it has read the status.
+    let broken = status.code() == Code::Unknown && std::error::Error::source(&status).is_some();
+    assert!(status.code() == Code::Unavailable || broken, "{status:?}");
     let ended = broker.ended(Duration::from_secs(5)).await;
     assert!(ended.success(), "the exit code is 0, not {ended}");
     println!("drained in {:?}", terminated.expect("terminated").elapsed());
