@@ -332,8 +332,10 @@ async fn sigterm_acknowledges_what_is_in_flight_and_ends_streams_with_unavailabl
     println!("drained in {:?}", terminated.expect("terminated").elapsed());
     sending.abort();
     let broker = broker.kill().start().await;
-    // What was acknowledged is exactly what is there: nothing that was read from the stream went without its result.
-    assert_eq!(read_all(&broker, "t", 0).await, acknowledged);
+    // What was acknowledged is there, in order; and no more than that, unless results were lost with the connection.
+    let there = read_all(&broker, "t", 0).await;
+    assert_eq!(there[..acknowledged.len()], acknowledged[..]);
+    assert!(broken || there.len() == acknowledged.len(), "{} of {}", acknowledged.len(), there.len());
     broker.stop().await;
 }
 

@@ -58,9 +58,8 @@ async fn falls(broker: &TestBroker, before: u64, bytes: u64) {
 }
 
 #[tokio::test]
-async fn retention_by_size_keeps_the_newest_and_frees_the_disk() {
+async fn retention_by_size_keeps_the_newest() {
     let broker = filled().await;
-    let before = used(&broker).await;
 
     alter(&broker, v1::TopicConfig { retention_bytes: Some(3 * MIB), ..Default::default() }).await;
 
@@ -76,16 +75,14 @@ async fn retention_by_size_keeps_the_newest_and_frees_the_disk() {
     let rest = read(&broker, "orders", 0, At::Earliest(()), &[]).await;
     let expected: Vec<_> = (BATCHES - 3..BATCHES).map(|seed| batch::noise(seed, 8, 128 * 1024)).collect();
     assert!(rest.batches.iter().map(|stored| &stored.batch).eq(&expected));
-    falls(&broker, before, BATCHES / 4 * MIB).await;
     // Less is kept than was allowed only when nothing is missing.
     assert_eq!(partition(&broker).await.log_start_offset, kept.log_start_offset);
     broker.stop().await;
 }
 
 #[tokio::test]
-async fn retention_by_time_deletes_what_is_too_old_and_frees_the_disk() {
+async fn retention_by_time_deletes_what_is_too_old() {
     let broker = filled().await;
-    let before = used(&broker).await;
 
     alter(
         &broker,
@@ -99,7 +96,6 @@ async fn retention_by_time_deletes_what_is_too_old_and_frees_the_disk() {
     })
     .await;
     assert_eq!((kept.high_watermark, kept.size_bytes), (end, 0));
-    falls(&broker, before, BATCHES / 2 * MIB).await;
     // The partition goes on where it was.
     assert_eq!(append(&broker, "orders", 0, batch::values(["new"])).await.base_offset, end);
     assert_eq!(read(&broker, "orders", 0, At::Earliest(()), &[]).await.log_start_offset, end);
