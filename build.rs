@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "streambus/v1/record.proto",
     "streambus/v1/error.proto",
     "streambus/v1/produce.proto",
+    "streambus/v1/group.proto",
     "streambus/v1/consume.proto",
     "streambus/v1/topic.proto",
     "streambus/v1/cluster.proto",

@@ -35,6 +35,11 @@ pub enum ErrorCode {
     Corrupt,
     Storage,
     Internal,
+    UnknownGroup,
+    GroupNotEmpty,
+    GroupKindMismatch,
+    MemberFenced,
+    LeaseExpired,
 }
 
 impl ErrorCode {
@@ -61,6 +66,11 @@ impl ErrorCode {
         ErrorCode::Corrupt,
         ErrorCode::Storage,
         ErrorCode::Internal,
+        ErrorCode::UnknownGroup,
+        ErrorCode::GroupNotEmpty,
+        ErrorCode::GroupKindMismatch,
+        ErrorCode::MemberFenced,
+        ErrorCode::LeaseExpired,
     ];
 
     /// The code's name as clients and metrics see it.
@@ -87,6 +97,11 @@ impl ErrorCode {
             ErrorCode::Corrupt => "CORRUPT",
             ErrorCode::Storage => "STORAGE",
             ErrorCode::Internal => "INTERNAL",
+            ErrorCode::UnknownGroup => "UNKNOWN_GROUP",
+            ErrorCode::GroupNotEmpty => "GROUP_NOT_EMPTY",
+            ErrorCode::GroupKindMismatch => "GROUP_KIND_MISMATCH",
+            ErrorCode::MemberFenced => "MEMBER_FENCED",
+            ErrorCode::LeaseExpired => "LEASE_EXPIRED",
         }
     }
 }

@@ -375,13 +375,13 @@ impl Reader {
             if let Some(mut records) = self.next() {
                 let disturb = fake.state().disturbances.pop_front().unwrap_or(Disturb::Nothing);
                 let message = match disturb {
-                    Disturb::Nothing => Ok(v1::SubscribeResponse { records: Some(records) }),
+                    Disturb::Nothing => Ok(records.into()),
                     Disturb::Break => Err(Status::unavailable("broken on purpose")),
                     Disturb::Fail(code) => {
                         records.batches.clear();
                         records.error = Some(error(code));
                         self.positions.remove(&records.partition);
-                        Ok(v1::SubscribeResponse { records: Some(records) })
+                        Ok(records.into())
                     }
                 };
                 if self.answers.send(message).await.is_err() || disturb == Disturb::Break {

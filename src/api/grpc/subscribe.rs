@@ -28,7 +28,7 @@ pub(super) fn deliveries(context: Context, requests: Streaming<v1::SubscribeRequ
         match subscriber.next().await {
             Ok(Some(fetched)) => {
                 let records = deliver(&subscriber.context, fetched, &RequestTrace::NONE);
-                Some((Ok(v1::SubscribeResponse { records: Some(records) }), Some(subscriber)))
+                Some((Ok(records.into()), Some(subscriber)))
             }
             Ok(None) => None,
             Err(status) => Some((Err(status), None)),

@@ -55,7 +55,7 @@ impl Client {
     }
 
     async fn next(&mut self) -> v1::PartitionRecords {
-        within(self.responses.message()).await.unwrap().unwrap().records.unwrap()
+        within(self.responses.message()).await.unwrap().unwrap().into_records().unwrap()
     }
 
     async fn failure(&mut self) -> tonic::Status {

@@ -367,7 +367,7 @@ impl<'a> Script<'a> {
         let mut received = 0;
         while received < 10 {
             let delivery = deliveries.next().await.expect("open").expect("a delivery");
-            received += self.took("orders", &delivery.records.expect("records"));
+            received += self.took("orders", &delivery.into_records().expect("records"));
         }
         let mut consume = self.consume.clone();
         let fetch = tokio::spawn(async move {
