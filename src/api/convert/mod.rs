@@ -1,5 +1,7 @@
 //! Between the protocol's types and the broker's. A failed conversion names the field.
 
+pub(super) mod groups;
+
 use std::time::Duration;
 
 use crate::broker::{
