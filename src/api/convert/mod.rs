@@ -251,6 +251,7 @@ pub(super) fn records(fetched: Fetched, error: Option<Failure>) -> v1::Partition
         next_offset: fetched.next_offset.0,
         batches: fetched.batches.into_iter().map(Into::into).collect(),
         error: error.map(Failure::into_proto),
+        leases: Vec::new(),
     }
 }
 
