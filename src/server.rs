@@ -125,7 +125,9 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: clock.now(),
         };
-        let cluster = Cluster::open(identity.clone(), registration, partitions.clone(), &tasks).await?;
+        let cluster =
+            Cluster::open(identity.clone(), registration, &config.coordinator, partitions.clone(), &tasks)
+                .await?;
         let coordinators = cluster.coordinators().clone();
         let groups =
             broker::groups::Groups::new(config.groups.clone(), coordinators, metrics.clone(), tasks.child());
