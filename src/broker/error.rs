@@ -215,6 +215,9 @@ pub enum Error {
         /// The last record.
         last: Offset,
     },
+    /// A record cannot be copied to a dead-letter topic.
+    #[error(transparent)]
+    DeadLetter(#[from] record::dead_letter::Error),
     /// The group's coordinator failed, or is not to be reached.
     #[error("the coordinator of the group failed: {0}")]
     Coordinator(#[source] raft::Error),
@@ -253,6 +256,7 @@ impl Error {
             Error::GroupKindMismatch { .. } => ErrorCode::GroupKindMismatch,
             Error::MemberFenced { .. } => ErrorCode::MemberFenced,
             Error::LeaseExpired { .. } => ErrorCode::LeaseExpired,
+            Error::DeadLetter(_) => ErrorCode::Corrupt,
             Error::Coordinator(error) => raft_code(error),
             Error::Internal(_) => ErrorCode::Internal,
         }

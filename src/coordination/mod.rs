@@ -9,14 +9,20 @@
 //! | `state` | groups, and the commands that change them |
 //! | `share` | how far a share group is with a partition: what is done, what was tried how often |
 //! | `codec` | stored forms |
+//! | [`membership`], [`assignment`] | in memory: who is in a group, and who should read which partition |
+//! | `leases` | in memory: who has which records of a share group |
 //!
 //! A group belongs to one shard, which its name chooses ([`shard_of`]). Partitions are named by [`TopicId`], so a topic
 //! that is deleted and created again inherits nothing.
 
+pub mod assignment;
 mod codec;
+mod leases;
+pub mod membership;
 mod share;
 mod state;
 
+pub use leases::{Dead, DeathReason, Lease, LeaseExpired, LeaseSpec, Leases, Returned, Trimmed};
 pub use codec::{Entry, decode_entry, encode_entry, put_term};
 pub use share::{Attempts, OffsetRange, Progress, ShareUpdate};
 pub use state::{Command, Committed, Group, Kind, Outcome, State};
@@ -36,6 +42,10 @@ pub struct PartitionKey {
     /// The partition's number.
     pub partition: u32,
 }
+
+/// An open stream of a member, as the broker that holds it has numbered it. Never used twice by a coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
 
 /// Why a command was refused, or could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

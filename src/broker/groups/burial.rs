@@ -15,15 +15,14 @@ use crate::broker::fetch::Cursor;
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error, ErrorCode, Produce, TopicChanges};
 use crate::coordination::{Command, Dead, DeathReason, OffsetRange, PartitionKey};
-use crate::record::{Codec, CodecSet, DeadLetter, Offset};
+use crate::record::dead_letter::{self, ADDED_BYTES_MAX, Death, Reason};
+use crate::record::{Codec, CodecSet, Offset};
 use crate::telemetry::RequestTrace;
 
 /// Records of a partition that are copied in one go.
 const AT_ONCE: usize = 100;
 /// After how long a copy that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// What the headers of a copy may add to a record, in bytes.
-const HEADERS_BYTES: u32 = 64 << 10;
 
 impl Broker {
     /// Copies dead records until the broker stops.
@@ -73,21 +72,23 @@ impl Broker {
         let (source, partition) = (found.route.topic.name.clone(), found.key.partition);
         let stored = self.stored_batch(found, dead.offset).await?;
         let (reason, detail) = match &dead.reason {
-            DeathReason::MaxDeliveries => ("max_deliveries", None),
-            DeathReason::Rejected { detail } => ("rejected", Some(detail.clone())),
+            DeathReason::MaxDeliveries => (Reason::MaxDeliveries, ""),
+            DeathReason::Rejected { detail } => (Reason::Rejected, &**detail),
         };
-        let letter = DeadLetter {
-            topic: source.clone(),
+        let death = Death {
+            topic: &source,
             partition,
             offset: dead.offset,
-            group: queue.name.clone(),
+            group: &queue.name,
             delivery_count: dead.delivery_count,
             reason,
             detail,
-            time: self.0.clock.now().0,
+            at_ms: self.0.clock.now().0,
         };
         let (base, batch) = stored;
-        let copy = letter.of_batch(base, &batch).map_err(Error::Batch)?;
+        let limits = self.route(topic)?.limits;
+        let most = found.route.limits.batch_bytes_max as usize;
+        let copy = dead_letter::copy(&batch, base, most, &death, &limits).map_err(Error::DeadLetter)?;
         let produce = Produce {
             topic: topic.to_string(),
             partition: 0,
@@ -100,11 +101,11 @@ impl Broker {
         info!(
             name: "group.dead_letter",
             group = &*queue.name, topic = &*source, partition, offset = dead.offset.0,
-            dead_letter_topic = &**topic, dead_letter_offset = produced.base_offset.0, reason,
+            dead_letter_topic = &**topic, dead_letter_offset = produced.base_offset.0, reason = reason.name(),
             deliveries = dead.delivery_count,
             "record copied to the dead-letter topic"
         );
-        self.0.metrics.group(&queue.name).dead_lettered(&source, 1);
+        self.0.metrics.group(&queue.name).topic(&source).dead_lettered(1);
         let range = OffsetRange { first: dead.offset, last: dead.offset };
         let coordinator = self.groups()?.coordinators.of(&queue.name);
         let slot = coordinator.reserve().await?;
@@ -163,7 +164,7 @@ impl Broker {
         }
         let settings = &found.route.topic.settings;
         let batch_limit = u32::try_from(self.0.config.batch_bytes_max).unwrap_or(u32::MAX);
-        let record = settings.record_bytes_max.saturating_add(HEADERS_BYTES).min(batch_limit);
+        let record = settings.record_bytes_max.saturating_add(ADDED_BYTES_MAX).min(batch_limit);
         let changes = TopicChanges {
             record_bytes_max: Some(record),
             batch_bytes_max: Some(settings.batch_bytes_max.max(record)),

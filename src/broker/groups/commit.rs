@@ -140,7 +140,7 @@ impl PendingCommit {
             }
         }
         for result in &self.results {
-            self.metrics.groups.committed(outcome_of(result.error.as_ref()));
+            self.metrics.groups.committed(outcome_of(result.error.as_ref()), 1);
         }
         self.metrics.groups.commit_answered(self.received.elapsed(), None);
         self.results

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use super::mailbox::Mailbox;
 use crate::coordination::PartitionKey;
 use crate::coordination::membership::{
-    Description, Effect, FenceReason, Fenced, MemberSpec, Membership, TopicView,
+    Cause, Description, Effect, FenceReason, Fenced, MemberSpec, Membership, TopicView,
 };
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RebalanceCause};
 
-pub(super) use crate::coordination::membership::SessionId;
+pub(super) use crate::coordination::SessionId;
 
 /// What a session is told.
 #[derive(Clone, Debug)]
@@ -47,8 +47,10 @@ struct State {
 }
 
 impl Live {
-    pub(super) fn new(name: Arc<str>, term: u32, metrics: Metrics) -> Self {
-        let state = State { membership: Membership::new(term), mailboxes: HashMap::new(), over: false };
+    /// A group without members yet. `epoch` is the newest that it ever had in this term, or less.
+    pub(super) fn new(name: Arc<str>, term: u32, epoch: u64, metrics: Metrics) -> Self {
+        let membership = Membership::continuing(epoch.max(u64::from(term) << 32));
+        let state = State { membership, mailboxes: HashMap::new(), over: false };
         Live { name, term, metrics, state: Mutex::new(state) }
     }
 
@@ -130,6 +132,10 @@ impl Live {
         self.lock().membership.describe()
     }
 
+    pub(super) fn epoch(&self) -> u64 {
+        self.lock().membership.epoch()
+    }
+
     /// Whether the last member is gone.
     pub(super) fn is_over(&self) -> bool {
         self.lock().over
@@ -138,7 +144,11 @@ impl Live {
     /// Ends every session: somebody else coordinates the group now.
     pub(super) fn dissolve(&self, reason: FenceReason) {
         let mut state = self.lock();
+        if state.over {
+            return;
+        }
         state.over = true;
+        self.metrics.groups.rebalanced(RebalanceCause::FailOver);
         for (_, mailbox) in state.mailboxes.drain() {
             mailbox.push(Notice::Fence(reason));
         }
@@ -165,8 +175,12 @@ impl Live {
                     continue;
                 }
                 Effect::Keepalive { session } => (session, Notice::Keepalive),
-                Effect::Rebalanced { cause, took } => {
-                    self.metrics.groups.rebalanced(cause.into(), took);
+                Effect::Rebalanced { cause } => {
+                    self.metrics.groups.rebalanced(cause_of(cause));
+                    continue;
+                }
+                Effect::Settled { took } => {
+                    self.metrics.groups.settled(took);
                     continue;
                 }
                 Effect::Empty => {
@@ -182,5 +196,16 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cause_of(cause: Cause) -> RebalanceCause {
+    match cause {
+        Cause::Joined => RebalanceCause::Joined,
+        Cause::Left => RebalanceCause::Left,
+        Cause::SessionTimeout => RebalanceCause::SessionTimeout,
+        Cause::ReleaseTimeout => RebalanceCause::ReleaseTimeout,
+        Cause::TopicsChanged => RebalanceCause::TopicsChanged,
+        Cause::Replaced => RebalanceCause::Replaced,
     }
 }

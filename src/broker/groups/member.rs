@@ -368,11 +368,9 @@ impl Member {
 
     /// Gives up partitions that were revoked. Unknown ones are passed over.
     pub fn release(&mut self, partitions: &[TopicPartition]) {
-        let keys: Vec<_> = partitions
-            .iter()
-            .filter_map(|at| self.key_of(&at.topic, at.partition))
-            .inspect(|key| drop(self.held.remove(key)))
-            .collect();
+        let keys: Vec<_> =
+            partitions.iter().filter_map(|at| self.key_of(&at.topic, at.partition)).collect();
+        self.held.retain(|key, _| !keys.contains(key));
         self.live.release(Instant::now(), &self.id, self.session, &keys);
         self.poke();
     }
@@ -509,7 +507,7 @@ impl Member {
         let held = self.held.get_mut(&key)?;
         for batch in &fetched.batches {
             let end = batch.base_offset.saturating_add(batch.record_count.into());
-            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)));
+            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)), None);
             if held.batches.len() == TIMED_BATCHES {
                 held.batches.pop_front();
             }
@@ -527,8 +525,14 @@ impl Member {
             let Some(key) = self.key_of(&result.topic, result.partition) else { continue };
             let Some(held) = self.held.get_mut(&key) else { continue };
             held.committed = result.offset;
+            // The batch that holds the last committed record tells how long it took.
+            let mut last = None;
             while let Some((_, appended)) = held.batches.pop_front_if(|(end, _)| *end <= result.offset) {
-                self.metrics.acknowledged(Duration::from_millis(now.millis_since(appended)));
+                last = Some(appended);
+            }
+            let partly = held.batches.front().filter(|(end, _)| *end > result.offset && last.is_none());
+            if let Some(appended) = last.or(partly.map(|(_, appended)| *appended)) {
+                self.metrics.processed(Duration::from_millis(now.millis_since(appended)), None);
             }
         }
         MemberEvent::Committed { correlation_id, results }

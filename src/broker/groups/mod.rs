@@ -43,7 +43,7 @@ use queue::Queue;
 
 use super::{Broker, Error};
 use crate::cluster::coordinator::{self, Coordinators};
-use crate::coordination::{self, Command, Group, Kind, PartitionKey};
+use crate::coordination::{self, Group, Kind, PartitionKey};
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
 
@@ -68,6 +68,8 @@ pub struct Groups {
     /// Groups that must stay without members for the moment.
     kept_empty: Mutex<HashSet<Arc<str>>>,
     ages: Ages,
+    /// The newest epochs of groups that have no members, so that nobody who was one is taken for a newer member.
+    epochs: Mutex<HashMap<Arc<str>, u64>>,
     sessions: AtomicU64,
     tasks: Tasks,
     /// Rung when something may be due earlier than it was.
@@ -99,6 +101,7 @@ impl Groups {
             queues: Mutex::default(),
             kept_empty: Mutex::default(),
             ages: Ages::default(),
+            epochs: Mutex::default(),
             sessions: AtomicU64::new(1),
             tasks,
             changed: Notify::new(),
@@ -131,7 +134,9 @@ impl Groups {
             Some(present) if !present.is_over() && present.term == term => Ok(present.clone()),
             _ => {
                 let name: Arc<str> = group.into();
-                let made = Arc::new(Live::new(name.clone(), term, self.metrics.clone()));
+                let before = live.get(group).map_or(0, |over| over.epoch());
+                let epoch = before.max(lock(&self.epochs).get(group).copied().unwrap_or(0));
+                let made = Arc::new(Live::new(name.clone(), term, epoch, self.metrics.clone()));
                 live.insert(name, made.clone());
                 Ok(made)
             }
@@ -228,6 +233,7 @@ impl Groups {
     /// Forgets what is shown of a group.
     fn forget(&self, name: &str) {
         self.metrics.remove_group(name);
+        lock(&self.epochs).remove(name);
     }
 }
 

@@ -25,7 +25,7 @@ use crate::coordination::{
 };
 use crate::record::{CodecSet, Offset};
 use crate::task::Criticality;
-use crate::telemetry::{AckKind as Acked, FetchPhases, GroupMetrics};
+use crate::telemetry::{Acknowledgement as Acked, FetchPhases, GroupMetrics};
 
 /// How long records are leased to a member that does not say.
 const LEASE: Duration = Duration::from_secs(30);
@@ -174,6 +174,7 @@ impl Broker {
                 break (queue, epoch, said);
             }
         };
+        self.0.metrics.group(&group).share();
         // From here on the stream is a member, which its drop undoes.
         let session_timeout = member.session_timeout;
         let joined = MemberEvent::Joined { member_id: member.id.clone(), epoch, session_timeout };
@@ -210,7 +211,7 @@ impl Broker {
         let (said, next) = queue.tick(now);
         let group = self.0.metrics.group(&queue.name);
         let expired = said.iter().map(|said| said.expired).sum();
-        group.acknowledgements(Acked::Expire, expired);
+        group.acknowledged(Acked::Expire, expired);
         if let Err(failure) = self.replicate(queue, said).await {
             // The deliveries were not counted; they are delivered again all the same.
             warn!(group = &*queue.name, error = %failure, "expired leases were not noted");
@@ -227,7 +228,7 @@ impl Broker {
         let names = self.topic_names()?;
         for said in said.iter().filter(|said| said.missed > 0) {
             if let Some(route) = names.get(&said.key.topic) {
-                self.0.metrics.group(&queue.name).missed(&route.topic.name, said.missed);
+                self.0.metrics.group(&queue.name).topic(&route.topic.name).missed(said.missed);
             }
         }
         let updates = said.into_iter().map(|said| (said.key, said.updates)).collect();
@@ -318,7 +319,8 @@ impl ShareMember {
         correlation_id: u64,
         acknowledgements: Vec<Acknowledgement>,
     ) -> Result<(), Error> {
-        let groups = self.broker.groups()?;
+        let broker = self.broker.clone();
+        let groups = broker.groups()?;
         // Room first, so that updates are handed over in the order in which the leases made them.
         let slot = groups.coordinators.of(&self.queue.name).reserve().await?;
         let mut errors = Vec::with_capacity(acknowledgements.len());
@@ -401,13 +403,13 @@ impl ShareMember {
                 (Acked::Extend, (key, Vec::new(), None))
             }
         };
-        self.metrics.acknowledgements(acked, records);
+        self.metrics.acknowledged(acked, records);
         Ok(done)
     }
 
     fn returned(&self, topic: &str, returned: Returned) -> Vec<ShareUpdate> {
         if returned.missed > 0 {
-            self.metrics.missed(topic, returned.missed);
+            self.metrics.topic(topic).missed(returned.missed);
         }
         self.queue.ring();
         returned.updates
@@ -420,7 +422,7 @@ impl ShareMember {
         let within: Vec<_> =
             given.range(..=range.last).filter(|(_, (last, _))| *last >= range.first).map(|(f, v)| (*f, *v)).collect();
         for (first, (last, appended)) in within {
-            self.metrics.acknowledged(Duration::from_millis(now.millis_since(appended)));
+            self.metrics.processed(Duration::from_millis(now.millis_since(appended)), None);
             if last <= range.last {
                 given.remove(&first);
             }
@@ -584,7 +586,7 @@ impl ShareMember {
     }
 
     /// What retention has deleted is nobody's any more.
-    async fn follow_log_start(&self, found: &Found) {
+    async fn follow_log_start(&mut self, found: &Found) {
         let log_start = found.partition.bounds().log_start;
         let Some(trimmed) = self.queue.with(found.key, |leases| leases.trimmed(log_start)) else { return };
         let Some(update) = trimmed.update else { return };
@@ -627,12 +629,12 @@ impl ShareMember {
     fn count(&self, found: &Found, fetched: &Fetched, leases: &[LeasedRange], read: Duration) {
         let now = self.broker.0.clock.now();
         for batch in &fetched.batches {
-            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)));
+            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)), None);
         }
         let records = |lease: &LeasedRange| lease.last.saturating_since(lease.first).saturating_add(1);
         let again = leases.iter().filter(|lease| lease.delivery_count > 1).map(records).sum();
         if again > 0 {
-            self.metrics.redelivered(&found.route.topic.name, again);
+            self.metrics.topic(&found.route.topic.name).redelivered(again);
         }
         let all = leases.iter().map(records).sum();
         let consume = &self.broker.0.metrics.consume;

@@ -58,6 +58,7 @@ impl Broker {
         let mut over: Vec<Arc<str>> = Vec::new();
         lock(&groups.live).retain(|name, live| {
             if live.is_over() {
+                lock(&groups.epochs).insert(name.clone(), live.epoch());
                 over.push(name.clone());
             }
             !live.is_over()

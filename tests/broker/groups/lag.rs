@@ -11,7 +11,7 @@ const LABELS: &[(&str, &str)] = &[("group", "billing"), ("partition", "0"), ("to
 
 async fn lag(broker: &Endpoint) -> (Option<f64>, Option<f64>) {
     let view = broker.scrape().await;
-    (view.get(&catalog::GROUP_LAG, LABELS), view.get(&catalog::GROUP_LAG_SECONDS, LABELS))
+    (view.get(&catalog::GROUP_LAG, LABELS), view.get(&catalog::GROUP_LAG_TIME, LABELS))
 }
 
 /// What the lag must be: the end of the log less what is committed.
