@@ -304,7 +304,9 @@ impl Member {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
             }
-            let may_deliver = self.in_flight() < self.in_flight_max;
+            let room = self.in_flight_max.saturating_sub(self.in_flight());
+            self.subscription.limit_records(room);
+            let may_deliver = room > 0;
             tokio::select! {
                 biased;
                 notice = self.mailbox.front() => self.act(notice).await?,

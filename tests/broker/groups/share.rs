@@ -92,7 +92,9 @@ async fn a_lease_that_ends_makes_room_for_another_member() {
     let broker = TestBroker::start().await;
     broker.create_topic("jobs", 1).await;
     put(&broker, "jobs", 0, &["a"]).await;
-    let mut slow = member(&broker, Duration::from_secs(1), 5).await;
+    // It has credit for one delivery, so the record does not come back to it.
+    let once = join_share("workers", &["jobs"], Duration::from_secs(1), 5);
+    let mut slow = GroupStream::join(&broker, v1::JoinGroup { credit_bytes: 1, ..once }).await;
     assert_eq!(slow.record().await.deliveries, 1);
     let mut other = member(&broker, LONG, 5).await;
     let got = other.record().await;
