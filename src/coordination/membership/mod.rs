@@ -554,6 +554,7 @@ impl Membership {
         }
         if self.revoking.is_empty()
             && let Some(since) = self.unsettled.take()
+            && !self.members.is_empty()
         {
             effects.push(Effect::Settled { took: now.saturating_duration_since(since) });
         }
