@@ -6,7 +6,8 @@
 //! 2. **Even.** No partition, and no chain of partitions handed on from member to member, can be moved so that the loads
 //!    of members become more even. If all members read the same topics, their loads differ by one at most.
 //! 3. **Sticky.** A partition stays where it is held unless its owner is gone, does not read it any more, or has more
-//!    than its even share. If all members read the same topics, no assignment that is as even moves fewer of them.
+//!    than its even share. If all members read the same topics, no assignment that is as even moves fewer of them; if
+//!    not, hardly any does.
 //! 4. **Near.** Of the partitions that have to move or are new, those with a replica in a member's rack go to that member
 //!    where this costs no evenness: neither handing one of them to another member nor exchanging two would bring more of
 //!    them near. Nothing moves only to be near.
@@ -88,6 +89,8 @@ struct Plan<'a> {
     holders: Vec<Option<usize>>,
     owners: Vec<Option<usize>>,
     loads: Vec<usize>,
+    /// How many of its load a reader holds now.
+    held: Vec<usize>,
     /// The partitions of each reader by class; none of the lists is empty.
     owned: Vec<BTreeMap<usize, Vec<usize>>>,
 }
@@ -103,6 +106,7 @@ impl<'a> Plan<'a> {
         let (class_of, class_readers) = classes(&readers, &partitions);
         let mut plan = Plan {
             loads: vec![0; readers.len()],
+            held: vec![0; readers.len()],
             owned: vec![BTreeMap::new(); readers.len()],
             holders: vec![None; partitions.len()],
             owners: vec![None; partitions.len()],
@@ -147,8 +151,12 @@ impl<'a> Plan<'a> {
         // From these no chain makes anything more even, nor does one that passes them: whoever they reach is among
         // them and has at most one partition less than anybody who is left.
         let mut done = vec![false; self.readers.len()];
+        // Of those who have most, rather one that can give what it does not hold yet.
         let most = |plan: &Self, done: &[bool]| {
-            (0..done.len()).filter(|reader| !done[*reader]).max_by_key(|reader| (plan.loads[*reader], Reverse(*reader)))
+            let rank = |reader: &usize| {
+                (plan.loads[*reader], plan.held[*reader] < plan.loads[*reader], Reverse(*reader))
+            };
+            (0..done.len()).filter(|reader| !done[*reader]).max_by_key(rank)
         };
         while let Some(from) = most(self, &done) {
             let (reached, steps) = self.reachable(from, &done);
@@ -242,6 +250,7 @@ impl<'a> Plan<'a> {
         let class = self.class_of[partition];
         if let Some(before) = self.owners[partition].replace(reader) {
             self.loads[before] -= 1;
+            self.held[before] -= usize::from(self.holders[partition] == Some(before));
             let list = self.owned[before].get_mut(&class).expect("an owner has the partition in its list");
             list.retain(|other| *other != partition);
             if list.is_empty() {
@@ -249,6 +258,7 @@ impl<'a> Plan<'a> {
             }
         }
         self.loads[reader] += 1;
+        self.held[reader] += usize::from(self.holders[partition] == Some(reader));
         self.owned[reader].entry(class).or_default().push(partition);
     }
 

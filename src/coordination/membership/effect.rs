@@ -83,7 +83,9 @@ impl std::fmt::Display for FenceReason {
         f.write_str(match self {
             FenceReason::Replaced => "a newer stream with the same member id or instance id has replaced it",
             FenceReason::SessionTimeout => "nothing was heard of it within its session timeout",
-            FenceReason::ReleaseTimeout => "it did not release revoked partitions within its rebalance timeout",
+            FenceReason::ReleaseTimeout => {
+                "it did not release revoked partitions within its rebalance timeout"
+            }
             FenceReason::CoordinatorChanged => "the coordinator of the group has changed",
         })
     }

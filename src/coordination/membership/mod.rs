@@ -183,7 +183,9 @@ impl Membership {
         self.epoch += 1;
         let same_instance = spec.instance_id.as_ref().and_then(|instance| self.with_instance(instance));
         let mut same_id = self.ids.get(&spec.member_id).copied();
-        if same_instance.is_some() && let Some(other) = same_id.take_if(|key| same_instance != Some(*key)) {
+        if same_instance.is_some()
+            && let Some(other) = same_id.take_if(|key| same_instance != Some(*key))
+        {
             // It can take the place of one only.
             self.remove(other, Some(FenceReason::Replaced), &mut effects);
         }
@@ -229,7 +231,9 @@ impl Membership {
         let mut released = false;
         for partition in partitions {
             let Some(slot) = self.slots.get_mut(partition) else { continue };
-            if slot.owner.is_some_and(|owner| owner.member == key) && self.revoking.remove(partition).is_some() {
+            if slot.owner.is_some_and(|owner| owner.member == key)
+                && self.revoking.remove(partition).is_some()
+            {
                 slot.owner = None;
                 released = true;
             }
@@ -548,7 +552,10 @@ impl Membership {
                 effects.push(Effect::Assign { session, epoch, partitions });
             }
         }
-        if self.revoking.is_empty() && let Some(since) = self.unsettled.take() {
+        if self.revoking.is_empty()
+            && let Some(since) = self.unsettled.take()
+            && !self.members.is_empty()
+        {
             effects.push(Effect::Settled { took: now.saturating_duration_since(since) });
         }
     }

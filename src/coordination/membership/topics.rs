@@ -26,7 +26,9 @@ pub enum PatternError {
         bytes: usize,
     },
     /// It needs too much memory.
-    #[error("needs more than {PATTERN_MEMORY_MAX} bytes when compiled; repeat less, or use [a-z] rather than \\w")]
+    #[error(
+        "needs more than {PATTERN_MEMORY_MAX} bytes when compiled; repeat less, or use [a-z] rather than \\w"
+    )]
     TooBig,
     /// It is not a regular expression.
     #[error("is not a regular expression: {0}")]
@@ -150,15 +152,19 @@ mod tests {
         let nested = format!("{}a{}", "(".repeat(60), ")".repeat(60));
         assert!(syntax(&nested).contains("nest"), "{}", syntax(&nested));
         assert_eq!(filter(&[], Some(r"\w{500}")).unwrap_err(), PatternError::TooBig);
-        assert_eq!(filter(&[], Some(&"a".repeat(1_025))).unwrap_err(), PatternError::TooLong { bytes: 1_025 });
+        assert_eq!(
+            filter(&[], Some(&"a".repeat(1_025))).unwrap_err(),
+            PatternError::TooLong { bytes: 1_025 }
+        );
         assert!(filter(&[], Some(&"a".repeat(1_024))).is_ok());
     }
 
     #[test]
     fn a_view_gives_the_ids_of_what_is_wanted() {
-        let view = TopicView::new([("orders", 1, 2), ("audit-1", 2, 1), ("audit-2", 5, 1)].map(|(name, id, count)| {
-            (Arc::from(name), TopicId(id), vec![Vec::new(); count])
-        }));
+        let view = TopicView::new(
+            [("orders", 1, 2), ("audit-1", 2, 1), ("audit-2", 5, 1)]
+                .map(|(name, id, count)| (Arc::from(name), TopicId(id), vec![Vec::new(); count])),
+        );
         assert_eq!(view.matching(&filter(&["orders"], None).unwrap()), BTreeSet::from([TopicId(1)]));
         let audits = filter(&["absent"], Some("audit-.*")).unwrap();
         assert_eq!(view.matching(&audits), BTreeSet::from([TopicId(2), TopicId(5)]));
