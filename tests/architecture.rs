@@ -13,6 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("record", &["proto"]),
     ("task", &["clock", "telemetry"]),
     ("metadata", &["proto", "clock", "record"]),
+    ("coordination", &["proto", "clock", "record", "metadata"]),
     ("storage", &["record", "telemetry", "task", "units"]),
     ("raft", &["proto", "clock", "telemetry", "task", "storage", "units"]),
     ("partition", &["proto", "clock", "telemetry", "record", "task", "storage", "raft", "units"]),
