@@ -190,3 +190,28 @@ impl Runs {
         Some(run)
     }
 }
+
+#[cfg(test)]
+impl Runs {
+    /// Asserts what holds of `runs` and its indexes.
+    pub(super) fn check(&self) {
+        let mut before: Option<(OffsetRange, &State)> = None;
+        for (range, state) in self.iter() {
+            assert!(range.first <= range.last, "{range:?} is no range");
+            if let Some((earlier, same)) = before.replace((range, state)) {
+                assert!(earlier.last < range.first, "{earlier:?} and {range:?} overlap");
+                let touch = earlier.last.checked_add(1) == Some(range.first);
+                assert!(!touch || same != state, "{earlier:?} and {range:?} could be one");
+            }
+        }
+        let firsts = |which: fn(&State) -> bool| -> BTreeSet<Offset> {
+            self.runs.iter().filter(|(_, run)| which(&run.state)).map(|(first, _)| *first).collect()
+        };
+        assert_eq!(self.waiting, firsts(|state| matches!(state, State::Waiting { .. })));
+        assert_eq!(self.dead, firsts(|state| matches!(state, State::Dead(_))));
+        let timers = self.runs.iter().filter_map(|(first, run)| run.state.timer().map(|at| (at, *first)));
+        assert_eq!(self.timers, timers.collect());
+        let leased = self.iter().filter(|(_, state)| matches!(state, State::Leased(_)));
+        assert_eq!(self.leased, leased.map(|(range, _)| range.count()).sum::<u64>());
+    }
+}
