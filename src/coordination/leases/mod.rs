@@ -172,6 +172,13 @@ impl Leases {
         self.runs.leased()
     }
 
+    /// Number of records that are leased to `holder`.
+    #[must_use]
+    pub fn leased_to(&self, holder: SessionId) -> u64 {
+        let held = |state: &State| matches!(state, State::Leased(held) if held.holder == holder);
+        self.runs.iter().filter(|(_, state)| held(state)).map(|(range, _)| range.count()).sum()
+    }
+
     /// Number of retained records below [`next_offset`](Self::next_offset) that are not done.
     #[must_use]
     pub fn unfinished(&self) -> u64 {
@@ -372,12 +379,10 @@ impl Leases {
         updates
     }
 
-    /// An [`Accept`](ShareUpdate::Accept) of `range` is committed: the records are done.
+    /// An [`Accept`](ShareUpdate::Accept) of `range` is committed: the records are done, whatever they were here.
     pub fn committed(&mut self, range: OffsetRange) {
-        for (range, state) in self.pieces(range) {
-            if matches!(state, State::Accepting(_) | State::Burying(_)) {
-                self.runs.set(range, None);
-            }
+        for (range, _) in self.pieces(range) {
+            self.runs.set(range, None);
         }
     }
 
