@@ -21,6 +21,7 @@ const FILES: &[&str] = &[
     "streambus/v1/cluster.proto",
     "streambus/internal/v1/metadata.proto",
     "streambus/internal/v1/partition.proto",
+    "streambus/internal/v1/coordination.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

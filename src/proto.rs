@@ -27,7 +27,7 @@ pub mod v1 {
     }
 }
 
-/// What the control group stores, `streambus.internal.v1`.
+/// What the control group, coordinator shards and partitions store, `streambus.internal.v1`.
 #[allow(clippy::doc_markdown, missing_docs)]
 pub(crate) mod internal {
     tonic::include_proto!("streambus.internal.v1");

@@ -125,7 +125,9 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: clock.now(),
         };
-        let cluster = Cluster::open(identity.clone(), registration, partitions.clone(), &tasks).await?;
+        let cluster =
+            Cluster::open(identity.clone(), registration, &config.coordinator, partitions.clone(), &tasks)
+                .await?;
         broker.open(broker::Open { cluster, partitions });
         tasks.spawn_until_stopped("health", Criticality::Critical, broker.clone().watch_health());
         info!(

@@ -17,7 +17,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("storage", &["record", "telemetry", "task", "units"]),
     ("raft", &["proto", "clock", "telemetry", "task", "storage", "units"]),
     ("partition", &["proto", "clock", "telemetry", "record", "task", "storage", "raft", "units"]),
-    ("cluster", &["clock", "telemetry", "record", "task", "metadata", "storage", "raft", "partition"]),
+    (
+        "cluster",
+        &[
+            "clock",
+            "telemetry",
+            "record",
+            "task",
+            "metadata",
+            "coordination",
+            "storage",
+            "raft",
+            "partition",
+            "units",
+        ],
+    ),
     (
         "broker",
         &[
@@ -26,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "record",
             "task",
             "metadata",
+            "coordination",
             "storage",
             "raft",
             "partition",
@@ -35,7 +50,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("api", &["proto", "clock", "telemetry", "record", "task", "metadata", "broker", "units"]),
     ("client", &["proto", "clock", "telemetry", "record", "task", "units"]),
-    ("config", &["telemetry", "storage", "raft", "partition", "broker", "api", "units"]),
+    ("config", &["telemetry", "storage", "raft", "partition", "cluster", "broker", "api", "units"]),
     (
         "server",
         &[

@@ -50,6 +50,9 @@ impl Broker {
             _ => leaderless += 1,
         };
         count(&control);
+        for coordinator in cluster.coordinators().all() {
+            count(&coordinator.status().borrow());
+        }
         for route in cluster.routing().all().values() {
             for partition in route.partitions.iter().flatten() {
                 count(&partition.status().borrow());

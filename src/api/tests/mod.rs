@@ -129,7 +129,8 @@ async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> Br
         version: "1".to_owned(),
         started: clock.now(),
     };
-    let cluster = Cluster::open(identity, registration, partitions.clone(), tasks).await.unwrap();
+    let cluster =
+        Cluster::open(identity, registration, &Default::default(), partitions.clone(), tasks).await.unwrap();
     broker.open(broker::Open { cluster, partitions });
     broker
 }
