@@ -4,11 +4,23 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `assignment` | which member should read which partition |
-//! | `membership` | who is in a group and who owns what, from join to leave |
+//! | `state` | groups, and the commands that change them |
+//! | `share` | how far a share group is with a partition: what is done, what was tried how often |
+//! | `codec` | stored forms |
+//! | `leases` | in memory: who has which records of a share group |
+//!
+//! A group belongs to one shard, which its name chooses ([`shard_of`]). Partitions are named by [`TopicId`], so a topic
+//! that is deleted and created again inherits nothing.
 
-pub mod assignment;
-pub mod membership;
+mod codec;
+mod leases;
+mod share;
+mod state;
+
+pub use codec::{Entry, decode_entry, encode_entry, put_term};
+pub use leases::{Dead, DeathReason, Lease, LeaseExpired, LeaseSpec, Leases, Returned, Trimmed};
+pub use share::{Attempts, OffsetRange, Progress, ShareUpdate};
+pub use state::{Command, Committed, Group, Kind, Outcome, State};
 
 use crate::metadata::TopicId;
 
@@ -24,3 +36,116 @@ pub struct PartitionKey {
 /// An open stream of a member, as the broker that holds it has numbered it. Never used twice by a coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
+
+/// Why a command was refused, or could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The name breaks a rule of group names.
+    #[error("group name {name:?} {problem}")]
+    InvalidName {
+        /// The name.
+        name: String,
+        /// The rule it breaks.
+        problem: &'static str,
+    },
+    /// There is no group of that name.
+    #[error("there is no group {0:?}")]
+    UnknownGroup(String),
+    /// The group is not of the kind that the command is for.
+    #[error("group {group:?} is a {kind} group")]
+    KindMismatch {
+        /// The group.
+        group: String,
+        /// What it is.
+        kind: Kind,
+    },
+    /// The metadata of an offset is too long.
+    #[error("metadata of {bytes} bytes is longer than {METADATA_BYTES_MAX}")]
+    MetadataTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The command contradicts itself, or stored bytes are not of this format.
+    #[error("malformed: {0}")]
+    Malformed(String),
+}
+
+/// Checks a group name, by the rules of topic names: 1 to 249 of `a-z A-Z 0-9 . _ -`, not `.` or `..`, not beginning
+/// with `__`.
+///
+/// # Errors
+/// [`Error::InvalidName`], which says what is wrong.
+pub fn validate_group_name(name: &str) -> Result<(), Error> {
+    let invalid = |problem| Err(Error::InvalidName { name: name.chars().take(300).collect(), problem });
+    if name.is_empty() {
+        return invalid("is empty");
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return invalid("is longer than 249 bytes");
+    }
+    if name == "." || name == ".." {
+        return invalid("is not allowed: `.` and `..` are directory names");
+    }
+    if name.starts_with("__") {
+        return invalid("begins with `__`, which is reserved for internal groups");
+    }
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+        return invalid("has a character other than `a-z A-Z 0-9 . _ -`");
+    }
+    Ok(())
+}
+
+/// Checks the length of the metadata of a committed offset.
+///
+/// # Errors
+/// [`Error::MetadataTooLong`].
+pub fn validate_metadata(metadata: &str) -> Result<(), Error> {
+    match metadata.len() {
+        bytes if bytes > METADATA_BYTES_MAX => Err(Error::MetadataTooLong { bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// The shard, from 0, of a group among `shards`: [`crate::record::partition_for_key`] of the name's bytes. What is stored
+/// depends on it, so it never changes.
+#[must_use]
+pub fn shard_of(group: &str, shards: u32) -> u32 {
+    crate::record::partition_for_key(group.as_bytes(), shards)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_allowed_characters_are_valid() {
+        for name in ["a", "billing", "Billing.v1_eu-west", "_x", &"n".repeat(249)] {
+            assert_eq!(validate_group_name(name), Ok(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_break_a_rule_are_refused() {
+        for name in ["", ".", "..", "__internal", "a b", "a/b", "ä", "a\n", &"n".repeat(250)] {
+            assert!(matches!(validate_group_name(name), Err(Error::InvalidName { .. })), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn groups_stay_in_their_shard_for_ever() {
+        let shards =
+            |shards| ["billing", "audit", "g-1", "g-2", "g-3", "g-4"].map(|name| shard_of(name, shards));
+        assert_eq!(shards(4), [0; 6]);
+        assert_eq!(shards(16), [0; 6]);
+        assert_eq!(shards(1), [0; 6]);
+    }
+
+    #[test]
+    fn groups_are_spread_over_all_shards() {
+        let mut count = [0; 4];
+        for number in 0..1_000 {
+            count[shard_of(&format!("group-{number}"), 4) as usize] += 1;
+        }
+        assert!(count.iter().all(|count| (200..300).contains(count)), "{count:?}");
+    }
+}

@@ -379,12 +379,10 @@ impl Leases {
         updates
     }
 
-    /// An [`Accept`](ShareUpdate::Accept) of `range` is committed: the records are done.
+    /// An [`Accept`](ShareUpdate::Accept) of `range` is committed: the records are done, whatever they were here.
     pub fn committed(&mut self, range: OffsetRange) {
-        for (range, state) in self.pieces(range) {
-            if matches!(state, State::Accepting(_) | State::Burying(_)) {
-                self.runs.set(range, None);
-            }
+        for (range, _) in self.pieces(range) {
+            self.runs.set(range, None);
         }
     }
 

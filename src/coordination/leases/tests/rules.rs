@@ -70,6 +70,17 @@ fn a_record_whose_accept_failed_comes_back_after_its_lease() {
 }
 
 #[test]
+fn a_record_that_is_done_is_done_whatever_was_thought_of_its_accept() {
+    let now = Instant::now();
+    let mut leases = leased(now);
+    leases.accept(ANN, range(10, 19)).unwrap();
+    leases.failed(range(10, 19));
+    leases.committed(range(10, 18));
+    assert_eq!((leases.start(), leases.leased()), (Offset(19), 1));
+    assert_eq!(leases.accept(ANN, range(18, 19)), Err(LeaseExpired { offset: Offset(18) }));
+}
+
+#[test]
 fn an_acknowledgement_holds_for_all_of_its_records_or_for_none() {
     let now = Instant::now();
     let mut leases = leased(now);
@@ -138,7 +149,9 @@ fn leases_of_a_member_that_is_gone_end_at_once() {
     let now = Instant::now();
     let mut leases = leased(now);
     leases.acquire(now, BOB, SPEC, range(20, 21), 10);
+    assert_eq!((leases.leased_to(ANN), leases.leased_to(BOB)), (10, 2));
     let returned = leases.drop_holder(ANN);
+    assert_eq!((leases.leased_to(ANN), leases.leased_to(BOB)), (0, 2));
     assert_eq!((returned.records, leases.leased()), (10, 2));
     assert_eq!(leases.redeliverable(now), Some(range(10, 19)));
 }
