@@ -21,6 +21,7 @@ mod consume;
 mod exemplars;
 mod export;
 mod exporting;
+mod groups;
 mod install;
 mod instruments;
 mod logs;
@@ -31,6 +32,7 @@ mod openmetrics;
 mod pipeline;
 mod process;
 mod produce;
+mod removable;
 mod resource;
 mod runtime;
 mod sampling;
@@ -45,6 +47,9 @@ pub use cluster::{ClusterLevels, RaftLevels, TopicLevels};
 pub use config::{Config, Error, LogConfig, LogFormat, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
+pub use groups::{
+    AckKind, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics, RebalanceCause,
+};
 pub use install::{Scrape, Telemetry};
 pub use instruments::Observer;
 pub use metrics::{Groups, Metrics};

@@ -156,7 +156,7 @@ async fn promtool_complains_of_the_specified_gauges_and_of_nothing_else() {
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let mut complaints: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
     complaints.sort_unstable();
-    let expected = ["partitions", "replicas", "segments", "topics"]
+    let expected = ["consumer_group_members", "consumer_groups", "partitions", "replicas", "segments", "topics"]
         .map(|name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"));
     assert_eq!(complaints, expected);
 }
