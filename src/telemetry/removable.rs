@@ -4,8 +4,8 @@
 //! reader adds them to what the SDK collected: see [`Removable::families`] for `/metrics` and [`Removable::metrics`] for
 //! OTLP. A series is gone as soon as its owner does not show it any more.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::KeyValue;

@@ -140,3 +140,26 @@ fn split<T>(all: &[T], budget: usize, size: impl Fn(&T) -> u64) -> (Vec<&T>, Vec
     let item = |(_, item)| item;
     (kept.into_iter().map(item).collect(), beyond.into_iter().map(item).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_are_kept_apart_and_one_series_is_left_for_the_others() {
+        let sizes = [5, 9, 7, 9, 1, 7];
+        for (budget, kept, beyond) in [
+            (7, vec![1, 5, 7, 7, 9, 9], vec![]),
+            (6, vec![5, 7, 7, 9, 9], vec![1]),
+            (4, vec![7, 9, 9], vec![1, 5, 7]),
+            (1, vec![], vec![1, 5, 7, 7, 9, 9]),
+        ] {
+            let (mut apart, mut others) = split(&sizes, budget, |size| *size);
+            apart.sort_unstable();
+            others.sort_unstable();
+            assert_eq!((apart, others), (kept.iter().collect(), beyond.iter().collect()), "{budget}");
+        }
+        let (apart, _) = split(&sizes, 4, |size| *size);
+        assert!(apart.iter().any(|kept| std::ptr::eq(*kept, &sizes[2])), "the first of equals stays");
+    }
+}

@@ -7,6 +7,8 @@
 
 mod levels;
 mod series;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

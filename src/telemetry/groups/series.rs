@@ -150,7 +150,11 @@ impl Registry {
         let weak = Arc::downgrade(&registry);
         instruments.integers(catalog::GROUP_ACKNOWLEDGEMENTS, move |sink| {
             if let Some(registry) = weak.upgrade() {
-                registry.each(|group| if share(group) { group.show_acknowledgements(sink) });
+                registry.each(|group| {
+                    if share(group) {
+                        group.show_acknowledgements(sink)
+                    }
+                });
             }
         });
         let weak = Arc::downgrade(&registry);
@@ -243,8 +247,7 @@ impl Registry {
             return self.overflow_topic.clone();
         }
         *pairs += 1;
-        let attributes =
-            vec![KeyValue::new("group", name.clone()), KeyValue::new("topic", topic.to_owned())];
+        let attributes = vec![KeyValue::new("group", name.clone()), KeyValue::new("topic", topic.to_owned())];
         let counts = Arc::new(TopicCounts::new(attributes));
         group.topics.insert(topic.into(), counts.clone());
         counts
