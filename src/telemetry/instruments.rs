@@ -414,7 +414,11 @@ impl Instruments {
     }
 
     /// Distributions whose series come and go: `read` gives those that are there.
-    pub(super) fn removable(&self, row: Row, read: impl Fn(&mut dyn FnMut(&Timings)) + Send + Sync + 'static) {
+    pub(super) fn removable(
+        &self,
+        row: Row,
+        read: impl Fn(&mut dyn FnMut(&Timings)) + Send + Sync + 'static,
+    ) {
         self.collection.removable.register(row, read);
     }
 

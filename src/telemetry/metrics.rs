@@ -95,7 +95,7 @@ impl Metrics {
     }
 
     /// The counters and distributions of the consumer group `name`, made if there are none. Look up once and keep the
-    /// handle; drop it when the group is removed.
+    /// handle, but not longer than the group.
     ///
     /// Beyond [`super::catalog::GROUPS_MAX`] groups all others share one handle, whose series carry
     /// `otel_metric_overflow="true"` instead of a group.

@@ -25,6 +25,7 @@ mod groups;
 mod install;
 mod instruments;
 mod logs;
+mod metric_export;
 mod metrics;
 mod negotiation;
 mod network;
@@ -48,7 +49,7 @@ pub use config::{Config, Error, LogConfig, LogFormat, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
 pub use groups::{
-    Acknowledgement, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics, GroupTopicMetrics,
+    AckKind, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics,
     RebalanceCause,
 };
 pub use install::{Scrape, Telemetry};

@@ -4,8 +4,8 @@
 //! reader adds them to what the SDK collected: see [`Removable::families`] for `/metrics` and [`Removable::metrics`] for
 //! OTLP. A series is gone as soon as its owner does not show it any more.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::KeyValue;
@@ -15,9 +15,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::catalog::Row;
-use super::exemplars::{Exemplars, Store, labels};
+use super::exemplars::labels;
 use super::instruments::lock;
-use super::traceparent::TraceIds;
 
 /// One series: durations, counted in the buckets of its row.
 #[derive(Debug)]
@@ -28,39 +27,27 @@ pub(super) struct Timings {
     counts: Box<[AtomicU64]>,
     nanos: AtomicU64,
     since: SystemTime,
-    exemplars: Arc<Exemplars>,
-    store: Arc<Store>,
 }
 
 impl Timings {
     /// An empty series of `row` with these labels, sorted by key.
-    pub(super) fn new(row: Row, attributes: Vec<KeyValue>, store: &Arc<Store>) -> Self {
+    pub(super) fn new(row: Row, attributes: Vec<KeyValue>) -> Self {
         Timings {
             row,
             counts: (0..=row.bounds.len()).map(|_| AtomicU64::new(0)).collect(),
             nanos: AtomicU64::new(0),
             since: SystemTime::now(),
-            exemplars: store.add(row, &attributes),
-            store: store.clone(),
             attributes,
         }
     }
 
-    /// Counts `took`. If the current request is sampled, `ids` names it and an exemplar is kept.
-    pub(super) fn record(&self, took: Duration, ids: Option<TraceIds>) {
+    /// Counts `took`.
+    pub(super) fn record(&self, took: Duration) {
         let seconds = took.as_secs_f64();
         // A bucket's upper bound belongs to it.
         let bucket = self.row.bounds.partition_point(|bound| *bound < seconds);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        if let Some(ids) = ids {
-            self.exemplars.keep(seconds, ids);
-        }
-    }
-
-    /// Lets go of the exemplars, so that a series with the same labels starts without them.
-    pub(super) fn retire(&self) {
-        self.store.remove(self.row, &self.attributes);
     }
 
     fn counts(&self) -> Vec<u64> {

@@ -22,9 +22,8 @@ pub const CALL_BOUNDS: &[f64] =
 pub const GROUP_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 /// Bounds for what consumers and their applications take part in: 1 ms to 5 min.
-pub const CONSUMER_BOUNDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
-];
+pub const CONSUMER_BOUNDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
 /// The label of the topic-labelled rows.
 pub const TOPIC: &[&str] = &["topic"];
@@ -300,8 +299,8 @@ rows! {
         .moves(Group, "telemetry/groups/mod.rs", "Records one value, from receipt to answer, when a commit request is answered.");
     GROUP_REBALANCES = counter("streambus.group.rebalances", "streambus_consumer_group_rebalances_total", "{rebalance}")
         .labels(&["cause"], 7)
-        .help("Total changes of who should have which partitions, by cause.")
-        .moves(Group, "telemetry/groups/mod.rs", "Grows by one when a group's assignment is computed anew.");
+        .help("Total completed changes of which members have which partitions, by cause.")
+        .moves(Group, "telemetry/groups/mod.rs", "Grows by one when the last member has what it should have after a change.");
     GROUP_REBALANCE_TIME = histogram("streambus.group.rebalance.duration", "streambus_consumer_group_rebalance_seconds", "s", CONSUMER_BOUNDS)
         .help("Time from a change of a group until every member had what it should have.")
         .moves(Group, "telemetry/groups/mod.rs", "Records one value when the last member has what it should have.");

@@ -1,19 +1,20 @@
 //! Consumer groups: how far they are, what they commit, how they share partitions, what they could not process.
 //!
-//! * [`ConsumerGroups`] are the instruments without a group label; [`GroupMetrics`] and [`GroupTopicMetrics`] are the
-//!   handles of one group, and of one group's use of one topic.
+//! * [`ConsumerGroups`] are the instruments without a group label; [`GroupMetrics`] is the handle of one group.
 //! * [`GroupLevels`] are read from the owner of the groups at each collection.
 //!
 //! A group that is removed has no series any more, its histograms included; see [`super::removable`].
 
 mod levels;
 mod series;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use levels::{GroupLag, GroupLevels};
-pub use series::{GroupMetrics, GroupTopicMetrics};
+pub use series::GroupMetrics;
 
 use self::levels::Levels;
 use self::series::Registry;
@@ -36,7 +37,7 @@ label! {
 }
 
 label! {
-    /// Why a group's assignment was computed anew.
+    /// Why it had to be computed anew which member of a group has which partitions.
     RebalanceCause, "cause" {
         /// A member joined.
         Joined = "joined",
@@ -57,7 +58,7 @@ label! {
 
 label! {
     /// How a lease of a share group was ended or extended.
-    Acknowledgement, "kind" {
+    AckKind, "kind" {
         /// The message is processed.
         Accept = "accept",
         /// Another member, or the same later, should have it.
@@ -104,9 +105,9 @@ impl ConsumerGroups {
         }
     }
 
-    /// This many offsets of a commit were answered with `outcome`.
-    pub fn committed(&self, outcome: CommitOutcome, offsets: u64) {
-        self.commits.add(outcome, offsets);
+    /// One offset of a commit was answered with `outcome`.
+    pub fn committed(&self, outcome: CommitOutcome) {
+        self.commits.add(outcome, 1);
     }
 
     /// A commit request is answered, however; it took this long since it was received. `trace` names the span of the
@@ -115,13 +116,9 @@ impl ConsumerGroups {
         self.commit_latency.record_duration(took, trace);
     }
 
-    /// A group's assignment was computed anew.
-    pub fn rebalanced(&self, cause: RebalanceCause) {
+    /// A rebalance is over: every member of a group has what it should have, this long after the group changed.
+    pub fn rebalanced(&self, cause: RebalanceCause, took: Duration) {
         self.rebalances.add(cause, 1);
-    }
-
-    /// Every member of a group has what it should have, this long after the group changed.
-    pub fn settled(&self, took: Duration) {
         self.rebalance_time.record_duration(took, None);
     }
 

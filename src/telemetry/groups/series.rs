@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 
-use super::{Acknowledgement, DeliveryStage};
+use super::{AckKind, DeliveryStage};
 use crate::telemetry::catalog::{self, GROUP_TOPICS_MAX, GROUPS_MAX, Row};
-use crate::telemetry::exemplars::Store;
 use crate::telemetry::instruments::{Collection, Instruments, Label, Sink};
 use crate::telemetry::removable::Timings;
-use crate::telemetry::traceparent::TraceIds;
 
 /// The counters and distributions of one consumer group. Hold the handle, do not look it up per batch.
 ///
@@ -29,90 +27,84 @@ pub struct GroupMetrics {
 }
 
 impl GroupMetrics {
-    fn new(name: Arc<str>, label: &KeyValue, store: &Arc<Store>, registry: Weak<Registry>) -> Self {
+    fn new(name: Arc<str>, label: &KeyValue, registry: Weak<Registry>) -> Self {
         GroupMetrics {
             name,
             share: AtomicBool::new(false),
-            acknowledgements: Acknowledgement::all()
+            acknowledgements: AckKind::all()
                 .into_iter()
                 .map(|kind| (with(label, kind), AtomicU64::new(0)))
                 .collect(),
             delivery: DeliveryStage::all()
                 .into_iter()
-                .map(|stage| Timings::new(catalog::GROUP_DELIVERY, with(label, stage), store))
+                .map(|stage| Timings::new(catalog::GROUP_DELIVERY, with(label, stage)))
                 .collect(),
             registry,
         }
     }
 
-    /// The group is a share group: its series of acknowledgements, redeliveries and dead letters exist from now on.
+    /// The group is a share group: its series of acknowledgements, redeliveries and dead letters exist from now on, at
+    /// zero. Whoever counts one of these says so too.
     pub fn share(&self) {
         self.share.store(true, Ordering::Relaxed);
     }
 
-    /// The counters of the group for the topic `name`, made if there are none. Look up once and keep the handle; drop
-    /// it when the topic is deleted.
-    ///
-    /// Beyond [`GROUP_TOPICS_MAX`] groups and topics all others share one handle whose series carries
-    /// `otel_metric_overflow="true"` instead of both.
-    pub fn topic(&self, name: &str) -> Arc<GroupTopicMetrics> {
-        match self.registry.upgrade() {
-            Some(registry) => registry.topic(self, name),
-            None => Arc::default(),
-        }
+    /// A batch is handed to a member, this long after it was appended.
+    pub fn delivered(&self, since_append: Duration) {
+        self.delivery[DeliveryStage::Delivered.index()].record(since_append);
     }
 
-    /// A batch is handed to a member, this long after it was appended. `trace` names the delivery's span if it is
-    /// sampled.
-    pub fn delivered(&self, since_append: Duration, trace: Option<TraceIds>) {
-        self.delivery[DeliveryStage::Delivered.index()].record(since_append, trace);
-    }
-
-    /// A partition's offset is committed, or a range of messages accepted; the last message of it was appended this
-    /// long ago. `trace` as in [`GroupMetrics::delivered`].
-    pub fn processed(&self, since_append: Duration, trace: Option<TraceIds>) {
-        self.delivery[DeliveryStage::Acknowledged.index()].record(since_append, trace);
+    /// A partition's offset is committed, or a range of messages accepted; what it ends with was appended this long ago.
+    pub fn acknowledged(&self, since_append: Duration) {
+        self.delivery[DeliveryStage::Acknowledged.index()].record(since_append);
     }
 
     /// The lease of this many messages was ended or extended.
-    pub fn acknowledged(&self, kind: Acknowledgement, messages: u64) {
+    pub fn acknowledgements(&self, kind: AckKind, messages: u64) {
+        self.share();
         self.acknowledgements[kind.index()].1.fetch_add(messages, Ordering::Relaxed);
     }
 
-    fn retire(&self) {
-        self.delivery.iter().for_each(Timings::retire);
+    /// This many messages of `topic` were deleted before the group read them.
+    pub fn missed(&self, topic: &str, messages: u64) {
+        self.topic(topic).missed.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// This many messages of `topic` are delivered that were delivered before.
+    pub fn redelivered(&self, topic: &str, messages: u64) {
+        self.share();
+        self.topic(topic).redeliveries.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// The group gave up on this many messages of `topic`.
+    pub fn dead_lettered(&self, topic: &str, messages: u64) {
+        self.share();
+        self.topic(topic).dead_letters.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    fn topic(&self, name: &str) -> Arc<TopicCounts> {
+        self.registry.upgrade().map_or_else(Arc::default, |registry| registry.topic(self, name))
+    }
+
+    fn show_acknowledgements(&self, sink: &mut Sink<'_, u64>) {
+        for (attributes, count) in &self.acknowledgements {
+            sink(count.load(Ordering::Relaxed), attributes);
+        }
     }
 }
 
-/// The counters of one consumer group for one topic. Hold the handle, do not look it up per batch.
-///
-/// A handle that outlives its group or its topic may still be counted on; nobody reads it any more.
+/// What one group counted for one topic.
 #[derive(Debug, Default)]
-pub struct GroupTopicMetrics {
+struct TopicCounts {
     attributes: Vec<KeyValue>,
     missed: AtomicU64,
     redeliveries: AtomicU64,
     dead_letters: AtomicU64,
 }
 
-impl GroupTopicMetrics {
+impl TopicCounts {
     fn new(attributes: Vec<KeyValue>) -> Self {
-        GroupTopicMetrics { attributes, ..Default::default() }
-    }
-
-    /// This many messages were deleted before the group read them.
-    pub fn missed(&self, messages: u64) {
-        self.missed.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    /// This many messages are delivered that were delivered before.
-    pub fn redelivered(&self, messages: u64) {
-        self.redeliveries.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    /// The group gave up on this many messages.
-    pub fn dead_lettered(&self, messages: u64) {
-        self.dead_letters.fetch_add(messages, Ordering::Relaxed);
+        TopicCounts { attributes, ..Default::default() }
     }
 }
 
@@ -123,9 +115,8 @@ pub(in crate::telemetry) struct Registry {
     /// Takes what the groups beyond the budget do.
     overflow: Arc<GroupMetrics>,
     /// Takes what the pairs of group and topic beyond the budget do.
-    overflow_topic: Arc<GroupTopicMetrics>,
+    overflow_topic: Arc<TopicCounts>,
     collection: Arc<Collection>,
-    store: Arc<Store>,
 }
 
 #[derive(Debug, Default)]
@@ -133,26 +124,24 @@ struct Live {
     groups: BTreeMap<Arc<str>, Group>,
     /// INVARIANT: how many topics all groups have together.
     pairs: usize,
-    /// Whether any group or pair was beyond its budget.
+    /// Whether any group was beyond the budget.
     overflown: bool,
 }
 
 #[derive(Debug)]
 struct Group {
     metrics: Arc<GroupMetrics>,
-    topics: BTreeMap<Box<str>, Arc<GroupTopicMetrics>>,
+    topics: BTreeMap<Box<str>, Arc<TopicCounts>>,
 }
 
 impl Registry {
     pub(super) fn new(instruments: &Instruments) -> Arc<Self> {
         let beyond = KeyValue::new("otel.metric.overflow", true);
-        let store = instruments.exemplars();
         let registry = Arc::new_cyclic(|registry| Registry {
             live: RwLock::default(),
-            overflow: Arc::new(GroupMetrics::new("".into(), &beyond, &store, registry.clone())),
-            overflow_topic: Arc::new(GroupTopicMetrics::new(vec![beyond])),
+            overflow: Arc::new(GroupMetrics::new("".into(), &beyond, registry.clone())),
+            overflow_topic: Arc::new(TopicCounts::new(vec![beyond])),
             collection: instruments.collection(),
-            store,
         });
         registry.pairs(instruments, catalog::GROUP_MISSED, |_| true, |topic| &topic.missed);
         let share = |group: &GroupMetrics| group.share.load(Ordering::Relaxed);
@@ -161,7 +150,11 @@ impl Registry {
         let weak = Arc::downgrade(&registry);
         instruments.integers(catalog::GROUP_ACKNOWLEDGEMENTS, move |sink| {
             if let Some(registry) = weak.upgrade() {
-                registry.each(|group| if share(group) { group.show_acknowledgements(sink) });
+                registry.each(|group| {
+                    if share(group) {
+                        group.show_acknowledgements(sink)
+                    }
+                });
             }
         });
         let weak = Arc::downgrade(&registry);
@@ -179,7 +172,7 @@ impl Registry {
         instruments: &Instruments,
         row: Row,
         of: fn(&GroupMetrics) -> bool,
-        read: fn(&GroupTopicMetrics) -> &AtomicU64,
+        read: fn(&TopicCounts) -> &AtomicU64,
     ) {
         let weak = Arc::downgrade(self);
         instruments.integers(row, move |sink| {
@@ -222,35 +215,42 @@ impl Registry {
         }
         let name: Arc<str> = name.into();
         let label = KeyValue::new("group", name.clone());
-        let metrics = Arc::new(GroupMetrics::new(name.clone(), &label, &self.store, Arc::downgrade(self)));
+        let metrics = Arc::new(GroupMetrics::new(name.clone(), &label, Arc::downgrade(self)));
         live.groups.insert(name, Group { metrics: metrics.clone(), topics: BTreeMap::new() });
         metrics
     }
 
-    fn topic(&self, group: &GroupMetrics, topic: &str) -> Arc<GroupTopicMetrics> {
+    fn topic(&self, group: &GroupMetrics, topic: &str) -> Arc<TopicCounts> {
         if std::ptr::eq(group, &*self.overflow) {
             return self.overflow_topic.clone();
         }
-        let mut live = self.write();
-        let Live { groups, pairs, .. } = &mut *live;
-        // A group that was removed is not found, also if another one has its name now.
         let name = &group.name;
-        let Some(group) = groups.get_mut(name).filter(|live| std::ptr::eq(&*live.metrics, group)) else {
+        // A group that was removed is not found, also if another one has its name now.
+        let same = |live: &Group| std::ptr::eq(&*live.metrics, group);
+        let known = |live: &Live| {
+            let group = live.groups.get(name).filter(|live| same(live))?;
+            group.topics.get(topic).cloned()
+        };
+        if let Some(counts) = known(&self.read()) {
+            return counts;
+        }
+        let mut live = self.write();
+        if let Some(counts) = known(&live) {
+            return counts;
+        }
+        let Live { groups, pairs, .. } = &mut *live;
+        let Some(group) = groups.get_mut(name).filter(|live| same(live)) else {
             return Arc::default();
         };
-        if let Some(metrics) = group.topics.get(topic) {
-            return metrics.clone();
-        }
         // One series of the budget is left for the overflow.
         if *pairs + 1 >= GROUP_TOPICS_MAX {
             return self.overflow_topic.clone();
         }
         *pairs += 1;
-        let attributes =
-            vec![KeyValue::new("group", name.clone()), KeyValue::new("topic", topic.to_owned())];
-        let metrics = Arc::new(GroupTopicMetrics::new(attributes));
-        group.topics.insert(topic.into(), metrics.clone());
-        metrics
+        let attributes = vec![KeyValue::new("group", name.clone()), KeyValue::new("topic", topic.to_owned())];
+        let counts = Arc::new(TopicCounts::new(attributes));
+        group.topics.insert(topic.into(), counts.clone());
+        counts
     }
 
     /// Forgets `name`: its series are gone at the next collection.
@@ -258,7 +258,6 @@ impl Registry {
         let mut live = self.write();
         if let Some(group) = live.groups.remove(name) {
             live.pairs -= group.topics.len();
-            group.metrics.retire();
             self.collection.removed();
         }
     }
@@ -279,14 +278,6 @@ impl Registry {
 
     fn write(&self) -> RwLockWriteGuard<'_, Live> {
         self.live.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl GroupMetrics {
-    fn show_acknowledgements(&self, sink: &mut Sink<'_, u64>) {
-        for (attributes, count) in &self.acknowledgements {
-            sink(count.load(Ordering::Relaxed), attributes);
-        }
     }
 }
 
