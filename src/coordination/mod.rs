@@ -7,13 +7,16 @@
 //! | `state` | groups, and the commands that change them |
 //! | `share` | how far a share group is with a partition: what is done, what was tried how often |
 //! | `codec` | stored forms |
+//! | [`membership`], [`assignment`] | in memory: who is in a consumer group, and who should read which partition |
 //! | `leases` | in memory: who has which records of a share group |
 //!
 //! A group belongs to one shard, which its name chooses ([`shard_of`]). Partitions are named by [`TopicId`], so a topic
 //! that is deleted and created again inherits nothing.
 
+pub mod assignment;
 mod codec;
 mod leases;
+pub mod membership;
 mod share;
 mod state;
 
@@ -23,6 +26,11 @@ pub use share::{Attempts, OffsetRange, Progress, ShareUpdate};
 pub use state::{Command, Committed, Group, Kind, Outcome, State};
 
 use crate::metadata::TopicId;
+
+/// Longest metadata of a committed offset, in bytes.
+pub const METADATA_BYTES_MAX: usize = 4 << 10;
+/// Longest group name, in bytes.
+const NAME_BYTES_MAX: usize = 249;
 
 /// A partition of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

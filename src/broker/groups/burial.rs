@@ -105,7 +105,7 @@ impl Broker {
             deliveries = dead.delivery_count,
             "record copied to the dead-letter topic"
         );
-        self.0.metrics.group(&queue.name).topic(&source).dead_lettered(1);
+        self.0.metrics.group(&queue.name).dead_lettered(&source, 1);
         let range = OffsetRange { first: dead.offset, last: dead.offset };
         let coordinator = self.groups()?.coordinators.of(&queue.name);
         let slot = coordinator.reserve().await?;

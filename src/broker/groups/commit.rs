@@ -9,13 +9,10 @@ use super::live::{Live, SessionId};
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error, ErrorCode};
 use crate::cluster::coordinator;
-use crate::coordination::{Command, Outcome, PartitionKey};
+use crate::coordination::{Command, METADATA_BYTES_MAX, Outcome, PartitionKey};
 use crate::partition;
 use crate::record::Offset;
 use crate::telemetry::{CommitOutcome, Metrics};
-
-/// Longest text that is kept with an offset, in bytes.
-const METADATA_BYTES_MAX: usize = 4 << 10;
 
 /// An offset to commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +137,7 @@ impl PendingCommit {
             }
         }
         for result in &self.results {
-            self.metrics.groups.committed(outcome_of(result.error.as_ref()), 1);
+            self.metrics.groups.committed(outcome_of(result.error.as_ref()));
         }
         self.metrics.groups.commit_answered(self.received.elapsed(), None);
         self.results

@@ -509,7 +509,7 @@ impl Member {
         let held = self.held.get_mut(&key)?;
         for batch in &fetched.batches {
             let end = batch.base_offset.saturating_add(batch.record_count.into());
-            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)), None);
+            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)));
             if held.batches.len() == TIMED_BATCHES {
                 held.batches.pop_front();
             }
@@ -534,7 +534,7 @@ impl Member {
             }
             let partly = held.batches.front().filter(|(end, _)| *end > result.offset && last.is_none());
             if let Some(appended) = last.or(partly.map(|(_, appended)| *appended)) {
-                self.metrics.processed(Duration::from_millis(now.millis_since(appended)), None);
+                self.metrics.acknowledged(Duration::from_millis(now.millis_since(appended)));
             }
         }
         MemberEvent::Committed { correlation_id, results }

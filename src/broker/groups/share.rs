@@ -25,7 +25,7 @@ use crate::coordination::{
 };
 use crate::record::{CodecSet, Offset};
 use crate::task::Criticality;
-use crate::telemetry::{Acknowledgement as Acked, FetchPhases, GroupMetrics};
+use crate::telemetry::{AckKind as Acked, FetchPhases, GroupMetrics};
 
 /// How long records are leased to a member that does not say.
 const LEASE: Duration = Duration::from_secs(30);
@@ -211,7 +211,7 @@ impl Broker {
         let (said, next) = queue.tick(now);
         let group = self.0.metrics.group(&queue.name);
         let expired = said.iter().map(|said| said.expired).sum();
-        group.acknowledged(Acked::Expire, expired);
+        group.acknowledgements(Acked::Expire, expired);
         if let Err(failure) = self.replicate(queue, said).await {
             // The deliveries were not counted; they are delivered again all the same.
             warn!(group = &*queue.name, error = %failure, "expired leases were not noted");
@@ -228,7 +228,7 @@ impl Broker {
         let names = self.topic_names()?;
         for said in said.iter().filter(|said| said.missed > 0) {
             if let Some(route) = names.get(&said.key.topic) {
-                self.0.metrics.group(&queue.name).topic(&route.topic.name).missed(said.missed);
+                self.0.metrics.group(&queue.name).missed(&route.topic.name, said.missed);
             }
         }
         let updates = said.into_iter().map(|said| (said.key, said.updates)).collect();
@@ -403,13 +403,13 @@ impl ShareMember {
                 (Acked::Extend, (key, Vec::new(), None))
             }
         };
-        self.metrics.acknowledged(acked, records);
+        self.metrics.acknowledgements(acked, records);
         Ok(done)
     }
 
     fn returned(&self, topic: &str, returned: Returned) -> Vec<ShareUpdate> {
         if returned.missed > 0 {
-            self.metrics.topic(topic).missed(returned.missed);
+            self.metrics.missed(topic, returned.missed);
         }
         self.queue.ring();
         returned.updates
@@ -422,7 +422,7 @@ impl ShareMember {
         let within: Vec<_> =
             given.range(..=range.last).filter(|(_, (last, _))| *last >= range.first).map(|(f, v)| (*f, *v)).collect();
         for (first, (last, appended)) in within {
-            self.metrics.processed(Duration::from_millis(now.millis_since(appended)), None);
+            self.metrics.acknowledged(Duration::from_millis(now.millis_since(appended)));
             if last <= range.last {
                 given.remove(&first);
             }
@@ -629,12 +629,12 @@ impl ShareMember {
     fn count(&self, found: &Found, fetched: &Fetched, leases: &[LeasedRange], read: Duration) {
         let now = self.broker.0.clock.now();
         for batch in &fetched.batches {
-            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)), None);
+            self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)));
         }
         let records = |lease: &LeasedRange| lease.last.saturating_since(lease.first).saturating_add(1);
         let again = leases.iter().filter(|lease| lease.delivery_count > 1).map(records).sum();
         if again > 0 {
-            self.metrics.topic(&found.route.topic.name).redelivered(again);
+            self.metrics.redelivered(&found.route.topic.name, again);
         }
         let all = leases.iter().map(records).sum();
         let consume = &self.broker.0.metrics.consume;

@@ -147,7 +147,7 @@ impl Broker {
             group = &**group, topic = &*name, partition = number, offset = from.0, next_offset = to.0, missed,
             "the group missed records that were deleted before it read them"
         );
-        self.0.metrics.group(group).topic(&name).missed(missed);
+        self.0.metrics.group(group).missed(&name, missed);
         let offsets = vec![(found.key, to, metadata.clone())];
         let command = Command::CommitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
         self.groups()?.coordinators.of(group).change(command).await?;
