@@ -116,9 +116,13 @@ impl ConsumerGroups {
         self.commit_latency.record_duration(took, trace);
     }
 
-    /// A rebalance is over: every member of a group has what it should have, this long after the group changed.
-    pub fn rebalanced(&self, cause: RebalanceCause, took: Duration) {
+    /// A group's assignment was computed anew.
+    pub fn rebalanced(&self, cause: RebalanceCause) {
         self.rebalances.add(cause, 1);
+    }
+
+    /// Every member of a group has what it should have, this long after the first change that is over with it.
+    pub fn settled(&self, took: Duration) {
         self.rebalance_time.record_duration(took, None);
     }
 
