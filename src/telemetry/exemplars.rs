@@ -72,11 +72,6 @@ impl Store {
             .clone()
     }
 
-    /// Forgets the exemplars of a series that is gone.
-    pub(super) fn remove(&self, row: Row, attributes: &[KeyValue]) {
-        lock(&self.0).remove(&(row.prometheus, labels(attributes)));
-    }
-
     /// The exemplars of the series with this family name and these sorted labels.
     pub(super) fn find(&self, prometheus: &'static str, labels: Labels) -> Option<Arc<Exemplars>> {
         lock(&self.0).get(&(prometheus, labels)).cloned()

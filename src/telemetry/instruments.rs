@@ -257,10 +257,6 @@ impl Instruments {
         self.collection.clone()
     }
 
-    pub(super) fn exemplars(&self) -> Arc<Store> {
-        self.exemplars.clone()
-    }
-
     pub(super) fn slot<T>(&self) -> Slot<T> {
         Slot(Arc::new(SlotInner {
             collection: self.collection.clone(),

@@ -105,7 +105,8 @@ fn move_everything(telemetry: &Telemetry) {
     metrics.storage.trimmed(&topic, 2, 200);
     metrics.groups.committed(CommitOutcome::Fenced);
     metrics.groups.commit_answered(Duration::from_millis(2), None);
-    metrics.groups.rebalanced(RebalanceCause::SessionTimeout, Duration::from_secs(2));
+    metrics.groups.rebalanced(RebalanceCause::SessionTimeout);
+    metrics.groups.settled(Duration::from_secs(2));
     let group = metrics.group("billing");
     group.delivered(Duration::from_millis(3));
     group.missed("orders", 1);

@@ -299,8 +299,8 @@ rows! {
         .moves(Group, "telemetry/groups/mod.rs", "Records one value, from receipt to answer, when a commit request is answered.");
     GROUP_REBALANCES = counter("streambus.group.rebalances", "streambus_consumer_group_rebalances_total", "{rebalance}")
         .labels(&["cause"], 7)
-        .help("Total completed changes of which members have which partitions, by cause.")
-        .moves(Group, "telemetry/groups/mod.rs", "Grows by one when the last member has what it should have after a change.");
+        .help("Total changes of who should have which partitions, by cause.")
+        .moves(Group, "telemetry/groups/mod.rs", "Grows by one when a group's assignment is computed anew.");
     GROUP_REBALANCE_TIME = histogram("streambus.group.rebalance.duration", "streambus_consumer_group_rebalance_seconds", "s", CONSUMER_BOUNDS)
         .help("Time from a change of a group until every member had what it should have.")
         .moves(Group, "telemetry/groups/mod.rs", "Records one value when the last member has what it should have.");
