@@ -219,7 +219,7 @@ impl<'a> Plan<'a> {
         let free = |partition: &usize| self.owners[*partition].is_some() && !self.is_held(*partition);
         let free: Vec<usize> = (0..self.partitions.len()).filter(free).collect();
         // Each round but the last makes one partition more near, so there are at most as many as partitions.
-        while free.iter().fold(false, |improved, partition| self.bring_one_near(*partition) || improved) {}
+        while free.iter().filter(|partition| self.bring_one_near(**partition)).count() > 0 {}
     }
 
     fn bring_one_near(&mut self, partition: usize) -> bool {

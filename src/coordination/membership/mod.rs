@@ -17,103 +17,31 @@
 //! |---|---|
 //! | `mod` | the machine |
 //! | `effect` | what it answers |
+//! | `member` | a member: what it says of itself, what is known of it, what people see of it |
 //! | `topics` | what topics there are, and which of them a member wants |
 
 mod effect;
+mod member;
 mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use super::SessionId;
 pub use effect::{Cause, Effect, FenceReason, Fenced};
+pub use member::{Description, MemberDescription, MemberSpec};
 pub use topics::{PatternError, TopicFilter, TopicView};
+
+use member::Member;
 
 use super::PartitionKey;
 use super::assignment::{Current, Partition, Reader, assign};
 use crate::metadata::TopicId;
 
-/// A member, as it describes itself when it joins.
-#[derive(Clone, Debug)]
-pub struct MemberSpec {
-    /// Its id within the group.
-    pub member_id: Arc<str>,
-    /// Makes it static: if its stream ends without [`leave`](Membership::leave), it keeps its partitions until its
-    /// session times out, and whoever joins with the same instance id by then takes its place.
-    pub instance_id: Option<Arc<str>>,
-    /// Where it runs.
-    pub rack: Option<Arc<str>>,
-    /// What the program calls itself.
-    pub client_id: Option<Arc<str>>,
-    /// What it wants to read.
-    pub topics: TopicFilter,
-    /// It is removed when nothing is heard of it for so long.
-    pub session_timeout: Duration,
-    /// It is fenced when it does not release a partition for so long.
-    pub rebalance_timeout: Duration,
-}
-
-/// A group, as people see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Description {
-    /// Its epoch.
-    pub epoch: u64,
-    /// Its members by id.
-    pub members: Vec<MemberDescription>,
-}
-
-/// A member, as people see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberDescription {
-    /// See [`MemberSpec`].
-    pub member_id: Arc<str>,
-    /// See [`MemberSpec`].
-    pub instance_id: Option<Arc<str>>,
-    /// See [`MemberSpec`].
-    pub client_id: Option<Arc<str>>,
-    /// See [`MemberSpec`].
-    pub rack: Option<Arc<str>>,
-    /// Its epoch.
-    pub epoch: u64,
-    /// False while a static member is away.
-    pub connected: bool,
-    /// What it owns and may keep, ascending.
-    pub assigned: Vec<PartitionKey>,
-    /// What it owns and is to give up, ascending.
-    pub revoking: Vec<PartitionKey>,
-}
-
 /// Names a member for as long as it is in the group, whatever id and stream it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct MemberKey(u64);
-
-#[derive(Debug)]
-struct Member {
-    spec: MemberSpec,
-    /// The topics that it wants and that exist.
-    reads: BTreeSet<TopicId>,
-    /// The newest stream.
-    session: SessionId,
-    /// Whether that stream is open. Only static members stay without one.
-    connected: bool,
-    /// When something was heard of it, its stream's end included.
-    heard: Instant,
-    /// Whether it was asked for a sign of life since then.
-    asked: bool,
-    epoch: u64,
-}
-
-impl Member {
-    fn times_out(&self) -> Instant {
-        self.heard + self.spec.session_timeout
-    }
-
-    /// When it is to be asked for a sign of life. None if it was, or cannot be.
-    fn asks(&self) -> Option<Instant> {
-        (self.connected && !self.asked).then(|| self.heard + self.spec.session_timeout / 3)
-    }
-}
 
 #[derive(Debug, Default)]
 struct Slot {

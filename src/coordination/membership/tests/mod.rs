@@ -2,6 +2,8 @@
 
 mod model;
 
+use std::time::Duration;
+
 use super::*;
 
 const SESSION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -439,6 +441,16 @@ fn the_last_member_leaves_an_empty_group_whose_epochs_go_on() {
     next.join(group.now, member("a"), SessionId(2), &group.topics);
     let stale = Err(Fenced::StaleEpoch { epoch: epoch(1), since: epoch(3) });
     assert_eq!(next.may_commit("a", None, epoch(1), key(1, 0)), stale);
+}
+
+#[test]
+fn what_is_promised_stays_promised_when_something_happens_that_concerns_nobody() {
+    let mut group = Group::of(12);
+    for (session, id) in [(1, "c"), (2, "b"), (3, "a")] {
+        group.join(member(id), session);
+    }
+    let topics = view(&[("orders", 1, 12), ("audit", 2, 3)]);
+    assert_eq!(group.membership.topics_changed(group.now, &topics), []);
 }
 
 /// Members join one after the other, each when `answers` are released of what is revoked. Counts revocations.
