@@ -77,6 +77,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk::", &["telemetry", "cli"]),
     ("opentelemetry_otlp::", &["telemetry", "cli"]),
     ("opentelemetry_prometheus::", &["telemetry"]),
+    ("opentelemetry_proto::", &["telemetry"]),
     ("axum::", &["api"]),
 ];
 

@@ -88,10 +88,18 @@ pub const fn mapping(code: ErrorCode) -> Mapping {
         ErrorCode::Storage => failed("storage", Proto::Storage),
         ErrorCode::Internal => failed("internal", Proto::Internal),
         ErrorCode::UnknownGroup => refused("unknown_group", Code::NotFound, 404, Proto::UnknownGroup),
-        ErrorCode::GroupNotEmpty => refused("group_not_empty", Code::FailedPrecondition, 409, Proto::GroupNotEmpty),
-        ErrorCode::GroupKindMismatch => refused("group_kind_mismatch", Code::FailedPrecondition, 409, Proto::GroupKindMismatch),
-        ErrorCode::MemberFenced => refused("member_fenced", Code::FailedPrecondition, 409, Proto::MemberFenced),
-        ErrorCode::LeaseExpired => refused("lease_expired", Code::FailedPrecondition, 409, Proto::LeaseExpired),
+        ErrorCode::GroupNotEmpty => {
+            refused("group_not_empty", Code::FailedPrecondition, 409, Proto::GroupNotEmpty)
+        }
+        ErrorCode::GroupKindMismatch => {
+            refused("group_kind_mismatch", Code::FailedPrecondition, 409, Proto::GroupKindMismatch)
+        }
+        ErrorCode::MemberFenced => {
+            refused("member_fenced", Code::FailedPrecondition, 409, Proto::MemberFenced)
+        }
+        ErrorCode::LeaseExpired => {
+            refused("lease_expired", Code::FailedPrecondition, 409, Proto::LeaseExpired)
+        }
     }
 }
 

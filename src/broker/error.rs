@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::cluster::control;
 use crate::partition::{self, producers::Refusal};
+use crate::record::Offset;
 use crate::{metadata, raft, record, storage};
 
 /// How long a client that meets a full buffer or disk, or a broker that is not ready, should wait.
@@ -172,6 +173,54 @@ pub enum Error {
     /// The metadata does not allow the change.
     #[error(transparent)]
     Metadata(metadata::Error),
+    /// No such consumer group.
+    #[error("there is no consumer group {group:?}; a group exists once it was joined or something was committed to it")]
+    UnknownGroup {
+        /// Its name.
+        group: String,
+    },
+    /// What was asked for is possible only while the group has no members.
+    #[error("group {group:?} has {members} members: stop them first")]
+    GroupNotEmpty {
+        /// The group.
+        group: String,
+        /// How many members it has.
+        members: usize,
+    },
+    /// The group is of the other kind.
+    #[error("group {group:?} is a {kind} group: use another name, or delete it first")]
+    GroupKindMismatch {
+        /// The group.
+        group: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// The member, or its hold on a partition, is no longer what it claims.
+    #[error("group {group:?}: {reason}; join anew")]
+    MemberFenced {
+        /// The group.
+        group: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Records are not leased to the member.
+    #[error("{topic}/{partition}: records {first} to {last} are not all leased to this member (any more)")]
+    LeaseExpired {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The first record.
+        first: Offset,
+        /// The last record.
+        last: Offset,
+    },
+    /// A record cannot be copied to a dead-letter topic.
+    #[error(transparent)]
+    DeadLetter(#[from] record::dead_letter::Error),
+    /// The group's coordinator failed, or is not to be reached.
+    #[error("the coordinator of the group failed: {0}")]
+    Coordinator(#[source] raft::Error),
     /// A bug.
     #[error("internal error: {0}")]
     Internal(&'static str),
@@ -202,6 +251,13 @@ impl Error {
             Error::Partition { source, .. } => partition_code(source),
             Error::Control(error) => raft_code(error),
             Error::Metadata(_) => ErrorCode::InvalidArgument,
+            Error::UnknownGroup { .. } => ErrorCode::UnknownGroup,
+            Error::GroupNotEmpty { .. } => ErrorCode::GroupNotEmpty,
+            Error::GroupKindMismatch { .. } => ErrorCode::GroupKindMismatch,
+            Error::MemberFenced { .. } => ErrorCode::MemberFenced,
+            Error::LeaseExpired { .. } => ErrorCode::LeaseExpired,
+            Error::DeadLetter(_) => ErrorCode::Corrupt,
+            Error::Coordinator(error) => raft_code(error),
             Error::Internal(_) => ErrorCode::Internal,
         }
     }
@@ -227,6 +283,18 @@ impl Error {
             ],
             Error::LimitReached { limit, setting, .. } => {
                 vec![("limit", limit.to_string()), ("setting", (*setting).to_owned())]
+            }
+            Error::UnknownGroup { group } | Error::MemberFenced { group, .. } => {
+                vec![("group", group.clone())]
+            }
+            Error::GroupNotEmpty { group, members } => {
+                vec![("group", group.clone()), ("members", members.to_string())]
+            }
+            Error::GroupKindMismatch { group, kind } => {
+                vec![("group", group.clone()), ("kind", (*kind).to_owned())]
+            }
+            Error::LeaseExpired { topic, partition, .. } => {
+                vec![("topic", topic.clone()), ("partition", partition.to_string())]
             }
             Error::Partition { topic, partition, source } => {
                 let mut facts = vec![("topic", topic.clone()), ("partition", partition.to_string())];

@@ -110,6 +110,22 @@ impl Fetched {
         }
     }
 
+    /// Leaves out the batches behind the first `most` records; the first batch stays in any case.
+    pub(super) fn keep_records(&mut self, most: u64) {
+        let mut records = 0;
+        let mut fits = |batch: &&FetchedBatch| {
+            records += u64::from(batch.record_count);
+            records <= most
+        };
+        let kept = self.batches.iter().take_while(|batch| fits(batch)).count().max(1);
+        if kept < self.batches.len() {
+            self.batches.truncate(kept);
+            if let Some(last) = self.batches.last() {
+                self.next_offset = last.base_offset.saturating_add(last.record_count.into());
+            }
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.batches.iter().map(|batch| batch.batch.len() as u64).sum()
     }

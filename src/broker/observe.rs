@@ -22,6 +22,7 @@ impl Broker {
         metrics.observe_storage(observer!(Broker::storage_levels));
         metrics.observe_produce_buffer(observer!(Broker::buffer_levels));
         metrics.observe_consume(observer!(Broker::consume_levels));
+        metrics.observe_groups(observer!(Broker::group_levels));
     }
 
     fn topic_levels(&self) -> Option<TopicLevels> {

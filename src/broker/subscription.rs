@@ -18,6 +18,8 @@ pub struct Subscription {
     /// Negative after a batch that was larger than what was left: clients grant back every byte they got, so what
     /// was overspent must be made up for.
     credit: i64,
+    /// Records that the next delivery may hold, beyond its first batch.
+    records_max: u64,
     /// Slots are never reused, so a late ring of a removed partition finds nothing.
     cursors: Vec<Option<Cursor>>,
     /// Slots that may have something to read, each at most once.
@@ -34,6 +36,7 @@ impl Broker {
             broker: self.clone(),
             accepted,
             credit: 0,
+            records_max: u64::MAX,
             cursors: Vec::new(),
             ready: VecDeque::new(),
             signal: Signal::new(),
@@ -75,6 +78,11 @@ impl Subscription {
         self.credit = self.credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
+    /// Lets the deliveries from now on hold at most so many records, or one batch.
+    pub(super) fn limit_records(&mut self, most: u64) {
+        self.records_max = most;
+    }
+
     /// Whether anything may be delivered before more credit is granted.
     pub fn has_credit(&self) -> bool {
         self.credit > 0
@@ -113,6 +121,7 @@ impl Subscription {
         let budget = self.credit.unsigned_abs().min(self.broker.0.config.delivery_bytes);
         let mut fetched = self.broker.read(cursor, budget, self.accepted).await;
         self.ready.pop_front();
+        fetched.keep_records(self.records_max);
         if fetched.error.is_none() && fetched.batches.is_empty() {
             if !self.is_gone(slot) {
                 return None;

@@ -101,6 +101,11 @@ impl Cluster {
         self.control.state()
     }
 
+    /// The metadata that this broker's partitions follow, now and whenever that changes.
+    pub fn reconciled(&self) -> watch::Receiver<Arc<State>> {
+        self.reconciled.clone()
+    }
+
     /// The partitions that this broker can reach.
     pub fn routing(&self) -> &Routing {
         &self.routing

@@ -39,6 +39,8 @@ pub struct Config {
     pub api: api::Config,
     /// Limits, and what topics get by default.
     pub broker: broker::Config,
+    /// Consumer groups.
+    pub groups: broker::groups::Config,
     /// The way of batches into the log and out of memory.
     pub partition: partition::Config,
     /// The groups that keep offsets.
@@ -58,6 +60,7 @@ impl Config {
         let mut problems = Problem::of_section("server", self.server.problems());
         problems.extend(Problem::of_section("api", self.api.problems()));
         problems.extend(Problem::of_section("broker", self.broker.problems()));
+        problems.extend(Problem::of_section("groups", self.groups.problems()));
         problems.extend(Problem::of_section("partition", self.partition.problems()));
         problems.extend(Problem::of_section("coordinator", self.coordinator.problems()));
         problems.extend(Problem::of_section("raft", self.raft.problems()));

@@ -1,34 +1,30 @@
-//! What the coordinator shards agree on: groups, the offsets that they committed, and how far share groups are.
+//! What the coordinators of consumer groups agree on, and the machines that they run in memory.
 //!
-//! Pure and deterministic. The leader puts clock readings and decisions into a [`Command`]; [`State::apply`] obeys, so
-//! every replica that applies the same commands holds the same bytes of state. A command that does not fit the state is
-//! refused with an [`Error`] and changes nothing.
+//! Pure and deterministic: no I/O, no clock, no chance, no unordered iteration. Time is an argument.
 //!
 //! | file | idea |
 //! |---|---|
 //! | `state` | groups, and the commands that change them |
 //! | `share` | how far a share group is with a partition: what is done, what was tried how often |
 //! | `codec` | stored forms |
+//! | `leases` | in memory: who has which records of a share group |
 //!
 //! A group belongs to one shard, which its name chooses ([`shard_of`]). Partitions are named by [`TopicId`], so a topic
 //! that is deleted and created again inherits nothing.
 
 mod codec;
+mod leases;
 mod share;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use codec::{Entry, decode_entry, encode_entry, put_term};
+pub use leases::{Dead, DeathReason, Lease, LeaseExpired, LeaseSpec, Leases, Returned, Trimmed};
 pub use share::{Attempts, OffsetRange, Progress, ShareUpdate};
 pub use state::{Command, Committed, Group, Kind, Outcome, State};
 
 use crate::metadata::TopicId;
-
-/// Longest metadata of a committed offset, in bytes.
-pub const METADATA_BYTES_MAX: usize = 4 << 10;
-/// Longest group name, in bytes.
-const NAME_BYTES_MAX: usize = 249;
 
 /// A partition of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +34,10 @@ pub struct PartitionKey {
     /// The partition's number.
     pub partition: u32,
 }
+
+/// An open stream of a member, as the broker that holds it has numbered it. Never used twice by a coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
 
 /// Why a command was refused, or could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -354,6 +354,17 @@ impl Partition {
         self.0.reader.offset_at(time).await
     }
 
+    /// When the record at `offset` was appended; none beyond the high watermark.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn append_time(&self, offset: Offset) -> Result<Option<Timestamp>, Error> {
+        if let Some(time) = self.view().append_time(offset) {
+            return Ok(Some(time));
+        }
+        Ok(self.0.reader.entry_holding(offset).await?.map(|entry| entry.append_time))
+    }
+
     /// What readers see.
     pub fn view(&self) -> &Arc<View> {
         &self.0.reader.view

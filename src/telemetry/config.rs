@@ -127,6 +127,9 @@ pub enum Error {
     /// An exporter cannot be built.
     #[error("the OTLP exporter cannot be built")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+    /// The channel to the collector of metrics cannot be made.
+    #[error("the OTLP exporter of metrics cannot be built")]
+    Channel(#[source] tonic::transport::Error),
     /// The Prometheus exporter cannot be built.
     #[error("the Prometheus exporter cannot be built")]
     Prometheus(#[source] opentelemetry_sdk::error::OTelSdkError),
@@ -143,6 +146,8 @@ pub(super) struct Settings {
     pub(super) metrics: Option<String>,
     pub(super) logs: Option<String>,
     pub(super) headers: BTreeMap<String, String>,
+    /// `headers` with those of the environment, which the other exporters add by themselves.
+    pub(super) metrics_headers: BTreeMap<String, String>,
     pub(super) timeout: Duration,
     pub(super) metrics_interval: Duration,
     pub(super) span_queue: usize,
@@ -181,6 +186,7 @@ impl Settings {
             metrics: endpoint("METRICS")?,
             logs: endpoint("LOGS")?,
             headers: otlp.headers.clone(),
+            metrics_headers: env.with_headers(&otlp.headers, "METRICS"),
             timeout: env.millis(otlp.timeout, "OTEL_EXPORTER_OTLP_TIMEOUT", Duration::from_secs(10))?,
             metrics_interval: env.millis(
                 otlp.metrics_interval,
@@ -229,12 +235,47 @@ fn endpoint(name: &str, value: String) -> Result<String, Error> {
     if usable { Ok(uri) } else { Err(invalid(name, value, "expected http://host:port")) }
 }
 
+/// `text` with each `%41` replaced; none if it is malformed.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let (byte, tail) = match (first, tail) {
+            (b'%', [high, low, tail @ ..]) => {
+                let digits = [*high, *low];
+                (u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?, tail)
+            }
+            (b'%', _) => return None,
+            _ => (first, tail),
+        };
+        bytes.push(byte);
+        rest = tail;
+    }
+    String::from_utf8(bytes).ok()
+}
+
 struct Environment<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Environment<'_> {
     /// An empty variable counts as unset, as the OpenTelemetry specification demands.
     fn text(&self, name: &str) -> Option<String> {
         (self.0)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// `headers` and those that the environment names for `signal`, which win. What is not `name=value` is passed over.
+    fn with_headers(&self, headers: &BTreeMap<String, String>, signal: &str) -> BTreeMap<String, String> {
+        let lower = |(name, value): (&String, &String)| (name.to_ascii_lowercase(), value.clone());
+        let mut headers: BTreeMap<_, _> = headers.iter().map(lower).collect();
+        let listed = self
+            .text(&format!("OTEL_EXPORTER_OTLP_{signal}_HEADERS"))
+            .or_else(|| self.text("OTEL_EXPORTER_OTLP_HEADERS"))
+            .unwrap_or_default();
+        for (name, value) in listed.split(',').filter_map(|header| header.split_once('=')) {
+            if let Some(value) = percent_decoded(value.trim()) {
+                headers.insert(name.trim().to_ascii_lowercase(), value);
+            }
+        }
+        headers
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, Error> {
@@ -391,6 +432,19 @@ mod tests {
         assert_eq!(settings.metrics.as_deref(), Some("http://ours:4317"));
         assert_eq!(settings.timeout, Duration::from_secs(3));
         assert_eq!(settings.sampling, Sampling { parent_based: true, ratio: 0.1 });
+    }
+
+    #[test]
+    fn headers_of_the_environment_are_sent_with_metrics_too() {
+        let config = "otlp.headers = { Ours = '1', both = 'ours' }";
+        let env = [("OTEL_EXPORTER_OTLP_HEADERS", " Both = the%20irs%2C ,theirs=2,nonsense,bad=%f")];
+        let settings = resolve(config, &env).expect("valid");
+        let headers: Vec<_> =
+            settings.metrics_headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        assert_eq!(headers, [("both", "the irs,"), ("ours", "1"), ("theirs", "2")]);
+        let env = [env[0], ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "only=3")];
+        let settings = resolve("", &env).expect("valid");
+        assert_eq!(settings.metrics_headers, BTreeMap::from([("only".to_owned(), "3".to_owned())]));
     }
 
     #[test]

@@ -190,7 +190,8 @@ impl Telemetry {
         let started = Instant::now();
         let inner = &*self.0;
         let format = Format::negotiate(accept);
-        let families = inner.collection.run(&inner.seen, || inner.registry.gather());
+        let mut families = inner.collection.run(&inner.seen, || inner.registry.gather());
+        families.extend(inner.collection.removable.families());
         let exposition = openmetrics::encode(families, &inner.exemplars, format);
         let compressed = accepts_gzip(accept_encoding).then(|| gzip(exposition.text.as_bytes())).flatten();
         let (encoding, body) = match compressed {

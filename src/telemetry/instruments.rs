@@ -15,6 +15,7 @@ use opentelemetry::metrics::{BoundHistogram, Histogram, Meter};
 
 use super::catalog::{Kind, Row};
 use super::exemplars::{Exemplars, Store};
+use super::removable::{Removable, Timings};
 use super::traceparent::TraceIds;
 
 /// Locks `mutex`, also after a panic elsewhere: all data behind these locks is valid at every step.
@@ -150,6 +151,8 @@ impl Distribution {
 /// Serialises collections, so that levels are read once in each and series of removed topics do not come back.
 #[derive(Debug, Default)]
 pub(super) struct Collection {
+    /// The histograms that the SDK does not keep. Every reader adds them to what it collected.
+    pub(super) removable: Removable,
     running: Mutex<()>,
     epoch: AtomicU64,
     /// How many labelled objects have been removed so far.
@@ -171,10 +174,11 @@ impl Collection {
         let _running = lock(&self.running);
         let removals = self.removals.load(Ordering::Acquire);
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        if seen.swap(removals, Ordering::AcqRel) != removals {
-            collect();
-        }
-        collect()
+        let first = collect();
+        // An observer may be the one who notices that something is gone.
+        let noticed = self.removals.load(Ordering::Acquire);
+        let missed = seen.swap(noticed, Ordering::AcqRel) != removals || noticed != removals;
+        if missed { collect() } else { first }
     }
 }
 
@@ -251,6 +255,10 @@ impl Instruments {
 
     pub(super) fn collection(&self) -> Arc<Collection> {
         self.collection.clone()
+    }
+
+    pub(super) fn exemplars(&self) -> Arc<Store> {
+        self.exemplars.clone()
     }
 
     pub(super) fn slot<T>(&self) -> Slot<T> {
@@ -403,6 +411,15 @@ impl Instruments {
                 unreachable!("{} is not a fraction read at collection", row.otel)
             }
         }
+    }
+
+    /// Distributions whose series come and go: `read` gives those that are there.
+    pub(super) fn removable(
+        &self,
+        row: Row,
+        read: impl Fn(&mut dyn FnMut(&Timings)) + Send + Sync + 'static,
+    ) {
+        self.collection.removable.register(row, read);
     }
 
     /// A distribution without labels.

@@ -21,9 +21,11 @@ mod consume;
 mod exemplars;
 mod export;
 mod exporting;
+mod groups;
 mod install;
 mod instruments;
 mod logs;
+mod metric_export;
 mod metrics;
 mod negotiation;
 mod network;
@@ -31,6 +33,7 @@ mod openmetrics;
 mod pipeline;
 mod process;
 mod produce;
+mod removable;
 mod resource;
 mod runtime;
 mod sampling;
@@ -45,6 +48,10 @@ pub use cluster::{ClusterLevels, RaftLevels, TopicLevels};
 pub use config::{Config, Error, LogConfig, LogFormat, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
+pub use groups::{
+    AckKind, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics,
+    RebalanceCause,
+};
 pub use install::{Scrape, Telemetry};
 pub use instruments::Observer;
 pub use metrics::{Groups, Metrics};

@@ -41,11 +41,11 @@ fn sampled_by_the_caller() -> HeaderMap {
     HeaderMap::from_iter([(http::HeaderName::from_static("traceparent"), header)])
 }
 
-fn scrape(telemetry: &Telemetry, accept: Option<&str>) -> String {
+pub(super) fn scrape(telemetry: &Telemetry, accept: Option<&str>) -> String {
     String::from_utf8(telemetry.scrape(accept, None).body.to_vec()).expect("utf-8")
 }
 
-fn value(text: &str, series: &str) -> Option<f64> {
+pub(super) fn value(text: &str, series: &str) -> Option<f64> {
     let line =
         text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
     line[series.len()..].trim().parse().ok()
@@ -76,6 +76,17 @@ fn move_everything(telemetry: &Telemetry) {
     }));
     metrics.observe_produce_buffer(Arc::new(|| Some(BufferLevels { used_bytes: 1, limit_bytes: 64 })));
     metrics.observe_consume(Arc::new(|| Some(ConsumeLevels { subscriptions: 1, fetches_waiting: 1 })));
+    metrics.observe_groups(Arc::new(|| {
+        let group: Arc<str> = "billing".into();
+        let lag = GroupLag {
+            group: group.clone(),
+            topic: "orders".into(),
+            partition: 3,
+            messages: 12,
+            seconds: 1.5,
+        };
+        Some(GroupLevels { groups: 2, members: 3, leased: vec![(group, 4)], lags: vec![lag] })
+    }));
     metrics.observe_runtime(&tokio::runtime::Handle::current());
     let topic = metrics.topic("orders");
     metrics.produce.accepted(&topic, 10, 1000);
@@ -92,6 +103,15 @@ fn move_everything(telemetry: &Telemetry) {
     metrics.storage.synced(Duration::from_micros(200));
     metrics.storage.failed(StorageFailure::Corrupt);
     metrics.storage.trimmed(&topic, 2, 200);
+    metrics.groups.committed(CommitOutcome::Fenced);
+    metrics.groups.commit_answered(Duration::from_millis(2), None);
+    metrics.groups.rebalanced(RebalanceCause::SessionTimeout, Duration::from_secs(2));
+    let group = metrics.group("billing");
+    group.delivered(Duration::from_millis(3));
+    group.missed("orders", 1);
+    group.redelivered("orders", 2);
+    group.dead_lettered("orders", 3);
+    group.acknowledgements(AckKind::Accept, 4);
     metrics.network.received(11);
     metrics.network.sent(22);
     metrics.network.connected();
@@ -125,6 +145,13 @@ async fn every_row_of_the_catalogue_can_be_moved_and_is_shown() {
         ("streambus_produce_latency_seconds_bucket{le=\"0.001\"}", 0.0),
         ("streambus_produce_latency_seconds_bucket{le=\"5\"}", 1.0),
         ("streambus_raft_groups{role=\"leader\"}", 5.0),
+        ("streambus_consumer_groups_total", 2.0),
+        ("streambus_consumer_group_members_total", 3.0),
+        ("streambus_consumer_group_lag{group=\"billing\",partition=\"3\",topic=\"orders\"}", 12.0),
+        ("streambus_consumer_group_lag_seconds{group=\"billing\",partition=\"3\",topic=\"orders\"}", 1.5),
+        ("streambus_consumer_group_leased_records{group=\"billing\"}", 4.0),
+        ("streambus_commit_latency_seconds_bucket{le=\"0.001\"}", 0.0),
+        ("streambus_commit_latency_seconds_bucket{le=\"0.005\"}", 1.0),
         ("streambus_telemetry_overflowing_metrics", 0.0),
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
@@ -156,8 +183,10 @@ async fn promtool_complains_of_the_specified_gauges_and_of_nothing_else() {
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let mut complaints: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
     complaints.sort_unstable();
-    let expected = ["partitions", "replicas", "segments", "topics"]
-        .map(|name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"));
+    let expected =
+        ["consumer_group_members", "consumer_groups", "partitions", "replicas", "segments", "topics"].map(
+            |name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"),
+        );
     assert_eq!(complaints, expected);
 }
 
@@ -340,7 +369,7 @@ async fn a_collector_that_comes_back_is_used_again_and_one_line_says_so() {
 
 /// A reader that the test and the provider hold.
 #[derive(Clone, Debug, Default)]
-struct Shared(Arc<ManualReader>);
+pub(super) struct Shared(pub(super) Arc<ManualReader>);
 
 impl MetricReader for Shared {
     fn register_pipeline(&self, pipeline: std::sync::Weak<opentelemetry_sdk::metrics::Pipeline>) {
@@ -369,9 +398,9 @@ impl MetricReader for Shared {
 
 /// A collector that keeps what it is sent.
 #[derive(Clone, Default)]
-struct Collector {
+pub(super) struct Collector {
     traces: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
-    metrics: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
+    pub(super) metrics: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
     logs: Arc<Mutex<Vec<ExportLogsServiceRequest>>>,
 }
 
@@ -410,7 +439,7 @@ impl LogsService for Collector {
 
 impl Collector {
     /// Serves on a port of its own.
-    async fn start() -> (Self, String) {
+    pub(super) async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         (Collector::serve(listener), endpoint)
@@ -428,7 +457,7 @@ impl Collector {
     }
 }
 
-fn exporting_to(
+pub(super) fn exporting_to(
     endpoint: &str,
     more: &str,
     output: impl Fn(&[u8]) + Send + Sync + 'static,

@@ -32,7 +32,7 @@ impl Service {
             fetched = self.0.broker().fetch(fetch) => fetched?,
             () = self.0.drain().cancelled() => return Err(Failure::stopping()),
         };
-        let partitions = fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace)).collect();
+        let partitions = fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace, None)).collect();
         Ok(v1::FetchResponse { partitions })
     }
 }
@@ -62,12 +62,13 @@ pub(super) fn deliver(
     context: &Context,
     mut fetched: Fetched,
     request: &RequestTrace,
+    group: Option<&str>,
 ) -> v1::PartitionRecords {
     let error = fetched.error.take().map(|error| context.consume_refused(error));
     if fetched.batches.is_empty() {
         return convert::records(fetched, error);
     }
-    let span = context.tracer().delivery(request, links(&fetched), || describe(&fetched));
+    let span = context.tracer().delivery(request, links(&fetched), || describe(&fetched, group));
     let records = convert::records(fetched, error);
     span.end(None);
     records
@@ -91,13 +92,14 @@ fn links(fetched: &Fetched) -> Vec<TraceIds> {
     links
 }
 
-fn describe(fetched: &Fetched) -> (Cow<'static, str>, Vec<KeyValue>) {
+fn describe(fetched: &Fetched, group: Option<&str>) -> (Cow<'static, str>, Vec<KeyValue>) {
     let records: i64 = fetched.batches.iter().map(|batch| i64::from(batch.record_count)).sum();
-    let attributes = vec![
+    let mut attributes = vec![
         KeyValue::new("messaging.system", "streambus"),
         KeyValue::new("messaging.destination.name", fetched.topic.to_string()),
         KeyValue::new("messaging.destination.partition.id", fetched.partition.to_string()),
         KeyValue::new("messaging.batch.message_count", records),
     ];
+    attributes.extend(group.map(|group| KeyValue::new("messaging.consumer.group.name", group.to_owned())));
     (Cow::Owned(format!("deliver {}", fetched.topic)), attributes)
 }

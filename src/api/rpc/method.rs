@@ -20,7 +20,7 @@ pub(in crate::api) struct Method(&'static (&'static str, Kind));
 const OTHER: (&str, Kind) = ("_OTHER", Kind::Unary);
 
 /// Sorted by name.
-static METHODS: [(&str, Kind); 18] = [
+static METHODS: [(&str, Kind); 24] = [
     ("grpc.health.v1.Health/Check", Kind::Infrastructure),
     ("grpc.health.v1.Health/Watch", Kind::Infrastructure),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
@@ -28,6 +28,12 @@ static METHODS: [(&str, Kind); 18] = [
     ("streambus.v1.ClusterService/DescribeCluster", Kind::Unary),
     ("streambus.v1.ConsumeService/Fetch", Kind::Unary),
     ("streambus.v1.ConsumeService/Subscribe", Kind::Stream),
+    ("streambus.v1.GroupService/CommitOffsets", Kind::Unary),
+    ("streambus.v1.GroupService/DeleteGroup", Kind::Unary),
+    ("streambus.v1.GroupService/DescribeGroup", Kind::Unary),
+    ("streambus.v1.GroupService/FetchOffsets", Kind::Unary),
+    ("streambus.v1.GroupService/ListGroups", Kind::Unary),
+    ("streambus.v1.GroupService/ResetOffsets", Kind::Unary),
     ("streambus.v1.ProduceService/InitProducer", Kind::Unary),
     ("streambus.v1.ProduceService/Produce", Kind::Produce),
     ("streambus.v1.ProduceService/ProduceStream", Kind::Stream),
