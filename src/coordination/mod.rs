@@ -19,6 +19,8 @@ mod leases;
 pub mod membership;
 mod share;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use codec::{Entry, decode_entry, encode_entry, put_term};
 pub use leases::{Dead, DeathReason, Lease, LeaseExpired, LeaseSpec, Leases, Returned, Trimmed};
@@ -119,41 +121,4 @@ pub fn validate_metadata(metadata: &str) -> Result<(), Error> {
 #[must_use]
 pub fn shard_of(group: &str, shards: u32) -> u32 {
     crate::record::partition_for_key(group.as_bytes(), shards)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_allowed_characters_are_valid() {
-        for name in ["a", "billing", "Billing.v1_eu-west", "_x", &"n".repeat(249)] {
-            assert_eq!(validate_group_name(name), Ok(()), "{name}");
-        }
-    }
-
-    #[test]
-    fn names_that_break_a_rule_are_refused() {
-        for name in ["", ".", "..", "__internal", "a b", "a/b", "ä", "a\n", &"n".repeat(250)] {
-            assert!(matches!(validate_group_name(name), Err(Error::InvalidName { .. })), "{name:?}");
-        }
-    }
-
-    #[test]
-    fn groups_stay_in_their_shard_for_ever() {
-        let shards =
-            |shards| ["billing", "audit", "g-1", "g-2", "g-3", "g-4"].map(|name| shard_of(name, shards));
-        assert_eq!(shards(4), [0; 6]);
-        assert_eq!(shards(16), [0; 6]);
-        assert_eq!(shards(1), [0; 6]);
-    }
-
-    #[test]
-    fn groups_are_spread_over_all_shards() {
-        let mut count = [0; 4];
-        for number in 0..1_000 {
-            count[shard_of(&format!("group-{number}"), 4) as usize] += 1;
-        }
-        assert!(count.iter().all(|count| (200..300).contains(count)), "{count:?}");
-    }
 }

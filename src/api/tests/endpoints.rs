@@ -34,6 +34,17 @@ async fn health_is_the_specified_document() {
 }
 
 #[tokio::test]
+async fn a_coordinator_that_does_not_work_is_named() {
+    let api = Api::start().await;
+    api.coordinators.close().await;
+    api.broker.check_health();
+    let (status, body) = api.get_json("/health").await;
+    assert_eq!((status, &body["status"]), (503, &json!("unhealthy")));
+    let cluster = body["checks"]["cluster"].as_str().unwrap();
+    assert!(cluster.contains("coordinator shard 0"), "{cluster}");
+}
+
+#[tokio::test]
 async fn probes_follow_the_broker_through_its_life() {
     let api = Api::start().await;
     let phases = [

@@ -19,6 +19,7 @@ use super::*;
 use crate::broker::{self, Broker, Parts, TopicChanges};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::cluster::coordinator::Coordinators;
 use crate::cluster::identity::Identity;
 use crate::record::{BatchBuilder, Codec, Draft};
 use crate::storage::{self, Store};
@@ -31,6 +32,7 @@ const BATCH_BYTES_MAX: u64 = 256 * 1024;
 /// A served API over a broker with the topic `orders` of two partitions.
 struct Api {
     broker: Broker,
+    coordinators: Coordinators,
     telemetry: Telemetry,
     running: Running,
     load: Load,
@@ -48,7 +50,7 @@ impl Api {
         let data = tempfile::tempdir().unwrap();
         let telemetry = Telemetry::for_tests();
         let tasks = Tasks::new();
-        let broker = open_broker(&data, &telemetry, &tasks).await;
+        let (broker, coordinators) = open_broker(&data, &telemetry, &tasks).await;
         broker.create_topic("orders", 2, 1, TopicChanges::default(), false).await.unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config { grpc_listen: any, http_listen: any, ..config };
@@ -64,7 +66,7 @@ impl Api {
         let server = Server::bind(&config, environment).await.unwrap();
         let (grpc, http) = (server.grpc_addr(), server.http_addr());
         let load = server.load.clone();
-        Api { broker, telemetry, running: server.serve(), load, grpc, http, _data: data }
+        Api { broker, coordinators, telemetry, running: server.serve(), load, grpc, http, _data: data }
     }
 
     fn enter(&self, phase: Phase) {
@@ -101,7 +103,7 @@ impl Api {
     }
 }
 
-async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> Broker {
+async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> (Broker, Coordinators) {
     let clock = Clock::system();
     let metrics = telemetry.metrics().clone();
     let storage =
@@ -131,8 +133,9 @@ async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> Br
     };
     let cluster =
         Cluster::open(identity, registration, &Default::default(), partitions.clone(), tasks).await.unwrap();
+    let coordinators = cluster.coordinators().clone();
     broker.open(broker::Open { cluster, partitions });
-    broker
+    (broker, coordinators)
 }
 
 /// Sends `bytes` and reads until the server closes.

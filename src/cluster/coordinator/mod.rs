@@ -49,8 +49,8 @@ pub struct Config {
     /// Bytes of commands of a shard that may wait to be written, or are being written. A full buffer makes callers wait.
     #[serde(with = "crate::units::size")]
     pub buffer_bytes: u64,
-    /// Bytes after which a shard's log, and that of the control group, is replaced by a checkpoint of the state. Logs
-    /// grow further while the state itself is larger than a quarter of this.
+    /// Bytes after which a shard's log, and that of the control group, is replaced by a checkpoint of the state; four
+    /// times the state if that is more.
     #[serde(with = "crate::units::size")]
     pub log_bytes: u64,
 }
