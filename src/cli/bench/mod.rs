@@ -3,6 +3,7 @@
 //! Each workload prints one line of JSON. What it measures is the broker together with the client library, over one
 //! connection for each producer and consumer.
 
+mod group;
 mod payload;
 mod report;
 mod workload;
@@ -29,6 +30,11 @@ pub(super) enum Bench {
     Produce(Load),
     /// Read from the start what `bench produce` has sent
     Consume(Load),
+    /// Read from the start what `bench produce` has sent, as the only member of a group, which is made anew
+    Group(Load),
+    /// Commit offsets as fast as they are acknowledged: as many members as --producers, each with --in-flight commits of
+    /// one offset under way. The topic is made anew
+    Commits(Load),
     /// Send one record at a time, each timed from send to acknowledgement
     Latency(Load),
     /// Send records and receive them, each timed from send to receipt
@@ -40,21 +46,25 @@ pub(super) enum Bench {
 /// What is sent, and how.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Load {
-    /// Number of records, or of calls [default: 200000; with latency, e2e and rpc 10000]
+    /// Number of records, commits or calls [default: 200000; with latency, e2e and rpc 10000]
     #[arg(long, value_name = "COUNT")]
     records: Option<u64>,
     /// Bytes of each record's value, which cannot be compressed
     #[arg(long, default_value_t = 1024, value_name = "BYTES")]
     record_bytes: usize,
-    /// Number of producers; each has a connection of its own
+    /// Number of producers, with commits of members; each has a connection of its own
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     producers: usize,
-    /// Records of a producer that may be unacknowledged (e2e: not received) [default: 1000; with e2e 1]
+    /// Records of a producer that may be unacknowledged (e2e: not received; commits: commits of a member) [default: 1000;
+    /// with commits 64; with e2e 1]
     #[arg(long, value_name = "COUNT")]
     in_flight: Option<usize>,
-    /// Topic to use. It is created anew, and deleted before if it exists, except with consume and rpc
+    /// Topic to use. It is created anew, and deleted before if it exists, except with consume, group and rpc
     #[arg(long, default_value = "bench", value_name = "TOPIC")]
     topic: String,
+    /// Group to use with group and commits. It is deleted before if it exists
+    #[arg(long, default_value = "bench", value_name = "GROUP")]
+    group: String,
     /// Number of partitions of the new topic
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     partitions: u32,
@@ -83,6 +93,9 @@ impl Bench {
 
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         self.load().check()?;
+        if let Bench::Commits(load) = &self {
+            group::check(load)?;
+        }
         let global = global.clone();
         // On a worker thread, so that there are as many busy threads as were asked for and not one more.
         let report = tokio::spawn(async move { self.measure(&global).await }).await??;
@@ -93,6 +106,8 @@ impl Bench {
         match self {
             Bench::Produce(load)
             | Bench::Consume(load)
+            | Bench::Group(load)
+            | Bench::Commits(load)
             | Bench::Latency(load)
             | Bench::E2e(load)
             | Bench::Rpc(load) => load,
@@ -108,6 +123,11 @@ impl Bench {
                 workload::produce(&client, load).await?
             }
             Bench::Consume(_) => workload::consume(&client, load).await?,
+            Bench::Group(_) => group::consume(&client, load).await?,
+            Bench::Commits(_) => {
+                load.create_topic(&client).await?;
+                group::commits(&client, load).await?
+            }
             Bench::Latency(_) => {
                 load.create_topic(&client).await?;
                 workload::latency(&client, load).await?

@@ -17,7 +17,7 @@ use super::Load;
 use super::payload::Payload;
 use super::report::Measured;
 
-const RECORDS: u64 = 200_000;
+pub(super) const RECORDS: u64 = 200_000;
 const RECORDS_ONE_BY_ONE: u64 = 10_000;
 const IN_FLIGHT: usize = 1_000;
 const LINGER: Duration = Duration::from_millis(5);
@@ -88,14 +88,7 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
     let records = load.records.unwrap_or(RECORDS);
     let partitions = client.partitions(&load.topic).await?;
     let count = partitions.len();
-    let stored = stored(client, load).await?;
-    if stored < records {
-        bail!(
-            "topic {} has {stored} records and not {records}; send some with `streambus bench produce`, or read \
-             fewer with --records",
-            load.topic
-        );
-    }
+    check_stored(client, load, records).await?;
     let started = Instant::now();
     let start = partitions.into_iter().map(|at| (at, Position::Earliest));
     let mut consumer = client.consumer(start, ConsumerConfig::default()).await?;
@@ -108,13 +101,7 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
         }
     }
     let took = started.elapsed();
-    if bytes as u64 != seen * load.record_bytes as u64 {
-        bail!(
-            "the records in topic {} do not have {} bytes each; give --record-bytes",
-            load.topic,
-            load.record_bytes
-        );
-    }
+    check_bytes(load, seen, bytes)?;
     Ok(Measured {
         workload: "consume",
         records: seen,
@@ -126,13 +113,34 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
     })
 }
 
-async fn stored(client: &Client, load: &Load) -> Result<u64, Error> {
+/// Fails unless the topic has so many records.
+pub(super) async fn check_stored(client: &Client, load: &Load, records: u64) -> anyhow::Result<()> {
     let described = client.admin().describe_topic(&load.topic).await?;
     let of = described
         .partitions
         .iter()
         .map(|partition| partition.high_watermark.saturating_since(partition.log_start));
-    Ok(of.sum())
+    let stored: u64 = of.sum();
+    if stored < records {
+        bail!(
+            "topic {} has {stored} records and not {records}; send some with `streambus bench produce`, or read \
+             fewer with --records",
+            load.topic
+        );
+    }
+    Ok(())
+}
+
+/// Fails unless the records that were read have the size that is reported.
+pub(super) fn check_bytes(load: &Load, seen: u64, bytes: usize) -> anyhow::Result<()> {
+    if bytes as u64 != seen * load.record_bytes as u64 {
+        bail!(
+            "the records in topic {} do not have {} bytes each; give --record-bytes",
+            load.topic,
+            load.record_bytes
+        );
+    }
+    Ok(())
 }
 
 /// Sends one record at a time.
@@ -242,6 +250,6 @@ pub(super) async fn rpc(broker: &str, load: &Load) -> anyhow::Result<Measured> {
 }
 
 /// Latencies are far below the 584 years that fit.
-fn nanos(duration: Duration) -> u64 {
+pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,16 +1,14 @@
 //! Producers against a scripted broker.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use opentelemetry::trace::{SpanKind, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use super::*;
-use crate::client::testing::{Act, Fake};
-use crate::client::{Client, ClientConfig, Codec, ErrorCode};
+use crate::client::testing::{Act, Fake, Kept};
+use crate::client::{Codec, ErrorCode};
 use crate::record::{decode, partition_for_key};
 
 /// Each record is a batch, sent at once.
@@ -303,27 +301,8 @@ async fn a_producer_without_ids_sends_none() {
     assert!(fake.state().requests.iter().all(|request| request.producer.is_none()));
 }
 
-/// Keeps the spans that end.
-#[derive(Clone, Debug, Default)]
-struct Kept(Arc<Mutex<Vec<SpanData>>>);
-
-impl SpanExporter for Kept {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.0.lock().expect("not poisoned").extend(batch);
-        Ok(())
-    }
-}
-
 async fn traced(fake: &Fake) -> (Producer, SdkTracerProvider, Kept) {
-    let kept = Kept::default();
-    let provider = SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build();
-    let client = Client::builder()
-        .bootstrap(fake.address.to_string())
-        .config(ClientConfig::default())
-        .with_tracer_provider(&provider)
-        .connect()
-        .await
-        .expect("connected");
+    let (client, provider, kept) = fake.traced_client().await;
     (client.producer(unbatched()).await.expect("started"), provider, kept)
 }
 
@@ -340,7 +319,7 @@ async fn a_record_of_a_sampled_span_carries_its_send_span() {
     };
     delivery.await.expect("delivered");
 
-    let spans = kept.0.lock().expect("not poisoned").clone();
+    let spans = kept.spans();
     let span = spans.iter().find(|span| span.name == "send t").expect("a send span");
     let expected = format!("00-{trace_id}-{}-01", span.span_context.span_id());
     assert_eq!(span.span_kind, SpanKind::Producer);
@@ -360,7 +339,7 @@ async fn a_traceparent_of_the_record_is_left_alone_and_linked() {
     let record = ProducerRecord::new("t").value("v").header("traceparent", OWN);
     producer.send(record).await.expect("taken").await.expect("delivered");
 
-    let spans = kept.0.lock().expect("not poisoned").clone();
+    let spans = kept.spans();
     assert_eq!(spans[0].span_kind, SpanKind::Client);
     assert_eq!(spans[0].links.links[0].span_context.span_id().to_string(), "00f067aa0ba902b7");
     let request = fake.state().requests[0].clone();
@@ -377,7 +356,7 @@ async fn without_a_sampled_context_there_is_no_span_and_no_header() {
 
     producer.send(ProducerRecord::new("t").value("v")).await.expect("taken").await.expect("delivered");
 
-    assert!(kept.0.lock().expect("not poisoned").is_empty());
+    assert!(kept.spans().is_empty());
     let request = fake.state().requests[0].clone();
     assert_eq!(request.traceparent, "");
     assert!(decode(&request.batch, 1 << 20).expect("good").next().expect("one").headers.is_empty());
