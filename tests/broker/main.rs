@@ -6,6 +6,7 @@
 //! | `journey` | a record's trace, from its producer through the broker to its consumer |
 //! | `durability` | what was acknowledged survives the end of the process, however it ends |
 //! | `api` | every call of the API: answers, limits, errors |
+//! | `switches` | what is switched off of telemetry is off |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
 //!
 //! All tests share one binary, because linking the broker takes longer than running them. Each has a broker of its own
@@ -18,4 +19,5 @@ mod durability;
 mod journey;
 mod limits;
 mod support;
+mod switches;
 mod truth;
