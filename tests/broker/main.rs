@@ -7,6 +7,7 @@
 //! | `durability` | what was acknowledged survives the end of the process, however it ends |
 //! | `api` | every call of the API: answers, limits, errors |
 //! | `switches` | what is switched off of telemetry is off |
+//! | `overhead` | the measurement of what telemetry costs measures, and cleans up |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
 //!
 //! All tests share one binary, because linking the broker takes longer than running them. Each has a broker of its own
@@ -18,6 +19,7 @@ mod api;
 mod durability;
 mod journey;
 mod limits;
+mod overhead;
 mod support;
 mod switches;
 mod truth;
