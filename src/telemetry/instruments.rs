@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{BoundHistogram, Histogram, Meter};
+use opentelemetry::metrics::{BoundHistogram, Histogram, Meter, MeterProvider as _, NoopMeterProvider};
 
 use super::catalog::{Kind, Row};
 use super::exemplars::{Exemplars, Store};
@@ -44,6 +44,8 @@ impl Count {
 
 /// A closed set of label values.
 pub(super) trait Label: Copy + 'static {
+    /// How many values there are.
+    const COUNT: usize;
     /// All values, in the order of their indices.
     fn all() -> Vec<Self>;
     /// The position in [`Label::all`].
@@ -53,12 +55,14 @@ pub(super) trait Label: Copy + 'static {
 }
 
 impl<A: Label, B: Label> Label for (A, B) {
+    const COUNT: usize = A::COUNT * B::COUNT;
+
     fn all() -> Vec<Self> {
         A::all().into_iter().flat_map(|a| B::all().into_iter().map(move |b| (a, b))).collect()
     }
 
     fn index(self) -> usize {
-        self.0.index() * B::all().len() + self.1.index()
+        self.0.index() * B::COUNT + self.1.index()
     }
 
     fn attributes(self) -> Vec<KeyValue> {
@@ -84,6 +88,8 @@ macro_rules! label {
         }
 
         impl $crate::telemetry::instruments::Label for $name {
+            const COUNT: usize = [$($name::$value,)*].len();
+
             fn all() -> Vec<Self> {
                 vec![$($name::$value,)*]
             }
@@ -129,7 +135,11 @@ impl NamedCounts {
 
 /// A distribution with fixed labels.
 #[derive(Debug)]
-pub(super) struct Distribution {
+pub(super) struct Distribution(Option<Recorded>);
+
+/// Where the values of a [`Distribution`] go. There is none while metrics are off.
+#[derive(Debug)]
+struct Recorded {
     bound: BoundHistogram<f64>,
     exemplars: Arc<Exemplars>,
 }
@@ -137,9 +147,12 @@ pub(super) struct Distribution {
 impl Distribution {
     /// Records `value`. If the current request is sampled, `ids` names it and an exemplar is kept.
     pub(super) fn record(&self, value: f64, ids: Option<TraceIds>) {
-        self.bound.record(value);
+        let Distribution(Some(recorded)) = self else {
+            return;
+        };
+        recorded.bound.record(value);
         if let Some(ids) = ids {
-            self.exemplars.keep(value, ids);
+            recorded.exemplars.keep(value, ids);
         }
     }
 
@@ -239,13 +252,21 @@ pub(super) type Sink<'a, N> = dyn FnMut(N, &[KeyValue]) + 'a;
 pub(super) struct Instruments {
     meter: Meter,
     collection: Arc<Collection>,
-    exemplars: Arc<Store>,
+    /// None while metrics are off: distributions record nothing then. Counters stay what they are, one atomic addition
+    /// for each batch.
+    exemplars: Option<Arc<Store>>,
     panics: Count,
 }
 
 impl Instruments {
     pub(super) fn new(meter: Meter, collection: Arc<Collection>, exemplars: Arc<Store>) -> Self {
-        Instruments { meter, collection, exemplars, panics: Count::default() }
+        Instruments { meter, collection, exemplars: Some(exemplars), panics: Count::default() }
+    }
+
+    /// Instruments that nobody reads.
+    pub(super) fn off() -> Self {
+        let meter = NoopMeterProvider::new().meter("streambus");
+        Instruments { meter, collection: Arc::default(), exemplars: None, panics: Count::default() }
     }
 
     /// Counts the panics caught in observers.
@@ -447,15 +468,21 @@ impl Instruments {
 pub(super) struct Distributions {
     histogram: Histogram<f64>,
     row: Row,
-    store: Arc<Store>,
+    /// None while metrics are off.
+    store: Option<Arc<Store>>,
 }
 
 impl Distributions {
+    /// Whether anything is recorded.
+    pub(super) fn is_on(&self) -> bool {
+        self.store.is_some()
+    }
+
     /// The distribution with these labels, which must be sorted by key. Made once and kept: binding is not cheap.
     pub(super) fn with(&self, attributes: Vec<KeyValue>) -> Distribution {
-        Distribution {
+        Distribution(self.store.as_ref().map(|store| Recorded {
             bound: self.histogram.bind(&attributes),
-            exemplars: self.store.add(self.row, &attributes),
-        }
+            exemplars: store.add(self.row, &attributes),
+        }))
     }
 }

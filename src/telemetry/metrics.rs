@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use opentelemetry::metrics::{Meter, MeterProvider, NoopMeterProvider};
+use opentelemetry::metrics::Meter;
 
 use super::broker::{BrokerLevels, BrokerMetrics, HealthCheck};
 use super::cluster::{ClusterLevels, ClusterMetrics, RaftLevels, TopicLevels};
@@ -60,23 +60,28 @@ impl Metrics {
     pub(super) fn new(meter: Meter, collection: Arc<Collection>, exemplars: Arc<Store>) -> Self {
         let instruments = Instruments::new(meter, collection, exemplars);
         process::register(&instruments);
-        Metrics(Arc::new(Groups {
-            produce: ProduceMetrics::new(&instruments),
-            consume: ConsumeMetrics::new(&instruments),
-            storage: StorageMetrics::new(&instruments),
-            network: NetworkMetrics::new(&instruments),
-            exporting: ExportingMetrics::new(&instruments),
-            groups: ConsumerGroups::new(&instruments),
-            broker: BrokerMetrics::new(&instruments),
-            cluster: ClusterMetrics::new(&instruments),
-            runtime: RuntimeMetrics::new(&instruments),
-            topics: Topics::new(&instruments),
-        }))
+        Metrics::of(&instruments)
     }
 
-    /// Instruments that nobody reads, for tests of other modules.
+    /// Instruments that nobody reads: distributions record nothing, levels are never asked for. For brokers whose
+    /// metrics are off, and for tests of other modules.
     pub fn detached() -> Self {
-        Metrics::new(NoopMeterProvider::new().meter("streambus"), Arc::default(), Arc::default())
+        Metrics::of(&Instruments::off())
+    }
+
+    fn of(instruments: &Instruments) -> Self {
+        Metrics(Arc::new(Groups {
+            produce: ProduceMetrics::new(instruments),
+            consume: ConsumeMetrics::new(instruments),
+            storage: StorageMetrics::new(instruments),
+            network: NetworkMetrics::new(instruments),
+            exporting: ExportingMetrics::new(instruments),
+            groups: ConsumerGroups::new(instruments),
+            broker: BrokerMetrics::new(instruments),
+            cluster: ClusterMetrics::new(instruments),
+            runtime: RuntimeMetrics::new(instruments),
+            topics: Topics::new(instruments),
+        }))
     }
 
     /// The counters of the topic `name`, made if there are none. Look up once and keep the handle.

@@ -45,14 +45,14 @@ mod trace;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, RaftLevels, TopicLevels};
-pub use config::{Config, Error, LogConfig, LogFormat, OtlpConfig, TraceConfig};
+pub use config::{Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
 pub use groups::{
     AckKind, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics,
     RebalanceCause,
 };
-pub use install::{Scrape, Telemetry};
+pub use install::{MetricsOff, Scrape, Telemetry};
 pub use instruments::Observer;
 pub use metrics::{Groups, Metrics};
 pub use negotiation::Format;

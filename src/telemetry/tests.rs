@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ fn sampled_by_the_caller() -> HeaderMap {
 }
 
 pub(super) fn scrape(telemetry: &Telemetry, accept: Option<&str>) -> String {
-    String::from_utf8(telemetry.scrape(accept, None).body.to_vec()).expect("utf-8")
+    String::from_utf8(telemetry.scrape(accept, None).expect("metrics are on").body.to_vec()).expect("utf-8")
 }
 
 pub(super) fn value(text: &str, series: &str) -> Option<f64> {
@@ -236,7 +237,8 @@ fn exemplars_are_those_of_sampled_requests_and_only_in_openmetrics() {
 #[test]
 fn a_scrape_is_compressed_when_asked() {
     let telemetry = Telemetry::for_tests();
-    let scrape = telemetry.scrape(Some("application/openmetrics-text"), Some("gzip"));
+    let scrape =
+        telemetry.scrape(Some("application/openmetrics-text"), Some("gzip")).expect("metrics are on");
     assert_eq!(scrape.encoding, Some("gzip"));
     assert_eq!(scrape.content_type, Format::OpenMetrics.content_type());
     let mut text = String::new();
@@ -467,6 +469,27 @@ pub(super) fn exporting_to(
     let config = toml::from_str(&text).expect("valid configuration");
     let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
     Telemetry::build(&config, &identity, &|_| None, output).expect("valid configuration")
+}
+
+#[test]
+fn with_metrics_off_nothing_is_recorded_and_a_scrape_says_why() {
+    let config = toml::from_str("metrics.enabled = false").expect("valid configuration");
+    let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
+    let (telemetry, _) = Telemetry::build(&config, &identity, &|_| None, |_| {}).expect("valid");
+    let asked = Arc::new(AtomicBool::new(false));
+    let note = asked.clone();
+    telemetry.metrics().observe_produce_buffer(Arc::new(move || {
+        note.store(true, Ordering::SeqCst);
+        None
+    }));
+    let trace = telemetry.tracer().server(PRODUCE, &sampled_by_the_caller());
+    telemetry.metrics().produce.completed(&ProducePhases::default(), trace.ids());
+    telemetry.metrics().network.call_ended(PRODUCE, Code::Ok, Duration::ZERO, trace.ids());
+    let produce = format!("{:?}", telemetry.metrics().produce);
+    assert!(produce.contains("latency: Distribution(None)") && !produce.contains("Recorded"), "{produce}");
+    let refused = telemetry.scrape(None, None).expect_err("there is nothing to scrape");
+    assert!(refused.to_string().contains("telemetry.metrics.enabled"), "{refused}");
+    assert!(!asked.load(Ordering::SeqCst), "levels are nobody's business");
 }
 
 #[tokio::test(flavor = "multi_thread")]

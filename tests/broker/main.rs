@@ -7,6 +7,8 @@
 //! | `durability` | what was acknowledged survives the end of the process, however it ends |
 //! | `api` | every call of the API: answers, limits, errors |
 //! | `groups` | consumer and share groups: who owns what, what is committed, what is missed, lag |
+//! | `switches` | what is switched off of telemetry is off |
+//! | `overhead` | the measurement of what telemetry costs measures, and cleans up |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
 //!
 //! All tests share one binary, because linking the broker takes longer than running them. Each has a broker of its own
@@ -19,5 +21,7 @@ mod durability;
 mod groups;
 mod journey;
 mod limits;
+mod overhead;
 mod support;
+mod switches;
 mod truth;

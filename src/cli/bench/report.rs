@@ -57,13 +57,22 @@ impl Report {
             "threads": load.threads,
         });
         if let Some(latency) = &measured.latency {
-            for (name, quantile) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
-                let nanos = latency.value_at_quantile(quantile);
-                line[name] = json!((nanos as f64 / 100.0).round() / 10.0);
-            }
+            put_quantiles(&mut line, latency);
         }
         line
     }
+}
+
+/// Adds the quantiles of a latency to a line.
+pub(super) fn put_quantiles(line: &mut Value, latency: &Histogram<u64>) {
+    for (name, quantile) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
+        line[name] = json!(micros(latency, quantile));
+    }
+}
+
+/// A quantile of nanoseconds, in microseconds with one decimal.
+pub(super) fn micros(latency: &Histogram<u64>, quantile: f64) -> f64 {
+    (latency.value_at_quantile(quantile) as f64 / 100.0).round() / 10.0
 }
 
 impl fmt::Display for Report {

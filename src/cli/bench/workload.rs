@@ -11,7 +11,9 @@ use hdrhistogram::Histogram;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::client::{Client, ConsumerConfig, Error, Position, Producer, ProducerConfig, ProducerRecord};
+use crate::client::{
+    Client, ConsumerConfig, Delivery, Error, Position, Producer, ProducerConfig, ProducerRecord,
+};
 
 use super::Load;
 use super::payload::Payload;
@@ -23,6 +25,8 @@ const IN_FLIGHT: usize = 1_000;
 const LINGER: Duration = Duration::from_millis(5);
 /// Rounds before the measured ones, so that connections are there.
 const WARM_UP: u64 = 100;
+/// One in this many records of `produce` is timed, so that looking at the clock does not slow the others.
+const TIMED: u64 = 8;
 /// Bytes at the start of a record of `e2e` that say which one it is.
 const NUMBER_BYTES: usize = 8;
 
@@ -44,13 +48,14 @@ pub(super) async fn produce(client: &Client, load: &Load) -> anyhow::Result<Meas
         let share = records / count + u64::from(number < records % count);
         tokio::spawn(send(producer, Arc::clone(&topic), payload.clone(), share, in_flight))
     });
+    let mut latency = Histogram::new(3)?;
     for result in try_join_all(tasks).await? {
-        result?;
+        latency.add(result?)?;
     }
     let took = started.elapsed();
     let partitions = client.partitions(&topic).await?.len();
-    let linger = config.linger;
-    Ok(Measured { workload: "produce", records, took, latency: None, in_flight, linger, partitions })
+    let (linger, latency) = (config.linger, Some(latency));
+    Ok(Measured { workload: "produce", records, took, latency, in_flight, linger, partitions })
 }
 
 async fn send(
@@ -59,28 +64,38 @@ async fn send(
     mut payload: Payload,
     records: u64,
     in_flight: usize,
-) -> Result<(), Error> {
+) -> anyhow::Result<Histogram<u64>> {
     let mut waiting = VecDeque::with_capacity(in_flight);
-    for _ in 0..records {
+    let mut latency = Histogram::new(3)?;
+    for number in 0..records {
         if waiting.len() == in_flight
             && let Some(oldest) = waiting.pop_front()
         {
-            oldest_acknowledged(oldest).await?;
+            acknowledged(oldest, &mut latency).await?;
         }
         let record = ProducerRecord::new(Arc::clone(&topic)).value(payload.next());
-        waiting.push_back(producer.send(record).await?);
+        let sent = number.is_multiple_of(TIMED).then(Instant::now);
+        waiting.push_back((producer.send(record).await?, sent));
     }
     if !waiting.is_empty() {
         producer.flush().await;
     }
-    for delivery in waiting {
-        oldest_acknowledged(delivery).await?;
+    for oldest in waiting {
+        acknowledged(oldest, &mut latency).await?;
     }
-    Ok(())
+    Ok(latency)
 }
 
-async fn oldest_acknowledged(delivery: crate::client::Delivery) -> Result<(), Error> {
-    delivery.await.map(drop)
+/// Waits for the oldest record under way, and notes how long it took if it is timed.
+async fn acknowledged(
+    (delivery, sent): (Delivery, Option<Instant>),
+    latency: &mut Histogram<u64>,
+) -> anyhow::Result<()> {
+    delivery.await?;
+    if let Some(sent) = sent {
+        latency.record(nanos(sent.elapsed()))?;
+    }
+    Ok(())
 }
 
 /// Reads all partitions from the start.
