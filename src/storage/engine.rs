@@ -60,16 +60,12 @@ pub struct Engine {
 impl Engine {
     /// Opens the engine in `directory`, replaying its journals. Blocking.
     pub fn open(directory: &Path, config: &Config) -> Result<Self, Error> {
-        let threads = match config.flush_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
-            threads => threads,
-        };
         let database = Database::builder(directory)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes)
             .journal_compression(fjall::CompressionType::None)
             .manual_journal_persist(true)
-            .worker_threads(threads)
+            .worker_threads(config.flush_threads)
             .open()
             .map_err(|source| Error::storage("open the tables", source))?;
         let small = |name: &str| {
@@ -248,7 +244,7 @@ impl Engine {
         let everything = journals > self.journal_bytes + 2 * JOURNAL_FILE_BYTES;
         let mut due = self.since_rotation.load(Ordering::Relaxed) >= JOURNAL_FILE_BYTES;
         for (size, rows) in growing {
-            if !(everything || due || active > self.write_buffer_bytes / 2) {
+            if !(everything || due || active > self.write_buffer_bytes / 4 * 3) {
                 break;
             }
             rows.rotate_memtable().map_err(|source| Error::storage("write a table", source))?;

@@ -224,7 +224,7 @@ async fn records_without_a_key_fill_partitions_in_turn() {
     let producer = fake.client().await.producer(config).await.expect("started");
 
     for _ in 0..40 {
-        producer.try_send_after_prepare().await;
+        producer.try_send_after_prepare("v").await;
     }
     producer.flush().await;
 
@@ -234,10 +234,32 @@ async fn records_without_a_key_fill_partitions_in_turn() {
     assert_eq!(state.requests.len(), 8, "no batch was split");
 }
 
+#[tokio::test]
+async fn small_batches_without_keys_come_to_each_partition_in_runs() {
+    let fake = Fake::start(4).await;
+    let config = ProducerConfig {
+        batch_bytes: 16 << 10,
+        linger: Duration::from_secs(60),
+        ..ProducerConfig::default()
+    };
+    let producer = fake.client().await.producer(config).await.expect("started");
+
+    let value = "v".repeat(1_000);
+    for _ in 0..4 * 8 * 16 {
+        producer.try_send_after_prepare(&value).await;
+    }
+    producer.flush().await;
+
+    let state = fake.state();
+    let counts: Vec<usize> = (0..4).map(|partition| state.values(partition).len()).collect();
+    assert_eq!(counts, [8 * 16; 4]);
+    assert_eq!(state.requests.len(), 4 * 8, "no record without room was left behind in a batch of its own");
+}
+
 impl Producer {
-    async fn try_send_after_prepare(&self) {
+    async fn try_send_after_prepare(&self, value: &str) {
         self.prepare("t").await.expect("known");
-        drop(self.try_send(ProducerRecord::new("t").value("v")).expect("taken"));
+        drop(self.try_send(ProducerRecord::new("t").value(value.to_owned())).expect("taken"));
     }
 }
 
