@@ -12,8 +12,9 @@ use tonic::{Status, Streaming};
 use super::Context;
 use super::consume::deliver;
 use crate::api::convert;
+use crate::api::rpc::Handover;
 use crate::api::status::Failure;
-use crate::broker::{ErrorCode, Fetched, Subscription};
+use crate::broker::{ErrorCode, Fetched, Responding, Subscription};
 use crate::proto::v1;
 use crate::proto::v1::subscribe_request::Action;
 use crate::telemetry::RequestTrace;
@@ -22,24 +23,30 @@ use crate::telemetry::RequestTrace;
 pub(super) type Deliveries = Pin<Box<dyn Stream<Item = Result<v1::SubscribeResponse, Status>> + Send>>;
 
 /// Serves a subscription until the client leaves, breaks the protocol, or the broker drains.
-pub(super) fn deliveries(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Deliveries {
-    let stream = stream::unfold(Some(Box::new(Subscriber::new(context, requests))), |subscriber| async {
-        let mut subscriber = subscriber?;
-        match subscriber.next().await {
-            Ok(Some(fetched)) => {
-                let records = deliver(&subscriber.context, fetched, &RequestTrace::NONE);
-                Some((Ok(v1::SubscribeResponse { records: Some(records) }), Some(subscriber)))
+pub(super) fn deliveries(
+    context: Context,
+    requests: Streaming<v1::SubscribeRequest>,
+    handover: Handover,
+) -> Deliveries {
+    let stream =
+        stream::unfold(Some(Box::new(Subscriber::new(context, requests, handover))), |subscriber| async {
+            let mut subscriber = subscriber?;
+            match subscriber.next().await {
+                Ok(Some(fetched)) => {
+                    let records = deliver(&subscriber.context, fetched, &RequestTrace::NONE);
+                    Some((Ok(v1::SubscribeResponse { records: Some(records) }), Some(subscriber)))
+                }
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
             }
-            Ok(None) => None,
-            Err(status) => Some((Err(status), None)),
-        }
-    });
+        });
     Box::pin(stream)
 }
 
 struct Subscriber {
     context: Context,
     requests: Streaming<v1::SubscribeRequest>,
+    handover: Handover,
     /// No further request can come.
     half_closed: bool,
     subscription: Option<Subscription>,
@@ -48,8 +55,15 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Self {
-        Subscriber { context, requests, half_closed: false, subscription: None, refused: VecDeque::new() }
+    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>, handover: Handover) -> Self {
+        Subscriber {
+            context,
+            requests,
+            handover,
+            half_closed: false,
+            subscription: None,
+            refused: VecDeque::new(),
+        }
     }
 
     /// The next delivery; `None` when there can be no further one.
@@ -74,7 +88,10 @@ impl Subscriber {
                     }
                     None => self.half_closed = true,
                 },
-                fetched = next_of(&mut self.subscription) => return Ok(Some(fetched)),
+                (fetched, responding) = next_of(&mut self.subscription) => {
+                    self.handover.made(responding);
+                    return Ok(Some(fetched));
+                }
             }
         }
     }
@@ -125,7 +142,7 @@ impl Subscriber {
     }
 }
 
-async fn next_of(subscription: &mut Option<Subscription>) -> Fetched {
+async fn next_of(subscription: &mut Option<Subscription>) -> (Fetched, Option<Responding>) {
     match subscription {
         Some(subscription) => subscription.next().await,
         None => std::future::pending().await,

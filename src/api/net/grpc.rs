@@ -110,7 +110,8 @@ impl Protocol for Grpc {
             () = stop.drain.cancelled() => return,
             greeted = self.greet(connection) => greeted,
         };
-        let Some(connection) = greeted else { return };
+        let Some(mut connection) = greeted else { return };
+        connection.linger_in(stop.drain.clone());
         let (peer, lost) = (connection.peer(), connection.lost());
         let served = self.http2.serve_connection(TokioIo::new(connection), self.calls.clone());
         let result = until_stopped(served, |served| served.graceful_shutdown(), &stop).await;
