@@ -275,6 +275,7 @@ impl Error {
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         match self {
             Error::InvalidArgument { field, .. } => vec![("field", (*field).to_owned())],
+            Error::Batch(error) => batch_facts(error),
             Error::UnknownTopic { topic } | Error::TopicExists { topic } => vec![("topic", topic.clone())],
             Error::UnknownPartition { topic, partition, partitions } => vec![
                 ("topic", topic.clone()),
@@ -313,6 +314,37 @@ fn batch_code(error: &record::Error) -> ErrorCode {
         record::Error::CodecNotAllowed { .. } => ErrorCode::CodecNotAllowed,
         _ => ErrorCode::MalformedBatch,
     }
+}
+
+fn batch_facts(error: &record::Error) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("field", "batch".to_owned())];
+    match error {
+        record::Error::RecordTooLarge { record, bytes, limit } => facts.extend([
+            ("record", record.to_string()),
+            ("limit", "record_bytes_max".to_owned()),
+            ("limit_bytes", limit.to_string()),
+            ("found", bytes.to_string()),
+        ]),
+        record::Error::BatchTooLarge { bytes, limit } => facts.extend([
+            ("limit", "batch_bytes_max".to_owned()),
+            ("limit_bytes", limit.to_string()),
+            ("found", bytes.to_string()),
+        ]),
+        record::Error::TooManyHeaders { record, limit } => {
+            facts.extend([("record", record.to_string()), ("limit_headers", limit.to_string())]);
+        }
+        record::Error::HeaderKeyTooLong { record, header, bytes, limit } => facts.extend([
+            ("record", record.to_string()),
+            ("header", header.to_string()),
+            ("limit_bytes", limit.to_string()),
+            ("found", bytes.to_string()),
+        ]),
+        record::Error::HeaderKeyEmpty { record, header } => {
+            facts.extend([("record", record.to_string()), ("header", header.to_string())]);
+        }
+        _ => {}
+    }
+    facts
 }
 
 fn partition_code(error: &partition::Error) -> ErrorCode {

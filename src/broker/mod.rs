@@ -36,7 +36,7 @@ use crate::telemetry::{Metrics, Tracer};
 
 pub use config::Config;
 pub use error::{Error, ErrorCode};
-pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position};
+pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position, Responding};
 pub use health::{Check, Health, Phase};
 pub use produce::{PendingProduce, Produce, Produced};
 pub use subscription::Subscription;

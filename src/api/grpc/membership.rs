@@ -4,6 +4,7 @@ use super::Context;
 use super::consume::deliver;
 use super::subscribe::invalid;
 use crate::api::convert::{self, groups};
+use crate::api::rpc::Handover;
 use crate::api::status::Failure;
 use crate::broker::groups::{Member, MemberEvent, ShareMember};
 use crate::proto::v1;
@@ -33,15 +34,19 @@ impl Session {
     }
 
     /// What comes next. Cancel-safe.
-    pub(super) async fn next(&mut self, context: &Context) -> Result<v1::SubscribeResponse, Failure> {
+    pub(super) async fn next(
+        &mut self,
+        context: &Context,
+        handover: &Handover,
+    ) -> Result<v1::SubscribeResponse, Failure> {
         let event = match &mut self.member {
             Membership::Consumer(member) => member.next().await?,
             Membership::Share(member) => member.next().await?,
         };
-        Ok(self.response(context, event))
+        Ok(self.response(context, handover, event))
     }
 
-    fn response(&self, context: &Context, event: MemberEvent) -> v1::SubscribeResponse {
+    fn response(&self, context: &Context, handover: &Handover, event: MemberEvent) -> v1::SubscribeResponse {
         let group = self.group();
         let event = match event {
             MemberEvent::Joined { member_id, epoch, session_timeout } => Event::Joined(v1::GroupJoined {
@@ -59,10 +64,12 @@ impl Session {
                 partitions: partitions.into_iter().map(Into::into).collect(),
                 deadline: Some(convert::duration_to_proto(deadline)),
             }),
-            MemberEvent::Records(fetched) => {
+            MemberEvent::Records(fetched, responding) => {
+                handover.made(responding);
                 return deliver(context, fetched, &RequestTrace::NONE, Some(group)).into();
             }
-            MemberEvent::Leased { fetched, leases } => {
+            MemberEvent::Leased { fetched, responding, leases } => {
+                handover.made(Some(responding));
                 let records = deliver(context, fetched, &RequestTrace::NONE, Some(group));
                 let leases = leases.into_iter().map(Into::into).collect();
                 return v1::PartitionRecords { leases, ..records }.into();

@@ -13,6 +13,7 @@ use super::Context;
 use super::consume::deliver;
 use super::membership::Session;
 use crate::api::convert;
+use crate::api::rpc::Handover;
 use crate::api::status::Failure;
 use crate::broker::{ErrorCode, Fetched, Subscription};
 use crate::proto::v1;
@@ -23,21 +24,27 @@ use crate::telemetry::RequestTrace;
 pub(super) type Deliveries = Pin<Box<dyn Stream<Item = Result<v1::SubscribeResponse, Status>> + Send>>;
 
 /// Serves a subscription until the client leaves, breaks the protocol, or the broker drains.
-pub(super) fn deliveries(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Deliveries {
-    let stream = stream::unfold(Some(Box::new(Subscriber::new(context, requests))), |subscriber| async {
-        let mut subscriber = subscriber?;
-        match subscriber.next().await {
-            Ok(Some(response)) => Some((Ok(response), Some(subscriber))),
-            Ok(None) => None,
-            Err(status) => Some((Err(status), None)),
-        }
-    });
+pub(super) fn deliveries(
+    context: Context,
+    requests: Streaming<v1::SubscribeRequest>,
+    handover: Handover,
+) -> Deliveries {
+    let stream =
+        stream::unfold(Some(Box::new(Subscriber::new(context, requests, handover))), |subscriber| async {
+            let mut subscriber = subscriber?;
+            match subscriber.next().await {
+                Ok(Some(response)) => Some((Ok(response), Some(subscriber))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        });
     Box::pin(stream)
 }
 
 struct Subscriber {
     context: Context,
     requests: Streaming<v1::SubscribeRequest>,
+    handover: Handover,
     /// No further request can come.
     half_closed: bool,
     reading: Reading,
@@ -54,14 +61,19 @@ enum Reading {
 
 impl Reading {
     /// What comes next. Cancel-safe.
-    async fn next(&mut self, context: &Context) -> Result<v1::SubscribeResponse, Failure> {
+    async fn next(
+        &mut self,
+        context: &Context,
+        handover: &Handover,
+    ) -> Result<v1::SubscribeResponse, Failure> {
         match self {
             Reading::Nothing => std::future::pending().await,
             Reading::Partitions(subscription) => {
-                let fetched = subscription.next().await;
+                let (fetched, responding) = subscription.next().await;
+                handover.made(responding);
                 Ok(deliver(context, fetched, &RequestTrace::NONE, None).into())
             }
-            Reading::Group(session) => session.next(context).await,
+            Reading::Group(session) => session.next(context, handover).await,
         }
     }
 
@@ -89,10 +101,11 @@ impl Reading {
 }
 
 impl Subscriber {
-    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Self {
+    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>, handover: Handover) -> Self {
         Subscriber {
             context,
             requests,
+            handover,
             half_closed: false,
             reading: Reading::Nothing,
             refused: VecDeque::new(),
@@ -122,7 +135,7 @@ impl Subscriber {
                     }
                     None => self.half_closed = true,
                 },
-                response = self.reading.next(&self.context) => match response {
+                response = self.reading.next(&self.context, &self.handover) => match response {
                     Ok(response) => return Ok(Some(response)),
                     Err(failure) => return Err(self.refuse(failure)),
                 },

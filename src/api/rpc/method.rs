@@ -66,6 +66,12 @@ impl Method {
         self.0.1
     }
 
+    /// Whether a call may have changed something although it was not answered.
+    pub(in crate::api) fn writes(self) -> bool {
+        const READS: [&str; 4] = ["/Describe", "/Fetch", "/List", "/Check"];
+        self.is_unary() && !READS.iter().any(|verb| self.name().contains(verb))
+    }
+
     /// Whether its duration and status belong into call figures.
     pub(in crate::api) fn is_unary(self) -> bool {
         matches!(self.kind(), Kind::Unary | Kind::Produce)
@@ -101,6 +107,17 @@ mod tests {
             }
         }
         assert_eq!(seen, METHODS.iter().filter(|(_, kind)| *kind != Kind::Infrastructure).count());
+    }
+
+    #[test]
+    fn methods_that_write_are_told_from_those_that_read() {
+        let writes = |name: &str| Method::of_path(name).writes();
+        for method in ["ProduceService/Produce", "TopicService/CreateTopic", "TopicService/DeleteRecords"] {
+            assert!(writes(&format!("/streambus.v1.{method}")), "{method}");
+        }
+        for method in ["ConsumeService/Fetch", "TopicService/ListTopics", "ClusterService/DescribeCluster"] {
+            assert!(!writes(&format!("/streambus.v1.{method}")), "{method}");
+        }
     }
 
     #[test]

@@ -10,10 +10,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::http::HeaderValue;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
+use tower::util::BoxCloneService;
 
 use super::*;
 use crate::broker::{self, Broker, Parts, TopicChanges};
@@ -25,6 +31,8 @@ use crate::record::{BatchBuilder, Codec, Draft};
 use crate::storage::{self, Store};
 use crate::telemetry::Telemetry;
 use crate::{metadata, partition, raft};
+
+type Unwatched = BoxCloneService<Request<Body>, Response<Incoming>, hyper::Error>;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const BATCH_BYTES_MAX: u64 = 256 * 1024;
@@ -87,6 +95,21 @@ impl Api {
 
     async fn channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap().connect().await.unwrap()
+    }
+
+    /// A connection whose calls have this `grpc-timeout`. Only the server watches it; a [`Channel`] would as well.
+    async fn with_deadline(&self, grpc_timeout: &'static str) -> Unwatched {
+        let stream = TokioIo::new(TcpStream::connect(self.grpc).await.unwrap());
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+        let (requests, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let broker = self.grpc;
+        BoxCloneService::new(tower::service_fn(move |mut request: Request<Body>| {
+            let mut requests = requests.clone();
+            request.headers_mut().insert("grpc-timeout", HeaderValue::from_static(grpc_timeout));
+            *request.uri_mut() = format!("http://{broker}{}", request.uri().path()).parse().unwrap();
+            async move { requests.send_request(request).await }
+        }))
     }
 
     /// The status line's code and the body of the answer to a request without body.

@@ -15,7 +15,7 @@ use super::mailbox::Mailbox;
 use super::offsets::TopicPartition;
 use super::share::LeasedRange;
 use super::start::Start;
-use crate::broker::fetch::{FetchPartition, Fetched, Position};
+use crate::broker::fetch::{FetchPartition, Fetched, Position, Responding};
 use crate::broker::{Broker, Error, ErrorCode, Subscription};
 use crate::clock::Timestamp;
 use crate::coordination::membership::{MemberSpec, TopicFilter};
@@ -115,8 +115,8 @@ pub enum MemberEvent {
         /// How long it may take.
         deadline: Duration,
     },
-    /// Batches of a partition, or its error.
-    Records(Fetched),
+    /// Batches of a partition, with what times their way to the client; or its error.
+    Records(Fetched, Option<Responding>),
     /// What became of a commit.
     Committed {
         /// Of the commit.
@@ -128,6 +128,8 @@ pub enum MemberEvent {
     Leased {
         /// The batches that hold them.
         fetched: Fetched,
+        /// Times their way to the client.
+        responding: Responding,
         /// Which of their records are leased.
         leases: Vec<LeasedRange>,
     },
@@ -313,8 +315,8 @@ impl Member {
                 Some((correlation_id, results)) = self.commits.next() => {
                     return Ok(self.committed(correlation_id, results));
                 }
-                fetched = self.subscription.next(), if may_deliver => {
-                    if let Some(event) = self.delivered(fetched) {
+                (fetched, responding) = self.subscription.next(), if may_deliver => {
+                    if let Some(event) = self.delivered(fetched, responding) {
                         return Ok(event);
                     }
                 }
@@ -492,13 +494,13 @@ impl Member {
             }
         };
         let readable = failed.is_empty();
-        self.ready.extend(failed.into_iter().map(MemberEvent::Records));
+        self.ready.extend(failed.into_iter().map(|failed| MemberEvent::Records(failed, None)));
         let start = self.held.get(&found.key)?.next;
         readable.then_some(AssignedPartition { topic, partition, start, metadata, missed })
     }
 
     /// Notes what is delivered. None if it is dealt with here.
-    fn delivered(&mut self, fetched: Fetched) -> Option<MemberEvent> {
+    fn delivered(&mut self, fetched: Fetched, responding: Option<Responding>) -> Option<MemberEvent> {
         let key = self.key_of(&fetched.topic, fetched.partition)?;
         if fetched.error.as_ref().is_some_and(|error| error.code() == ErrorCode::OffsetOutOfRange) {
             // Retention was faster than the member.
@@ -518,7 +520,7 @@ impl Member {
         if fetched.error.is_none() {
             held.next = fetched.next_offset;
         }
-        Some(MemberEvent::Records(fetched))
+        Some(MemberEvent::Records(fetched, responding))
     }
 
     fn committed(&mut self, correlation_id: u64, results: Vec<CommitResult>) -> MemberEvent {

@@ -25,7 +25,7 @@ use crate::coordination::{
 };
 use crate::record::{CodecSet, Offset};
 use crate::task::Criticality;
-use crate::telemetry::{AckKind as Acked, FetchPhases, GroupMetrics};
+use crate::telemetry::{AckKind as Acked, GroupMetrics};
 
 /// How long records are leased to a member that does not say.
 const LEASE: Duration = Duration::from_secs(30);
@@ -490,7 +490,7 @@ impl ShareMember {
             let start = match offset {
                 Ok(offset) => offset,
                 Err(error) => {
-                    self.ready.push_back(MemberEvent::Records(Fetched::failed(&topic, partition, error)));
+                    self.ready.push_back(MemberEvent::Records(Fetched::failed(&topic, partition, error), None));
                     continue;
                 }
             };
@@ -548,7 +548,6 @@ impl ShareMember {
             next: from,
         };
         let mut fetched = self.broker.read(&cursor, budget, self.accepted).await;
-        let read = now.elapsed();
         if fetched.error.is_some() {
             return self.unreadable(found, fetched);
         }
@@ -579,10 +578,11 @@ impl ShareMember {
         fetched.next_offset = last.base_offset.saturating_add(last.record_count.into());
         fetched.batches = delivered;
         self.credit = self.credit.saturating_sub(i64::try_from(fetched.bytes()).unwrap_or(i64::MAX));
-        self.count(found, &fetched, &leases, read);
+        self.count(found, &fetched, &leases);
+        let responding = self.broker.responding(now, now, None);
         // A lease has begun that ends at some time.
         self.broker.groups().ok()?.changed.notify_one();
-        Some(MemberEvent::Leased { fetched, leases })
+        Some(MemberEvent::Leased { fetched, responding, leases })
     }
 
     /// What retention has deleted is nobody's any more.
@@ -615,7 +615,7 @@ impl ShareMember {
         self.reading.remove(&found.key);
         self.slots = self.reading.keys().copied().collect();
         self.turn = 0;
-        Some(MemberEvent::Records(fetched))
+        Some(MemberEvent::Records(fetched, None))
     }
 
     fn note_given(&mut self, key: PartitionKey, last: Offset, batch: &FetchedBatch) {
@@ -626,7 +626,7 @@ impl ShareMember {
         given.insert(batch.base_offset, (last, batch.append_time));
     }
 
-    fn count(&self, found: &Found, fetched: &Fetched, leases: &[LeasedRange], read: Duration) {
+    fn count(&self, found: &Found, fetched: &Fetched, leases: &[LeasedRange]) {
         let now = self.broker.0.clock.now();
         for batch in &fetched.batches {
             self.metrics.delivered(Duration::from_millis(now.millis_since(batch.append_time)));
@@ -637,9 +637,7 @@ impl ShareMember {
             self.metrics.redelivered(&found.route.topic.name, again);
         }
         let all = leases.iter().map(records).sum();
-        let consume = &self.broker.0.metrics.consume;
-        consume.delivered(&found.route.metrics, all, fetched.bytes());
-        consume.completed(&FetchPhases { wait: Duration::ZERO, read, respond: Duration::ZERO }, None);
+        self.broker.0.metrics.consume.delivered(&found.route.metrics, all, fetched.bytes());
     }
 }
 

@@ -822,6 +822,13 @@ pub fn check_tally(proof: &mut Proof, idle: (&Moment, &Tally), now: (&Moment, &T
         let whole = view.sum(&catalog::CONSUME_LATENCY);
         within("read and respond", Some(sum("read") + sum("respond")), whole * 0.999_999, whole * 1.000_001)
     });
+    // No answer is read, or encoded and handed over, in no time at all.
+    for phase in ["read", "respond"] {
+        proof.at(now, &catalog::CONSUME_PHASE, |view| {
+            let sum = view.part(&catalog::CONSUME_PHASE, "_sum", &[("phase", phase)]);
+            within(phase, sum, tally.answers as f64 * 100e-9, tally.answers as f64 * 5.0)
+        });
+    }
     // Every batch was in exactly one entry.
     let row = &catalog::APPEND_GROUP;
     proof.at(now, row, |view| same("batches in entries", Some(view.sum(row)), Some(tally.appended as f64)));
