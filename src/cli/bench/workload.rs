@@ -12,7 +12,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::client::{
-    Client, ConsumerConfig, Delivery, Error, Position, Producer, ProducerConfig, ProducerRecord,
+    Client, ConsumerConfig, Delivery, Position, Producer, ProducerConfig, ProducerRecord,
 };
 
 use super::Load;
