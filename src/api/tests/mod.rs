@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::util::BoxCloneService;
 
 use super::*;
+use crate::broker::groups::Groups;
 use crate::broker::{self, Broker, Parts, TopicChanges};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
@@ -157,7 +158,9 @@ async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> (B
     let cluster =
         Cluster::open(identity, registration, &Default::default(), partitions.clone(), tasks).await.unwrap();
     let coordinators = cluster.coordinators().clone();
-    broker.open(broker::Open { cluster, partitions });
+    let metrics = telemetry.metrics().clone();
+    let groups = Groups::new(Default::default(), coordinators.clone(), metrics, tasks.child());
+    broker.open(broker::Open { cluster, partitions, groups });
     (broker, coordinators)
 }
 
