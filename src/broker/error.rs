@@ -174,7 +174,9 @@ pub enum Error {
     #[error(transparent)]
     Metadata(metadata::Error),
     /// No such consumer group.
-    #[error("there is no consumer group {group:?}; a group exists once it was joined or something was committed to it")]
+    #[error(
+        "there is no consumer group {group:?}; a group exists once it was joined or something was committed to it"
+    )]
     UnknownGroup {
         /// Its name.
         group: String,

@@ -8,9 +8,9 @@ use super::{
 use crate::api::status::Failure;
 use crate::broker::Position;
 use crate::broker::groups::{
-    AckKind, Acknowledgement, AssignedPartition, CommitResult, CommittedOffset, GroupDescription, GroupListing,
-    GroupPartition, Join, LeasedRange, MemberClaim, MemberDescription, OffsetReset, OffsetToCommit, Reset,
-    ResetOffset, ResetTo, ShareJoin, TopicPartition,
+    AckKind, Acknowledgement, AssignedPartition, CommitResult, CommittedOffset, GroupDescription,
+    GroupListing, GroupPartition, Join, LeasedRange, MemberClaim, MemberDescription, OffsetReset,
+    OffsetToCommit, Reset, ResetOffset, ResetTo, ShareJoin, TopicPartition,
 };
 use crate::coordination::Kind;
 use crate::proto::v1;
@@ -269,19 +269,19 @@ impl TryFrom<v1::ResetOffsetsRequest> for Reset {
     fn try_from(request: v1::ResetOffsetsRequest) -> Result<Self, Error> {
         use v1::reset_offsets_request::To;
         bounded(&request.topics, "topics")?;
-        let to = request.to.ok_or_else(|| {
-            Error::missing("to", "set one of offset, earliest, latest, time, shift")
-        })?;
+        let to = request
+            .to
+            .ok_or_else(|| Error::missing("to", "set one of offset, earliest, latest, time, shift"))?;
         let to = match to {
             To::Offset(offset) => ResetTo::Position(Position::Offset(Offset(offset))),
             To::Earliest(()) => ResetTo::Position(Position::Earliest),
             To::Latest(()) => ResetTo::Position(Position::Latest),
-            To::Time(time) => ResetTo::Position(Position::Time(timestamp_from_proto(time).ok_or_else(
-                || {
+            To::Time(time) => {
+                ResetTo::Position(Position::Time(timestamp_from_proto(time).ok_or_else(|| {
                     let value = format!("{} s {} ns", time.seconds, time.nanos);
                     Error::invalid("time", value, "a valid timestamp")
-                },
-            )?)),
+                })?))
+            }
             To::Shift(by) => ResetTo::Shift(by),
         };
         Ok(Reset {

@@ -175,5 +175,7 @@ impl Session {
 }
 
 fn not_for_members() -> Failure {
-    invalid("the stream is a member of a group, which is given its partitions: start, add, remove and join are not for it")
+    invalid(
+        "the stream is a member of a group, which is given its partitions: start, add, remove and join are not for it",
+    )
 }

@@ -165,9 +165,7 @@ impl Subscriber {
                         subscription.remove(&partitions);
                     }
                     Action::Start(_) => {
-                        return Err(invalid(
-                            "start must come only once: use add to read further partitions",
-                        ));
+                        return Err(invalid("start must come only once: use add to read further partitions"));
                     }
                     Action::Join(_)
                     | Action::Commit(_)

@@ -85,8 +85,11 @@ impl Broker {
             };
             results.push(CommitResult { topic, partition, offset, error });
         }
-        let command =
-            || Command::CommitOffsets { group: group.into(), at: self.0.clock.now(), offsets: accepted.clone() };
+        let command = || Command::CommitOffsets {
+            group: group.into(),
+            at: self.0.clock.now(),
+            offsets: accepted.clone(),
+        };
         let receiver = (!accepted.is_empty()).then(|| slot.submit(command()));
         Ok(PendingCommit { results, receiver, metrics: self.0.metrics.clone(), received })
     }
@@ -98,7 +101,8 @@ impl Broker {
         wanted: &OffsetToCommit,
     ) -> Result<PartitionKey, Error> {
         if wanted.metadata.len() > METADATA_BYTES_MAX {
-            let problem = format!("has {} bytes, at most {METADATA_BYTES_MAX} are kept", wanted.metadata.len());
+            let problem =
+                format!("has {} bytes, at most {METADATA_BYTES_MAX} are kept", wanted.metadata.len());
             return Err(Error::InvalidArgument { field: "metadata", problem });
         }
         let route = self.route(&wanted.topic)?;

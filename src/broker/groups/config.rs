@@ -62,7 +62,8 @@ impl Config {
         if self.session_timeout_max < self.session_timeout_min {
             found.push(("session_timeout_max", "must not be below groups.session_timeout_min".to_owned()));
         }
-        if self.session_timeout < self.session_timeout_min || self.session_timeout > self.session_timeout_max {
+        if self.session_timeout < self.session_timeout_min || self.session_timeout > self.session_timeout_max
+        {
             let bounds = "must lie between groups.session_timeout_min and groups.session_timeout_max";
             found.push(("session_timeout", bounds.to_owned()));
         }

@@ -65,7 +65,8 @@ impl Broker {
             let member = members.iter().find(owns).filter(|_| kind == Kind::Consumer);
             member.map(|member| member.member_id.clone())
         };
-        let partitions = progress.into_iter().map(|at| (owner(&at), at)).map(|(owner, at)| (at, owner)).collect();
+        let partitions =
+            progress.into_iter().map(|at| (owner(&at), at)).map(|(owner, at)| (at, owner)).collect();
         let coordinator = self.running()?.cluster.identity().broker.0;
         Ok(GroupDescription { name, kind, epoch, coordinator, members, partitions })
     }

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::offsets::standing;
 use super::Groups;
+use super::offsets::standing;
 use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
 use crate::coordination::{Kind, PartitionKey};
@@ -48,7 +48,9 @@ impl Broker {
                     let mut leased = 0;
                     for (key, (committed, ..)) in standing(group) {
                         let Some(route) = names.get(&key.topic) else { continue };
-                        let Some(Some(partition)) = route.partitions.get(key.partition as usize) else { continue };
+                        let Some(Some(partition)) = route.partitions.get(key.partition as usize) else {
+                            continue;
+                        };
                         let bounds = partition.bounds();
                         let first = committed.max(bounds.log_start);
                         let done = group.shares().get(&key).map_or(0, |progress| progress.done_count());
@@ -61,7 +63,13 @@ impl Broker {
                         };
                         leased += groups.leased(&group.name, key);
                         let (group, topic) = (group.name.clone(), route.topic.name.clone());
-                        levels.lags.push(GroupLag { group, topic, partition: key.partition, messages, seconds });
+                        levels.lags.push(GroupLag {
+                            group,
+                            topic,
+                            partition: key.partition,
+                            messages,
+                            seconds,
+                        });
                     }
                     if group.kind == Kind::Share {
                         levels.leased.push((group.name.clone(), leased));
@@ -107,7 +115,9 @@ impl Broker {
                 for group in state.groups() {
                     for (key, (committed, ..)) in standing(group) {
                         let Some(route) = names.get(&key.topic) else { continue };
-                        let Some(Some(partition)) = route.partitions.get(key.partition as usize) else { continue };
+                        let Some(Some(partition)) = route.partitions.get(key.partition as usize) else {
+                            continue;
+                        };
                         let bounds = partition.bounds();
                         let first = committed.max(bounds.log_start);
                         if first < bounds.high_watermark {

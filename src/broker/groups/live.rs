@@ -83,7 +83,13 @@ impl Live {
     }
 
     /// The member gives up partitions.
-    pub(super) fn release(&self, now: Instant, member: &str, session: SessionId, partitions: &[PartitionKey]) {
+    pub(super) fn release(
+        &self,
+        now: Instant,
+        member: &str,
+        session: SessionId,
+        partitions: &[PartitionKey],
+    ) {
         self.change(|membership| membership.release(now, member, session, partitions));
     }
 
@@ -164,7 +170,9 @@ impl Live {
         for effect in effects {
             let (session, notice) = match effect {
                 Effect::Joined { .. } => continue,
-                Effect::Assign { session, epoch, partitions } => (session, Notice::Assign { epoch, partitions }),
+                Effect::Assign { session, epoch, partitions } => {
+                    (session, Notice::Assign { epoch, partitions })
+                }
                 Effect::Revoke { session, epoch, partitions, deadline } => {
                     (session, Notice::Revoke { epoch, partitions, deadline })
                 }

@@ -372,8 +372,7 @@ impl Member {
 
     /// Gives up partitions that were revoked. Unknown ones are passed over.
     pub fn release(&mut self, partitions: &[TopicPartition]) {
-        let keys: Vec<_> =
-            partitions.iter().filter_map(|at| self.key_of(&at.topic, at.partition)).collect();
+        let keys: Vec<_> = partitions.iter().filter_map(|at| self.key_of(&at.topic, at.partition)).collect();
         self.held.retain(|key, _| !keys.contains(key));
         self.live.release(Instant::now(), &self.id, self.session, &keys);
         self.poke();

@@ -246,7 +246,9 @@ impl Broker {
 impl From<coordinator::Error> for Error {
     fn from(error: coordinator::Error) -> Self {
         match error {
-            coordinator::Error::Refused(coordination::Error::UnknownGroup(group)) => Error::UnknownGroup { group },
+            coordinator::Error::Refused(coordination::Error::UnknownGroup(group)) => {
+                Error::UnknownGroup { group }
+            }
             coordinator::Error::Refused(coordination::Error::KindMismatch { group, kind }) => {
                 Error::GroupKindMismatch { group, kind: kind.as_str() }
             }

@@ -180,7 +180,12 @@ impl Broker {
                     reason: format!("member {:?} {reason}", claim.member_id),
                 };
                 let live = groups.live(group).ok_or_else(|| fenced("is not in the group"))?;
-                Committer::Member { live, member: claim.member_id.as_str().into(), session: None, epoch: claim.epoch }
+                Committer::Member {
+                    live,
+                    member: claim.member_id.as_str().into(),
+                    session: None,
+                    epoch: claim.epoch,
+                }
             }
             None => {
                 groups.admit(group, Kind::Consumer)?;
@@ -254,7 +259,9 @@ impl Broker {
         for at in chosen {
             let key = self.partition_key(&at.topic, at.partition);
             let from = match &key {
-                Ok(key) => groups.with_group(&reset.group, |group| standing_at(group, *key))?.map(|(at, ..)| at),
+                Ok(key) => {
+                    groups.with_group(&reset.group, |group| standing_at(group, *key))?.map(|(at, ..)| at)
+                }
                 Err(_) => None,
             };
             let to = match &key {
@@ -295,8 +302,9 @@ impl Broker {
             ResetTo::Shift(by) => {
                 let from = from.ok_or(Error::InvalidArgument {
                     field: "shift",
-                    problem: "nothing is committed that could be shifted; use offset, earliest, latest or time"
-                        .to_owned(),
+                    problem:
+                        "nothing is committed that could be shifted; use offset, earliest, latest or time"
+                            .to_owned(),
                 })?;
                 Offset(from.0.saturating_add_signed(by))
             }

@@ -104,7 +104,8 @@ impl Queue {
         if state.over {
             return None;
         }
-        let replaced = state.members.iter().find(|(_, other)| other.id == member.id).map(|(session, _)| *session);
+        let replaced =
+            state.members.iter().find(|(_, other)| other.id == member.id).map(|(session, _)| *session);
         let mut said = Vec::new();
         if let Some(replaced) = replaced {
             said = state.remove(replaced, Some(FenceReason::Replaced));

@@ -366,8 +366,12 @@ impl ShareMember {
         if last < first {
             return Err(invalid("last_offset", format!("{last} is below first_offset, {first}")));
         }
-        let expired =
-            || Error::LeaseExpired { topic: topic.clone(), partition: *partition, first: *first, last: *last };
+        let expired = || Error::LeaseExpired {
+            topic: topic.clone(),
+            partition: *partition,
+            first: *first,
+            last: *last,
+        };
         let key = self.key_of(topic, *partition).ok_or_else(expired)?;
         let range = OffsetRange { first: *first, last: *last };
         let records = last.saturating_since(*first).saturating_add(1);
@@ -419,8 +423,11 @@ impl ShareMember {
     fn timed(&mut self, key: PartitionKey, range: OffsetRange) {
         let Some(given) = self.given.get_mut(&key) else { return };
         let now = self.broker.0.clock.now();
-        let within: Vec<_> =
-            given.range(..=range.last).filter(|(_, (last, _))| *last >= range.first).map(|(f, v)| (*f, *v)).collect();
+        let within: Vec<_> = given
+            .range(..=range.last)
+            .filter(|(_, (last, _))| *last >= range.first)
+            .map(|(f, v)| (*f, *v))
+            .collect();
         for (first, (last, appended)) in within {
             self.metrics.acknowledged(Duration::from_millis(now.millis_since(appended)));
             if last <= range.last {
@@ -463,8 +470,9 @@ impl ShareMember {
             .collect();
         let found = self.broker.find(&keys)?;
         let gone: Vec<_> = self.reading.keys().filter(|key| !keys.contains(key)).copied().collect();
-        let unread =
-            |found: &Found| !self.reading.contains_key(&found.key) || self.queue.with(found.key, |_| ()).is_none();
+        let unread = |found: &Found| {
+            !self.reading.contains_key(&found.key) || self.queue.with(found.key, |_| ()).is_none()
+        };
         let fresh: Vec<_> = found.into_iter().filter(unread).collect();
         let starts = if fresh.is_empty() {
             Vec::new()
@@ -490,7 +498,8 @@ impl ShareMember {
             let start = match offset {
                 Ok(offset) => offset,
                 Err(error) => {
-                    self.ready.push_back(MemberEvent::Records(Fetched::failed(&topic, partition, error), None));
+                    self.ready
+                        .push_back(MemberEvent::Records(Fetched::failed(&topic, partition, error), None));
                     continue;
                 }
             };
@@ -537,7 +546,9 @@ impl ShareMember {
         let bounds = found.partition.bounds();
         let now = Instant::now();
         let from = self.queue.with(found.key, |leases| {
-            let new = || Some(leases.next_offset()).filter(|next| leases.room() > 0 && *next < bounds.high_watermark);
+            let new = || {
+                Some(leases.next_offset()).filter(|next| leases.room() > 0 && *next < bounds.high_watermark)
+            };
             leases.redeliverable(now).map(|range| range.first).or_else(new)
         })??;
         let budget = self.credit.unsigned_abs().min(self.broker.0.config.delivery_bytes);
@@ -606,7 +617,8 @@ impl ShareMember {
 
     /// A partition that cannot be read is not read any more until its topics change.
     fn unreadable(&mut self, found: &Found, fetched: Fetched) -> Option<MemberEvent> {
-        let out_of_range = fetched.error.as_ref().map(Error::code) == Some(crate::broker::ErrorCode::OffsetOutOfRange);
+        let out_of_range =
+            fetched.error.as_ref().map(Error::code) == Some(crate::broker::ErrorCode::OffsetOutOfRange);
         if out_of_range {
             // Retention was faster; the next turn follows it.
             return None;

@@ -67,7 +67,8 @@ impl Broker {
             OffsetReset::Earliest | OffsetReset::Error => bounds.log_start,
             OffsetReset::Latest => bounds.high_watermark,
         };
-        let known = |key| coordinator.read(|state| state.group(group).is_some_and(|g| standing_at(g, key).is_some()));
+        let known =
+            |key| coordinator.read(|state| state.group(group).is_some_and(|g| standing_at(g, key).is_some()));
         let refused: Vec<_> = match reset {
             OffsetReset::Error => found.iter().map(|f| f.key).filter(|key| !known(*key)).collect(),
             _ => Vec::new(),

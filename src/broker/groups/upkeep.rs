@@ -111,7 +111,8 @@ impl Broker {
         let present: BTreeSet<_> = state.topics().map(|topic| topic.id).collect();
         for coordinator in groups.coordinators.all().iter().filter(|shard| shard.leading().is_some()) {
             let gone: BTreeSet<_> = coordinator.read(|state| {
-                let keys = state.groups().flat_map(|group| group.offsets().keys().chain(group.shares().keys()));
+                let keys =
+                    state.groups().flat_map(|group| group.offsets().keys().chain(group.shares().keys()));
                 keys.map(|key| key.topic).filter(|topic| !present.contains(topic)).collect()
             });
             for topic in gone {
@@ -150,7 +151,9 @@ impl Broker {
                     Ok(()) => {
                         info!(name: "group.expired", group = &*group, "group deleted: nobody has used it for groups.retention");
                     }
-                    Err(failure) => warn!(group = &*group, error = %failure, "an expired group was not deleted"),
+                    Err(failure) => {
+                        warn!(group = &*group, error = %failure, "an expired group was not deleted")
+                    }
                 }
             }
         }

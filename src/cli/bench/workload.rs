@@ -11,9 +11,7 @@ use hdrhistogram::Histogram;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::client::{
-    Client, ConsumerConfig, Delivery, Position, Producer, ProducerConfig, ProducerRecord,
-};
+use crate::client::{Client, ConsumerConfig, Delivery, Position, Producer, ProducerConfig, ProducerRecord};
 
 use super::Load;
 use super::payload::Payload;

@@ -280,8 +280,14 @@ async fn joins_that_make_no_sense_are_refused_precisely() {
         (join("billing", &["no/name"]), "topics"),
         (v1::JoinGroup { topic_pattern: "(".to_owned(), ..base.clone() }, "topic_pattern"),
         (v1::JoinGroup { member_id: "m".repeat(256), ..base.clone() }, "member_id"),
-        (v1::JoinGroup { session_timeout: Some(duration(Duration::ZERO)), ..base.clone() }, "session_timeout"),
-        (v1::JoinGroup { rebalance_timeout: Some(duration(Duration::ZERO)), ..base.clone() }, "rebalance_timeout"),
+        (
+            v1::JoinGroup { session_timeout: Some(duration(Duration::ZERO)), ..base.clone() },
+            "session_timeout",
+        ),
+        (
+            v1::JoinGroup { rebalance_timeout: Some(duration(Duration::ZERO)), ..base.clone() },
+            "rebalance_timeout",
+        ),
         (v1::JoinGroup { offset_reset: 9, ..base.clone() }, "offset_reset"),
     ];
     for (join, field) in cases {

@@ -22,12 +22,8 @@ async fn commit_plainly(
 }
 
 async fn reset(broker: &Endpoint, to: To, execute: bool) -> Vec<(u32, Option<u64>, u64)> {
-    let request = v1::ResetOffsetsRequest {
-        group: "billing".to_owned(),
-        to: Some(to),
-        execute,
-        ..Default::default()
-    };
+    let request =
+        v1::ResetOffsetsRequest { group: "billing".to_owned(), to: Some(to), execute, ..Default::default() };
     let answer = broker.groups().await.reset_offsets(request).await.expect("answered").into_inner();
     assert!(answer.offsets.iter().all(|offset| offset.error.is_none()), "{answer:?}");
     answer.offsets.iter().map(|offset| (offset.partition, offset.from_offset, offset.to_offset)).collect()
@@ -44,7 +40,10 @@ async fn a_program_without_a_stream_commits_and_looks_up() {
     let mut groups = broker.groups().await;
     let found = groups.fetch_offsets(all).await.expect("answered").into_inner().offsets;
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].partition, found[0].offset, found[0].metadata.as_str()), (0, Some(7), "from host a"));
+    assert_eq!(
+        (found[0].partition, found[0].offset, found[0].metadata.as_str()),
+        (0, Some(7), "from host a")
+    );
     assert!(found[0].commit_time.is_some());
     let one = v1::TopicPartition { topic: "orders".to_owned(), partition: 1 };
     let some = v1::FetchOffsetsRequest { group: "billing".to_owned(), partitions: vec![one] };

@@ -26,7 +26,8 @@ async fn dead_letters(broker: &Endpoint) -> Vec<(v1::Record, BTreeMap<String, St
     let all = records.batches.iter().flat_map(|stored| batch::records(&stored.batch));
     all.map(|record| {
         let headers = record.headers.iter();
-        let headers = headers.map(|h| (h.key.clone(), String::from_utf8_lossy(&h.value).into_owned())).collect();
+        let headers =
+            headers.map(|h| (h.key.clone(), String::from_utf8_lossy(&h.value).into_owned())).collect();
         (record, headers)
     })
     .collect()
@@ -59,7 +60,9 @@ async fn each_record_goes_to_one_member_and_what_is_accepted_never_comes_again()
     assert_eq!(seen.len(), 100);
     let described = describe(&broker, "workers").await.expect("there");
     assert_eq!(described.kind(), v1::GroupKind::Share);
-    assert!(described.partitions.iter().all(|at| (at.committed_offset, at.lag, at.leased) == (Some(50), 0, 0)));
+    assert!(
+        described.partitions.iter().all(|at| (at.committed_offset, at.lag, at.leased) == (Some(50), 0, 0))
+    );
     broker.stop().await;
 }
 
@@ -148,7 +151,8 @@ async fn hopeless_and_rejected_records_go_to_the_dead_letter_topic() {
         headers: vec![v1::Header { key: "h".to_owned(), value: "v".into() }],
         timestamp_ms: 77,
     };
-    crate::support::asking::append(&broker, "jobs", 0, batch::of([record.clone(), batch::record("bad")])).await;
+    crate::support::asking::append(&broker, "jobs", 0, batch::of([record.clone(), batch::record("bad")]))
+        .await;
     let mut worker = member(&broker, LONG, 2).await;
     for deliveries in 1..=2 {
         let got = worker.record().await;
@@ -178,7 +182,10 @@ async fn hopeless_and_rejected_records_go_to_the_dead_letter_topic() {
         if headers["streambus-dead-letter-offset"] == "0" {
             assert_eq!(headers["streambus-dead-letter-reason"], "max_deliveries");
             assert_eq!(headers["streambus-dead-letter-delivery-count"], "2");
-            assert_eq!((letter.key, letter.value, letter.timestamp_ms), (record.key.clone(), record.value.clone(), 77));
+            assert_eq!(
+                (letter.key, letter.value, letter.timestamp_ms),
+                (record.key.clone(), record.value.clone(), 77)
+            );
             assert_eq!(letter.headers[0], record.headers[0]);
         } else {
             assert_eq!(headers["streambus-dead-letter-reason"], "rejected");
@@ -188,7 +195,8 @@ async fn hopeless_and_rejected_records_go_to_the_dead_letter_topic() {
     }
     eventually(PATIENCE, "the group is done with both", async || {
         let described = describe(&broker, "workers").await.expect("there");
-        (described.partitions[0].committed_offset == Some(2) && described.partitions[0].lag == 0).then_some(())
+        (described.partitions[0].committed_offset == Some(2) && described.partitions[0].lag == 0)
+            .then_some(())
     })
     .await;
     let labels = &[("group", "workers"), ("topic", "jobs")];
@@ -240,7 +248,10 @@ async fn across_kills_nothing_accepted_comes_again_and_nothing_else_is_lost() {
             assert!(!accepted.contains(&got.offset), "accepted, and delivered again: {got:?}");
             // Every third is left alone this time.
             if (got.offset + rounds) % 3 != 0 {
-                assert_eq!(worker.acknowledge("jobs", &[(0, got.offset, got.offset)], AckKind::Accept).await, [None]);
+                assert_eq!(
+                    worker.acknowledge("jobs", &[(0, got.offset, got.offset)], AckKind::Accept).await,
+                    [None]
+                );
                 accepted.insert(got.offset);
             }
         }

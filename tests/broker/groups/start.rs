@@ -22,15 +22,21 @@ async fn a_new_group_begins_where_it_says() {
     let broker = TestBroker::start().await;
     broker.create_topic("orders", 1).await;
     put_numbers(&broker, "orders", 0, 0, 10).await;
-    for (group, reset, start) in
-        [("a", v1::OffsetReset::Earliest, 0), ("b", v1::OffsetReset::Latest, 10), ("c", v1::OffsetReset::Unspecified, 0)]
-    {
+    for (group, reset, start) in [
+        ("a", v1::OffsetReset::Earliest, 0),
+        ("b", v1::OffsetReset::Latest, 10),
+        ("c", v1::OffsetReset::Unspecified, 0),
+    ] {
         let join = v1::JoinGroup { offset_reset: reset.into(), ..join(group, &["orders"]) };
         let mut member = GroupStream::join(&broker, join).await;
         assert_eq!(member.assigned().await, [(0, start)], "{reset:?}");
         assert_eq!(committed(&broker, group, "orders").await[&0], start, "it is kept at once");
     }
-    let mut member = GroupStream::join(&broker, v1::JoinGroup { group: "d".to_owned(), ..with_reset(v1::OffsetReset::Error) }).await;
+    let mut member = GroupStream::join(
+        &broker,
+        v1::JoinGroup { group: "d".to_owned(), ..with_reset(v1::OffsetReset::Error) },
+    )
+    .await;
     let error = loop {
         match member.event().await.expect("open").expect("open") {
             Event::Records(records) => break records.error.expect("an error"),
@@ -109,7 +115,12 @@ async fn a_member_that_retention_overtakes_goes_on_behind_the_gap() {
             Event::Records(records) => {
                 let offset = records.batches[0].base_offset;
                 if offset >= 6 {
-                    break crate::support::group::Got { partition: 0, offset, value: String::new(), deliveries: 0 };
+                    break crate::support::group::Got {
+                        partition: 0,
+                        offset,
+                        value: String::new(),
+                        deliveries: 0,
+                    };
                 }
                 // Was on its way before the records were deleted.
                 assert_eq!(member.commit("orders", &[(0, offset + 1)]).await, [None]);

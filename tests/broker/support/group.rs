@@ -202,7 +202,8 @@ impl GroupStream {
 
     /// Gives up partitions of a topic.
     pub async fn release(&self, topic: &str, partitions: &[u32]) {
-        let partition = |partition: &u32| v1::TopicPartition { topic: topic.to_owned(), partition: *partition };
+        let partition =
+            |partition: &u32| v1::TopicPartition { topic: topic.to_owned(), partition: *partition };
         let partitions = partitions.iter().map(partition).collect();
         self.send(Action::Release(v1::ReleasePartitions { partitions })).await;
     }
@@ -213,7 +214,12 @@ impl GroupStream {
     }
 
     /// Commits offsets with an epoch of the caller's choice.
-    pub async fn commit_with(&mut self, epoch: u64, topic: &str, offsets: &[At]) -> Vec<Option<v1::ErrorCode>> {
+    pub async fn commit_with(
+        &mut self,
+        epoch: u64,
+        topic: &str,
+        offsets: &[At],
+    ) -> Vec<Option<v1::ErrorCode>> {
         self.correlation += 1;
         let offsets = offsets.iter().map(|(partition, offset)| commit(topic, *partition, *offset)).collect();
         self.send(Action::Commit(v1::Commit { correlation_id: self.correlation, epoch, offsets })).await;
