@@ -74,7 +74,7 @@ fn advice(error: &anyhow::Error) -> Option<String> {
         ErrorCode::UnknownGroup => {
             "`streambus group list` names the groups; one is made when its first member joins"
         }
-        ErrorCode::GroupNotEmpty => "stop its members first; `streambus group describe NAME` shows them",
+        ErrorCode::GroupNotEmpty => "`streambus group describe NAME` shows the members",
         ErrorCode::GroupKindMismatch => {
             "`streambus group list` shows of which kind it is: members of share groups use --share, others do not; or use \
              another name"

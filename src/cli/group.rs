@@ -276,7 +276,7 @@ fn print_offsets(offsets: &[CommittedOffset], format: Format) -> anyhow::Result<
             committed.at.partition.to_string(),
             or_dash(committed.offset),
             or_dash(committed.commit_time.map(output::time)),
-            committed.metadata.clone(),
+            or_dash(Some(committed.metadata.as_str()).filter(|metadata| !metadata.is_empty())),
         ]
     };
     let rows: Vec<_> = offsets.iter().map(row).collect();

@@ -9,10 +9,9 @@ use crate::api::status::Failure;
 use crate::broker::Position;
 use crate::broker::groups::{
     AckKind, Acknowledgement, AssignedPartition, CommitResult, CommittedOffset, GroupDescription,
-    GroupListing, GroupPartition, Join, LeasedRange, MemberClaim, MemberDescription, OffsetReset,
+    GroupListing, GroupPartition, Join, Kind, LeasedRange, MemberClaim, MemberDescription, OffsetReset,
     OffsetToCommit, Reset, ResetOffset, ResetTo, ShareJoin, TopicPartition,
 };
-use crate::coordination::Kind;
 use crate::proto::v1;
 use crate::record::Offset;
 

@@ -19,16 +19,20 @@ pub(super) struct Session {
 }
 
 enum Membership {
-    Consumer(Member),
-    Share(ShareMember),
+    Consumer(Box<Member>),
+    Share(Box<ShareMember>),
 }
 
 impl Session {
     /// Joins the group.
     pub(super) async fn join(context: &Context, join: v1::JoinGroup) -> Result<Self, Failure> {
         let member = match groups::Wanted::try_from(join)? {
-            groups::Wanted::Consumer(join) => Membership::Consumer(context.broker().join(join).await?),
-            groups::Wanted::Share(join) => Membership::Share(context.broker().join_share(join).await?),
+            groups::Wanted::Consumer(join) => {
+                Membership::Consumer(Box::new(context.broker().join(join).await?))
+            }
+            groups::Wanted::Share(join) => {
+                Membership::Share(Box::new(context.broker().join_share(join).await?))
+            }
         };
         Ok(Session { member, left: false })
     }

@@ -18,7 +18,10 @@ use crate::telemetry::{GroupLag, GroupLevels};
 
 /// Append times of the first unread records that are not in memory.
 #[derive(Debug, Default)]
-pub(super) struct Ages(Mutex<HashMap<(Arc<str>, PartitionKey), (Offset, Timestamp)>>);
+pub(super) struct Ages(Mutex<Known>);
+
+/// The record and its append time, by group and partition.
+type Known = HashMap<(Arc<str>, PartitionKey), (Offset, Timestamp)>;
 
 /// A partition of a group that has unread records.
 struct Behind {

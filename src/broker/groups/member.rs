@@ -530,8 +530,8 @@ impl Member {
             held.committed = result.offset;
             // The batch that holds the last committed record tells how long it took.
             let mut last = None;
-            while let Some((_, appended)) = held.batches.pop_front_if(|(end, _)| *end <= result.offset) {
-                last = Some(appended);
+            while held.batches.front().is_some_and(|(end, _)| *end <= result.offset) {
+                last = held.batches.pop_front().map(|(_, appended)| appended);
             }
             let partly = held.batches.front().filter(|(end, _)| *end > result.offset && last.is_none());
             if let Some(appended) = last.or(partly.map(|(_, appended)| *appended)) {

@@ -43,10 +43,11 @@ use queue::Queue;
 
 use super::{Broker, Error};
 use crate::cluster::coordinator::{self, Coordinators};
-use crate::coordination::{self, Group, Kind, PartitionKey};
+use crate::coordination::{self, Group, PartitionKey};
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
 
+pub use crate::coordination::Kind;
 pub use commit::{CommitResult, OffsetToCommit};
 pub use config::Config;
 pub use describe::{GroupDescription, MemberDescription};
