@@ -251,8 +251,9 @@ impl<'a> Plan<'a> {
         if let Some(before) = self.owners[partition].replace(reader) {
             self.loads[before] -= 1;
             self.held[before] -= usize::from(self.holders[partition] == Some(before));
-            let list = self.owned[before].get_mut(&class).expect("an owner has the partition in its list");
-            list.retain(|other| *other != partition);
+            let list = self.owned[before].get_mut(&class).expect("an owner has a list of the class");
+            let at = list.iter().position(|other| *other == partition);
+            list.swap_remove(at.expect("an owner has the partition in its list"));
             if list.is_empty() {
                 self.owned[before].remove(&class);
             }
