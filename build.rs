@@ -15,11 +15,13 @@ const FILES: &[&str] = &[
     "streambus/v1/record.proto",
     "streambus/v1/error.proto",
     "streambus/v1/produce.proto",
+    "streambus/v1/group.proto",
     "streambus/v1/consume.proto",
     "streambus/v1/topic.proto",
     "streambus/v1/cluster.proto",
     "streambus/internal/v1/metadata.proto",
     "streambus/internal/v1/partition.proto",
+    "streambus/internal/v1/coordination.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

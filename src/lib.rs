@@ -21,9 +21,9 @@
 //!
 //! Lowest first. A module uses only modules before it in this list; a test holds that.
 //!
-//! `proto`, `clock`, `units` · `telemetry`, `record` · `task` · `metadata` · `storage` · `raft` · `partition` ·
-//! `cluster` · `broker` · `api` · `client` (only `proto`, `clock`, `units`, `record`, `telemetry`, `task`) · `config` ·
-//! `server` · `cli`.
+//! `proto`, `clock`, `units` · `telemetry`, `record` · `task` · `metadata` · `coordination` · `storage` · `raft` ·
+//! `partition` · `cluster` · `broker` · `api` · `client` (only `proto`, `clock`, `units`, `record`, `telemetry`,
+//! `task`) · `config` · `server` · `cli`.
 
 pub mod api;
 pub mod broker;
@@ -32,6 +32,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod coordination;
 pub mod metadata;
 pub mod partition;
 pub mod proto;

@@ -125,9 +125,15 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: clock.now(),
         };
-        let cluster = Cluster::open(identity.clone(), registration, partitions.clone(), &tasks).await?;
-        broker.open(broker::Open { cluster, partitions });
+        let cluster =
+            Cluster::open(identity.clone(), registration, &config.coordinator, partitions.clone(), &tasks)
+                .await?;
+        let coordinators = cluster.coordinators().clone();
+        let groups =
+            broker::groups::Groups::new(config.groups.clone(), coordinators, metrics.clone(), tasks.child());
+        broker.open(broker::Open { cluster, partitions, groups });
         tasks.spawn_until_stopped("health", Criticality::Critical, broker.clone().watch_health());
+        tasks.spawn_until_stopped("groups", Criticality::Critical, broker.clone().keep_groups());
         info!(
             name: "broker.ready",
             grpc = %grpc_addr,

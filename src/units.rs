@@ -1,4 +1,5 @@
-//! Sizes and durations as people write them, `64MiB` and `1h30m`, for settings and for the command line.
+//! Sizes and durations as people write them, `64MiB` and `1h30m`, for settings and for the command line; moments as RFC
+//! 3339 has them.
 //!
 //! A setting keeps its plain type and names the form that it has in files:
 //!
@@ -19,7 +20,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -275,6 +276,35 @@ pub mod optional_duration {
     }
 }
 
+/// A moment in UTC, as RFC 3339 has it, with whole seconds. Times before 1970 become 1970.
+pub fn rfc3339_seconds(at: SystemTime) -> String {
+    let mut text = rfc3339_micros(at);
+    text.replace_range("1970-01-01T00:00:00".len().., "Z");
+    text
+}
+
+/// As [`rfc3339_seconds`], with microseconds.
+pub fn rfc3339_micros(at: SystemTime) -> String {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs();
+    let (year, month, day) = civil(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
+}
+
+/// The Gregorian date that is `days` after 1970-01-01. Years are counted from March, so that the leap day is last.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Days since 0000-03-01, which begins an era of 400 years with 146,097 days.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,5 +364,23 @@ mod tests {
         }
         assert_eq!(ByteSize(64 << 20).to_string(), "64MiB");
         assert_eq!(HumanDuration(Duration::from_millis(1500)).to_string(), "1500ms");
+    }
+
+    #[test]
+    fn moments_are_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_399, "2000-02-28T23:59:59"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (1_731_232_800, "2024-11-10T10:00:00"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (4_107_542_399, "2100-02-28T23:59:59"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ] {
+            let at = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(7);
+            assert_eq!(rfc3339_seconds(at), format!("{text}Z"));
+            assert_eq!(rfc3339_micros(at), format!("{text}.000007Z"));
+        }
+        assert_eq!(rfc3339_seconds(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00Z");
     }
 }

@@ -13,10 +13,25 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("record", &["proto"]),
     ("task", &["clock", "telemetry"]),
     ("metadata", &["proto", "clock", "record"]),
+    ("coordination", &["proto", "clock", "record", "metadata"]),
     ("storage", &["record", "telemetry", "task", "units"]),
     ("raft", &["proto", "clock", "telemetry", "task", "storage", "units"]),
     ("partition", &["proto", "clock", "telemetry", "record", "task", "storage", "raft", "units"]),
-    ("cluster", &["clock", "telemetry", "record", "task", "metadata", "storage", "raft", "partition"]),
+    (
+        "cluster",
+        &[
+            "clock",
+            "telemetry",
+            "record",
+            "task",
+            "metadata",
+            "coordination",
+            "storage",
+            "raft",
+            "partition",
+            "units",
+        ],
+    ),
     (
         "broker",
         &[
@@ -25,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "record",
             "task",
             "metadata",
+            "coordination",
             "storage",
             "raft",
             "partition",
@@ -34,7 +50,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("api", &["proto", "clock", "telemetry", "record", "task", "metadata", "broker", "units"]),
     ("client", &["proto", "clock", "telemetry", "record", "task", "units"]),
-    ("config", &["telemetry", "storage", "raft", "partition", "broker", "api", "units"]),
+    ("config", &["telemetry", "storage", "raft", "partition", "cluster", "broker", "api", "units"]),
     (
         "server",
         &[
@@ -61,6 +77,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk::", &["telemetry", "cli"]),
     ("opentelemetry_otlp::", &["telemetry", "cli"]),
     ("opentelemetry_prometheus::", &["telemetry"]),
+    ("opentelemetry_proto::", &["telemetry"]),
     ("axum::", &["api"]),
 ];
 

@@ -41,7 +41,7 @@ use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, Scrape, Status, Tracer};
+use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, MetricsOff, Scrape, Status, Tracer};
 
 /// What a message may have beyond its batch: topic, trace context, lengths.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -83,7 +83,7 @@ pub struct Environment {
 }
 
 /// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
-pub type Scraper = Arc<dyn Fn(&str, &str) -> Scrape + Send + Sync>;
+pub type Scraper = Arc<dyn Fn(&str, &str) -> Result<Scrape, MetricsOff> + Send + Sync>;
 
 /// Both ports, open but not served yet.
 pub struct Server {

@@ -87,6 +87,19 @@ pub const fn mapping(code: ErrorCode) -> Mapping {
         ErrorCode::Corrupt => refused("corrupt", Code::DataLoss, 500, Proto::Corrupt),
         ErrorCode::Storage => failed("storage", Proto::Storage),
         ErrorCode::Internal => failed("internal", Proto::Internal),
+        ErrorCode::UnknownGroup => refused("unknown_group", Code::NotFound, 404, Proto::UnknownGroup),
+        ErrorCode::GroupNotEmpty => {
+            refused("group_not_empty", Code::FailedPrecondition, 409, Proto::GroupNotEmpty)
+        }
+        ErrorCode::GroupKindMismatch => {
+            refused("group_kind_mismatch", Code::FailedPrecondition, 409, Proto::GroupKindMismatch)
+        }
+        ErrorCode::MemberFenced => {
+            refused("member_fenced", Code::FailedPrecondition, 409, Proto::MemberFenced)
+        }
+        ErrorCode::LeaseExpired => {
+            refused("lease_expired", Code::FailedPrecondition, 409, Proto::LeaseExpired)
+        }
     }
 }
 
@@ -124,7 +137,12 @@ impl Failure {
     #[must_use]
     pub fn oversized(found: u64, most: u64) -> Self {
         Failure {
-            facts: vec![("limit", "broker.batch_bytes_max".to_owned()), ("limit_bytes", most.to_string())],
+            facts: vec![
+                ("field", "batch".to_owned()),
+                ("limit", "broker.batch_bytes_max".to_owned()),
+                ("limit_bytes", most.to_string()),
+                ("found", found.to_string()),
+            ],
             ..Failure::new(
                 ErrorCode::BatchTooLarge,
                 format!(
@@ -192,6 +210,20 @@ impl From<convert::Error> for Failure {
             ..Failure::new(ErrorCode::InvalidArgument, error.to_string())
         }
     }
+}
+
+/// The status of a call whose deadline has passed, which is the client's own. If it writes, its outcome is unknown: what
+/// was handed to the log goes on without it.
+pub(super) fn deadline_exceeded(writes: bool) -> Status {
+    let message = if writes {
+        "the deadline of the call has passed; it may have been carried out all the same: repeat it with the same \
+         sequence, or read to find out"
+    } else {
+        "the deadline of the call has passed; nothing was changed: repeat it with more time"
+    };
+    let mut details = ErrorDetails::new();
+    details.set_error_info(ErrorCode::OutcomeUnknown.as_str(), DOMAIN, std::collections::HashMap::new());
+    Status::with_error_details(Code::DeadlineExceeded, message, details)
 }
 
 /// A failed call: `google.rpc.ErrorInfo` names the code and its facts, `google.rpc.RetryInfo` says when to retry.

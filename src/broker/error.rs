@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::cluster::control;
 use crate::partition::{self, producers::Refusal};
+use crate::record::Offset;
 use crate::{metadata, raft, record, storage};
 
 /// How long a client that meets a full buffer or disk, or a broker that is not ready, should wait.
@@ -35,6 +36,11 @@ pub enum ErrorCode {
     Corrupt,
     Storage,
     Internal,
+    UnknownGroup,
+    GroupNotEmpty,
+    GroupKindMismatch,
+    MemberFenced,
+    LeaseExpired,
 }
 
 impl ErrorCode {
@@ -61,6 +67,11 @@ impl ErrorCode {
         ErrorCode::Corrupt,
         ErrorCode::Storage,
         ErrorCode::Internal,
+        ErrorCode::UnknownGroup,
+        ErrorCode::GroupNotEmpty,
+        ErrorCode::GroupKindMismatch,
+        ErrorCode::MemberFenced,
+        ErrorCode::LeaseExpired,
     ];
 
     /// The code's name as clients and metrics see it.
@@ -87,6 +98,11 @@ impl ErrorCode {
             ErrorCode::Corrupt => "CORRUPT",
             ErrorCode::Storage => "STORAGE",
             ErrorCode::Internal => "INTERNAL",
+            ErrorCode::UnknownGroup => "UNKNOWN_GROUP",
+            ErrorCode::GroupNotEmpty => "GROUP_NOT_EMPTY",
+            ErrorCode::GroupKindMismatch => "GROUP_KIND_MISMATCH",
+            ErrorCode::MemberFenced => "MEMBER_FENCED",
+            ErrorCode::LeaseExpired => "LEASE_EXPIRED",
         }
     }
 }
@@ -157,6 +173,56 @@ pub enum Error {
     /// The metadata does not allow the change.
     #[error(transparent)]
     Metadata(metadata::Error),
+    /// No such consumer group.
+    #[error(
+        "there is no consumer group {group:?}; a group exists once it was joined or something was committed to it"
+    )]
+    UnknownGroup {
+        /// Its name.
+        group: String,
+    },
+    /// What was asked for is possible only while the group has no members.
+    #[error("group {group:?} has {members} members: stop them first")]
+    GroupNotEmpty {
+        /// The group.
+        group: String,
+        /// How many members it has.
+        members: usize,
+    },
+    /// The group is of the other kind.
+    #[error("group {group:?} is a {kind} group: use another name, or delete it first")]
+    GroupKindMismatch {
+        /// The group.
+        group: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// The member, or its hold on a partition, is no longer what it claims.
+    #[error("group {group:?}: {reason}; join anew")]
+    MemberFenced {
+        /// The group.
+        group: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Records are not leased to the member.
+    #[error("{topic}/{partition}: records {first} to {last} are not all leased to this member (any more)")]
+    LeaseExpired {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The first record.
+        first: Offset,
+        /// The last record.
+        last: Offset,
+    },
+    /// A record cannot be copied to a dead-letter topic.
+    #[error(transparent)]
+    DeadLetter(#[from] record::dead_letter::Error),
+    /// The group's coordinator failed, or is not to be reached.
+    #[error("the coordinator of the group failed: {0}")]
+    Coordinator(#[source] raft::Error),
     /// A bug.
     #[error("internal error: {0}")]
     Internal(&'static str),
@@ -187,6 +253,13 @@ impl Error {
             Error::Partition { source, .. } => partition_code(source),
             Error::Control(error) => raft_code(error),
             Error::Metadata(_) => ErrorCode::InvalidArgument,
+            Error::UnknownGroup { .. } => ErrorCode::UnknownGroup,
+            Error::GroupNotEmpty { .. } => ErrorCode::GroupNotEmpty,
+            Error::GroupKindMismatch { .. } => ErrorCode::GroupKindMismatch,
+            Error::MemberFenced { .. } => ErrorCode::MemberFenced,
+            Error::LeaseExpired { .. } => ErrorCode::LeaseExpired,
+            Error::DeadLetter(_) => ErrorCode::Corrupt,
+            Error::Coordinator(error) => raft_code(error),
             Error::Internal(_) => ErrorCode::Internal,
         }
     }
@@ -204,6 +277,7 @@ impl Error {
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         match self {
             Error::InvalidArgument { field, .. } => vec![("field", (*field).to_owned())],
+            Error::Batch(error) => batch_facts(error),
             Error::UnknownTopic { topic } | Error::TopicExists { topic } => vec![("topic", topic.clone())],
             Error::UnknownPartition { topic, partition, partitions } => vec![
                 ("topic", topic.clone()),
@@ -212,6 +286,18 @@ impl Error {
             ],
             Error::LimitReached { limit, setting, .. } => {
                 vec![("limit", limit.to_string()), ("setting", (*setting).to_owned())]
+            }
+            Error::UnknownGroup { group } | Error::MemberFenced { group, .. } => {
+                vec![("group", group.clone())]
+            }
+            Error::GroupNotEmpty { group, members } => {
+                vec![("group", group.clone()), ("members", members.to_string())]
+            }
+            Error::GroupKindMismatch { group, kind } => {
+                vec![("group", group.clone()), ("kind", (*kind).to_owned())]
+            }
+            Error::LeaseExpired { topic, partition, .. } => {
+                vec![("topic", topic.clone()), ("partition", partition.to_string())]
             }
             Error::Partition { topic, partition, source } => {
                 let mut facts = vec![("topic", topic.clone()), ("partition", partition.to_string())];
@@ -230,6 +316,37 @@ fn batch_code(error: &record::Error) -> ErrorCode {
         record::Error::CodecNotAllowed { .. } => ErrorCode::CodecNotAllowed,
         _ => ErrorCode::MalformedBatch,
     }
+}
+
+fn batch_facts(error: &record::Error) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("field", "batch".to_owned())];
+    match error {
+        record::Error::RecordTooLarge { record, bytes, limit } => facts.extend([
+            ("record", record.to_string()),
+            ("limit", "record_bytes_max".to_owned()),
+            ("limit_bytes", limit.to_string()),
+            ("found", bytes.to_string()),
+        ]),
+        record::Error::BatchTooLarge { bytes, limit } => facts.extend([
+            ("limit", "batch_bytes_max".to_owned()),
+            ("limit_bytes", limit.to_string()),
+            ("found", bytes.to_string()),
+        ]),
+        record::Error::TooManyHeaders { record, limit } => {
+            facts.extend([("record", record.to_string()), ("limit_headers", limit.to_string())]);
+        }
+        record::Error::HeaderKeyTooLong { record, header, bytes, limit } => facts.extend([
+            ("record", record.to_string()),
+            ("header", header.to_string()),
+            ("limit_bytes", limit.to_string()),
+            ("found", bytes.to_string()),
+        ]),
+        record::Error::HeaderKeyEmpty { record, header } => {
+            facts.extend([("record", record.to_string()), ("header", header.to_string())]);
+        }
+        _ => {}
+    }
+    facts
 }
 
 fn partition_code(error: &partition::Error) -> ErrorCode {

@@ -12,7 +12,7 @@ use crate::cluster::routing::Route;
 use crate::partition::signal::Signal;
 use crate::partition::{self, Partition, StoredBatch};
 use crate::record::{Codec, CodecSet, Offset, SpanLink, decompress_batch};
-use crate::telemetry::{FetchPhases, RequestTrace};
+use crate::telemetry::{FetchPhases, Metrics, RequestTrace, TraceIds};
 
 /// Where to begin reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +110,47 @@ impl Fetched {
         }
     }
 
+    /// Leaves out the batches behind the first `most` records; the first batch stays in any case.
+    pub(super) fn keep_records(&mut self, most: u64) {
+        let mut records = 0;
+        let mut fits = |batch: &&FetchedBatch| {
+            records += u64::from(batch.record_count);
+            records <= most
+        };
+        let kept = self.batches.iter().take_while(|batch| fits(batch)).count().max(1);
+        if kept < self.batches.len() {
+            self.batches.truncate(kept);
+            if let Some(last) = self.batches.last() {
+                self.next_offset = last.base_offset.saturating_add(last.record_count.into());
+            }
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.batches.iter().map(|batch| batch.batch.len() as u64).sum()
     }
 
     fn records(&self) -> u64 {
         self.batches.iter().map(|batch| u64::from(batch.record_count)).sum()
+    }
+}
+
+/// Times an answer with batches from the end of its reading until the transport has it. If it is dropped before, the
+/// client has gone, and nothing is recorded.
+#[derive(Debug)]
+pub struct Responding {
+    metrics: Metrics,
+    wait: Duration,
+    read: Duration,
+    since: Instant,
+    trace: Option<TraceIds>,
+}
+
+impl Responding {
+    /// The answer is encoded, and the transport has it.
+    pub fn handed_over(self) {
+        let phases = FetchPhases { wait: self.wait, read: self.read, respond: self.since.elapsed() };
+        self.metrics.consume.completed(&phases, self.trace);
     }
 }
 
@@ -128,11 +163,12 @@ pub(super) struct Cursor {
 }
 
 impl Broker {
-    /// Reads from several partitions; waits until there is enough or `max_wait` is over.
+    /// Reads from several partitions; waits until there is enough or `max_wait` is over. If there are batches in the
+    /// answer, what times its way to the client comes with it.
     ///
     /// # Errors
     /// The broker is not ready. What is wrong with one partition is said in its [`Fetched::error`].
-    pub async fn fetch(&self, request: Fetch) -> Result<Vec<Fetched>, Error> {
+    pub async fn fetch(&self, request: Fetch) -> Result<(Vec<Fetched>, Option<Responding>), Error> {
         self.running()?;
         let started = Instant::now();
         let mut cursors = Vec::with_capacity(request.partitions.len());
@@ -166,20 +202,31 @@ impl Broker {
             let over = tokio::time::Instant::now() >= deadline;
             if enough || over {
                 self.count_deliveries(&cursors, &fetched);
-                if bytes > 0 {
-                    let phases = FetchPhases {
-                        wait: read_from - started,
-                        read: read_from.elapsed(),
-                        respond: Duration::ZERO,
-                    };
-                    self.0.metrics.consume.completed(&phases, request.trace.ids());
-                }
-                return Ok(fetched);
+                let responding =
+                    (bytes > 0).then(|| self.responding(started, read_from, request.trace.ids()));
+                return Ok((fetched, responding));
             }
             // Woken by news or by time, look again either way.
             let waiting = self.0.levels.waiting();
             let _ = tokio::time::timeout_at(deadline, signal.wait()).await;
             drop(waiting);
+        }
+    }
+
+    /// An answer whose reading is over now.
+    pub(super) fn responding(
+        &self,
+        asked: Instant,
+        read_from: Instant,
+        trace: Option<TraceIds>,
+    ) -> Responding {
+        let since = Instant::now();
+        Responding {
+            metrics: self.0.metrics.clone(),
+            wait: read_from.saturating_duration_since(asked),
+            read: since.saturating_duration_since(read_from),
+            since,
+            trace,
         }
     }
 

@@ -177,6 +177,16 @@ fn check_cluster(open: &Open) -> Check {
         return Check::failing("the control group has no leader");
     }
     drop(control);
+    for coordinator in open.cluster.coordinators().all() {
+        let (shard, status) = (coordinator.shard(), coordinator.status());
+        let status = status.borrow();
+        if let Some(error) = &status.failed {
+            return Check::failing(format!("coordinator shard {shard} has failed: {error}"));
+        }
+        if status.leader.is_none() {
+            return Check::failing(format!("coordinator shard {shard} has no leader"));
+        }
+    }
     let (mut total, mut leaderless) = (0, 0);
     let mut example = None;
     for route in open.cluster.routing().all().values() {

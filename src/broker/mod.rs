@@ -5,12 +5,14 @@
 //! | [`produce`] | append a batch |
 //! | [`fetch`], [`subscription`] | read batches, once or as they come |
 //! | [`topics`] | manage topics and offsets |
+//! | [`groups`] | consumer and share groups |
 //! | [`health`] | whether the broker can do its work |
 //! | [`error`] | everything that can be wrong with a request |
 
 mod config;
 mod error;
 mod fetch;
+pub mod groups;
 pub mod health;
 mod levels;
 mod observe;
@@ -34,7 +36,7 @@ use crate::telemetry::{Metrics, Tracer};
 
 pub use config::Config;
 pub use error::{Error, ErrorCode};
-pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position};
+pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position, Responding};
 pub use health::{Check, Health, Phase};
 pub use produce::{PendingProduce, Produce, Produced};
 pub use subscription::Subscription;
@@ -64,6 +66,8 @@ pub struct Open {
     pub cluster: Cluster,
     /// What partitions share.
     pub partitions: partition::Env,
+    /// Consumer groups.
+    pub groups: groups::Groups,
 }
 
 /// What a broker is made of from the start.
@@ -148,6 +152,11 @@ impl Broker {
         assert!(self.0.open.set(open).is_ok(), "a broker is opened once");
         self.check_health();
         self.0.health.enter(Phase::Running);
+    }
+
+    /// The time, by the broker's clock.
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
     }
 
     /// Where the broker is in its life.

@@ -22,6 +22,7 @@ impl Broker {
         metrics.observe_storage(observer!(Broker::storage_levels));
         metrics.observe_produce_buffer(observer!(Broker::buffer_levels));
         metrics.observe_consume(observer!(Broker::consume_levels));
+        metrics.observe_groups(observer!(Broker::group_levels));
     }
 
     fn topic_levels(&self) -> Option<TopicLevels> {
@@ -50,6 +51,9 @@ impl Broker {
             _ => leaderless += 1,
         };
         count(&control);
+        for coordinator in cluster.coordinators().all() {
+            count(&coordinator.status().borrow());
+        }
         for route in cluster.routing().all().values() {
             for partition in route.partitions.iter().flatten() {
                 count(&partition.status().borrow());

@@ -1,15 +1,14 @@
 //! Batches as they are committed, as far as the consumer's credit goes.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::fetch::{Cursor, FetchPartition, Fetched};
+use super::fetch::{Cursor, FetchPartition, Fetched, Responding};
 use super::produce::in_partition;
 use super::{Broker, levels};
 use crate::partition::{self, signal::Signal};
 use crate::record::CodecSet;
-use crate::telemetry::FetchPhases;
 
 /// An open subscription. Reads only when asked, so a consumer that does not ask costs nothing but its cursors.
 pub struct Subscription {
@@ -18,8 +17,11 @@ pub struct Subscription {
     /// Negative after a batch that was larger than what was left: clients grant back every byte they got, so what
     /// was overspent must be made up for.
     credit: i64,
-    /// Slots are never reused, so a late ring of a removed partition finds nothing.
-    cursors: Vec<Option<Cursor>>,
+    /// Records that the next delivery may hold, beyond its first batch.
+    records_max: u64,
+    /// By slot. The number of a slot is never used again, so a late ring of a removed partition finds nothing.
+    cursors: HashMap<usize, Cursor>,
+    next_slot: usize,
     /// Slots that may have something to read, each at most once.
     ready: VecDeque<usize>,
     signal: Arc<Signal>,
@@ -34,7 +36,9 @@ impl Broker {
             broker: self.clone(),
             accepted,
             credit: 0,
-            cursors: Vec::new(),
+            records_max: u64::MAX,
+            cursors: HashMap::new(),
+            next_slot: 0,
             ready: VecDeque::new(),
             signal: Signal::new(),
             asked: Instant::now(),
@@ -52,9 +56,10 @@ impl Subscription {
             match self.broker.cursor(&wanted).await {
                 Ok(cursor) => {
                     self.forget(&wanted.topic, wanted.partition);
-                    let slot = self.cursors.len();
+                    let slot = self.next_slot;
+                    self.next_slot += 1;
                     cursor.partition.view().listen(&self.signal, slot);
-                    self.cursors.push(Some(cursor));
+                    self.cursors.insert(slot, cursor);
                     self.ready.push_back(slot);
                 }
                 Err(error) => failed.push(Fetched::failed(&wanted.topic, wanted.partition, error)),
@@ -75,14 +80,19 @@ impl Subscription {
         self.credit = self.credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
+    /// Lets the deliveries from now on hold at most so many records, or one batch.
+    pub(super) fn limit_records(&mut self, most: u64) {
+        self.records_max = most;
+    }
+
     /// Whether anything may be delivered before more credit is granted.
     pub fn has_credit(&self) -> bool {
         self.credit > 0
     }
 
     /// The next batches of some partition, partitions taking turns. Waits while there is no credit or nothing new.
-    /// Cancel-safe: what is not returned is read again.
-    pub async fn next(&mut self) -> Fetched {
+    /// With batches comes what times their way to the client. Cancel-safe: what is not returned is read again.
+    pub async fn next(&mut self) -> (Fetched, Option<Responding>) {
         loop {
             if self.credit <= 0 {
                 std::future::pending::<()>().await;
@@ -97,15 +107,15 @@ impl Subscription {
                 }
                 continue;
             };
-            if let Some(fetched) = self.read(slot).await {
-                return fetched;
+            if let Some(delivery) = self.read(slot).await {
+                return delivery;
             }
         }
     }
 
     /// Reads the partition at the head of the queue. Nothing is noted until the read is complete.
-    async fn read(&mut self, slot: usize) -> Option<Fetched> {
-        let Some(cursor) = self.cursors[slot].as_ref() else {
+    async fn read(&mut self, slot: usize) -> Option<(Fetched, Option<Responding>)> {
+        let Some(cursor) = self.cursors.get(&slot) else {
             self.ready.pop_front();
             return None;
         };
@@ -113,6 +123,7 @@ impl Subscription {
         let budget = self.credit.unsigned_abs().min(self.broker.0.config.delivery_bytes);
         let mut fetched = self.broker.read(cursor, budget, self.accepted).await;
         self.ready.pop_front();
+        fetched.keep_records(self.records_max);
         if fetched.error.is_none() && fetched.batches.is_empty() {
             if !self.is_gone(slot) {
                 return None;
@@ -121,47 +132,46 @@ impl Subscription {
         }
         if fetched.error.is_some() {
             self.drop_slot(slot);
-            return Some(fetched);
+            return Some((fetched, None));
         }
         let bytes = i64::try_from(fetched.bytes()).unwrap_or(i64::MAX);
         self.credit = self.credit.saturating_sub(bytes);
-        if let Some(cursor) = self.cursors[slot].as_mut() {
+        if let Some(cursor) = self.cursors.get_mut(&slot) {
             cursor.next = fetched.next_offset;
             if cursor.next < cursor.partition.bounds().high_watermark {
                 self.ready.push_back(slot);
             }
-        }
-        if let Some(cursor) = &self.cursors[slot] {
             self.broker.count_delivery(cursor, &fetched);
         }
-        let phases = FetchPhases {
-            wait: started.saturating_duration_since(self.asked),
-            read: started.elapsed(),
-            respond: Duration::ZERO,
-        };
-        self.broker.0.metrics.consume.completed(&phases, None);
+        let responding = self.broker.responding(self.asked, started, None);
         self.asked = Instant::now();
-        Some(fetched)
+        Some((fetched, Some(responding)))
     }
 
     /// Whether the slot's partition was closed, because its topic was deleted or the broker stops.
     fn is_gone(&self, slot: usize) -> bool {
-        self.cursors[slot].as_ref().is_some_and(|cursor| cursor.partition.is_closed())
+        self.cursors.get(&slot).is_some_and(|cursor| cursor.partition.is_closed())
     }
 
     fn forget(&mut self, topic: &str, number: u32) {
         let same = |cursor: &Cursor| &*cursor.route.topic.name == topic && cursor.number == number;
-        for slot in 0..self.cursors.len() {
-            if self.cursors[slot].as_ref().is_some_and(same) {
-                self.drop_slot(slot);
-            }
+        let found = self.cursors.iter().find_map(|(slot, cursor)| same(cursor).then_some(*slot));
+        if let Some(slot) = found {
+            self.drop_slot(slot);
         }
     }
 
     fn drop_slot(&mut self, slot: usize) {
-        if let Some(cursor) = self.cursors[slot].take() {
+        if let Some(cursor) = self.cursors.remove(&slot) {
             cursor.partition.view().unlisten(&self.signal, slot);
         }
+        self.signal.forget(slot);
         self.ready.retain(|ready| *ready != slot);
+    }
+
+    /// How many slots are noted anywhere.
+    #[cfg(test)]
+    pub(crate) fn slots(&self) -> usize {
+        self.cursors.len() + self.ready.len() + self.signal.rung()
     }
 }

@@ -71,6 +71,17 @@ fn advice(error: &anyhow::Error) -> Option<String> {
             "make batches smaller, or use `streambus topic alter NAME --batch-bytes-max SIZE`"
         }
         ErrorCode::OffsetOutOfRange => "`streambus topic offsets NAME` shows which offsets there are",
+        ErrorCode::UnknownGroup => {
+            "`streambus group list` names the groups; one is made when its first member joins"
+        }
+        ErrorCode::GroupNotEmpty => "`streambus group describe NAME` shows the members",
+        ErrorCode::GroupKindMismatch => {
+            "`streambus group list` shows of which kind it is: members of share groups use --share, others do not; or use \
+             another name"
+        }
+        ErrorCode::MemberFenced => {
+            "the partition or the member's place was given to somebody else; what was not committed is read again"
+        }
         ErrorCode::DiskFull => "free some space on the broker's disk; it recovers by itself",
         ErrorCode::NotReady | ErrorCode::NotLeader => {
             "the broker is starting or stopping; try again in a moment"

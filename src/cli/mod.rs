@@ -11,6 +11,7 @@ mod config;
 mod connect;
 mod consume;
 mod failure;
+mod group;
 mod metrics;
 mod observe;
 mod output;
@@ -83,8 +84,11 @@ enum Command {
     Topic(topic::Topic),
     /// Send the lines of a file or of standard input as records
     Produce(produce::Produce),
-    /// Print the records of a topic
+    /// Print the records of a topic, alone or as a member of a group
     Consume(consume::Consume),
+    /// Look at consumer groups, move their offsets, delete them
+    #[command(subcommand)]
+    Group(group::Group),
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::Cluster),
@@ -134,6 +138,7 @@ fn run(Cli { global, command }: Cli) -> anyhow::Result<()> {
         Command::Topic(topic) => as_client(topic.run(&global)),
         Command::Produce(produce) => as_client(produce.run(&global)),
         Command::Consume(consume) => as_client(consume.run(&global)),
+        Command::Group(group) => as_client(group.run(&global)),
         Command::Cluster(cluster) => as_client(cluster.run(&global)),
         Command::Bench(bench) => on_runtime(bench.threads(), bench.run(&global)),
         Command::Metrics(metrics) => metrics.run(global.output),

@@ -38,6 +38,16 @@ impl FromStr for PositionArg {
     }
 }
 
+/// An RFC 3339 time, or `@` and milliseconds since the Unix epoch.
+pub(super) fn time(text: &str) -> Result<SystemTime, &'static str> {
+    match text.parse() {
+        Ok(PositionArg(Position::Time(time))) => Ok(time),
+        _ => Err(
+            "write a time such as 2026-01-31T12:00:00Z, or @ and Unix milliseconds such as @1767225600000",
+        ),
+    }
+}
+
 fn from_millis(millis: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(millis))
 }
@@ -113,6 +123,12 @@ mod tests {
         assert_eq!(parse("@1357034400000"), Some(seconds(1_357_034_400)));
         assert_eq!(parse("2013-01-01T10:00:00Z"), Some(seconds(1_357_034_400)));
         assert_eq!(parse("2013-01-01T12:00:00+02:00"), Some(seconds(1_357_034_400)));
+    }
+
+    #[test]
+    fn a_time_is_no_other_position() {
+        assert!(time("@1357034400000").is_ok() && time("2013-01-01T10:00:00Z").is_ok());
+        assert!(time("earliest").is_err() && time("1357034400000").is_err());
     }
 
     #[test]

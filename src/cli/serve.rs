@@ -38,10 +38,21 @@ pub(super) struct Settings {
     log_format: Option<LogFormat>,
 }
 
+/// When records are forced to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Sync {
+pub(super) enum Sync {
     Always,
     Interval,
+}
+
+impl Sync {
+    /// The value of `storage.sync`.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Sync::Always => "always",
+            Sync::Interval => "interval",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,10 +79,7 @@ impl Settings {
                 Err(mistake) => sources.flag_mistakes.push(mistake),
             }
         }
-        let sync = self.sync.map(|sync| match sync {
-            Sync::Always => "always".to_owned(),
-            Sync::Interval => "interval".to_owned(),
-        });
+        let sync = self.sync.map(|sync| sync.setting().to_owned());
         let log_format = self.log_format.map(|format| match format {
             LogFormat::Json => "json".to_owned(),
             LogFormat::Text => "text".to_owned(),

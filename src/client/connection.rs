@@ -10,6 +10,7 @@ use super::error::append_sources;
 use super::{ClientConfig, Error};
 use crate::proto::v1::cluster_service_client::ClusterServiceClient;
 use crate::proto::v1::consume_service_client::ConsumeServiceClient;
+use crate::proto::v1::group_service_client::GroupServiceClient;
 use crate::proto::v1::produce_service_client::ProduceServiceClient;
 use crate::proto::v1::topic_service_client::TopicServiceClient;
 
@@ -107,4 +108,5 @@ impl Broker {
     service!(topics, TopicServiceClient);
     service!(produce, ProduceServiceClient);
     service!(consume, ConsumeServiceClient);
+    service!(groups, GroupServiceClient);
 }

@@ -127,6 +127,20 @@ pub enum Error {
         /// Whether the record may have been written although it was not acknowledged.
         may_have_been_written: bool,
     },
+    /// The program is not a member of its group at the moment, so that nothing was committed or acknowledged.
+    #[error("not a member of group {group} at the moment: {reason}")]
+    NotMember {
+        /// The group.
+        group: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The record is not leased to this program any more. Nothing happened; it is delivered again.
+    #[error("the lease is over: {reason}")]
+    LeaseOver {
+        /// Why.
+        reason: String,
+    },
     /// A setting makes no sense.
     #[error("invalid setting {field}: {reason}")]
     InvalidConfig {
@@ -174,6 +188,8 @@ impl Error {
             Error::RecordTooLarge { .. } => Some(ErrorCode::RecordTooLarge),
             Error::InvalidRecord { .. } => Some(ErrorCode::InvalidArgument),
             Error::OutcomeUnknown { .. } => Some(ErrorCode::OutcomeUnknown),
+            Error::NotMember { .. } => Some(ErrorCode::MemberFenced),
+            Error::LeaseOver { .. } => Some(ErrorCode::LeaseExpired),
             Error::Partition { error, .. } => error.code(),
             Error::Unreachable { .. }
             | Error::Connection { .. }

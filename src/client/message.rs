@@ -60,6 +60,48 @@ pub(super) fn partition_position(at: &TopicPartition, position: Position) -> v1:
     }
 }
 
+impl From<&TopicPartition> for v1::TopicPartition {
+    fn from(at: &TopicPartition) -> Self {
+        v1::TopicPartition { topic: at.topic.to_string(), partition: at.partition }
+    }
+}
+
+impl From<v1::TopicPartition> for TopicPartition {
+    fn from(at: v1::TopicPartition) -> Self {
+        TopicPartition::new(at.topic, at.partition)
+    }
+}
+
+/// An offset that a group is to commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OffsetCommit {
+    /// The partition.
+    pub at: TopicPartition,
+    /// The next record that the group is to read: the one after the last that was processed.
+    pub offset: Offset,
+    /// Kept with the offset, for the program. At most 4 KiB.
+    pub metadata: String,
+}
+
+impl OffsetCommit {
+    /// Commits `offset` without metadata.
+    #[must_use]
+    pub fn new(at: TopicPartition, offset: Offset) -> Self {
+        OffsetCommit { at, offset, metadata: String::new() }
+    }
+}
+
+impl From<OffsetCommit> for v1::OffsetCommit {
+    fn from(commit: OffsetCommit) -> Self {
+        v1::OffsetCommit {
+            topic: commit.at.topic.to_string(),
+            partition: commit.at.partition,
+            offset: commit.offset.0,
+            metadata: commit.metadata,
+        }
+    }
+}
+
 /// A record to be sent.
 #[derive(Clone, Debug)]
 pub struct ProducerRecord {

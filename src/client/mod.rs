@@ -1,13 +1,15 @@
 //! The client library.
 //!
-//! A [`Client`] knows a cluster: it holds connections, learns which broker leads which partition, and makes the
-//! three things that programs use.
+//! A [`Client`] knows a cluster: it holds connections, learns which broker leads which partition, and makes what
+//! programs use.
 //!
 //! - [`Producer`] batches records per partition, sends them in order over one stream per broker, retries what
 //!   failed, and tells each record's [`RecordMetadata`] through its [`Delivery`].
 //! - [`Consumer`] reads partitions from chosen [`Position`]s as a stream of records, resuming where it was when a
 //!   connection breaks.
-//! - [`Admin`] manages topics and looks at the cluster.
+//! - [`GroupConsumer`] is a member of a consumer group, which shares partitions out to its members and remembers how far
+//!   each was read; [`ShareConsumer`] is a member of a share group, which hands out and takes back single records.
+//! - [`Admin`] manages topics and groups and looks at the cluster.
 //!
 //! ```no_run
 //! use futures_util::StreamExt;
@@ -39,12 +41,34 @@
 //! already and appends it once, and batches of a partition are appended in the order in which they were sent, retries
 //! included. [`Error::may_have_been_written`] says of a failed record whether it may be in the log all the same.
 //!
+//! A member of a consumer group is given a record again unless its offset was committed; with automatic commits that
+//! happens after the record was processed, so that each is processed at least once.
+//!
+//! ```no_run
+//! use futures_util::StreamExt;
+//! use streambus::client::{Client, ClientConfig, GroupConfig};
+//!
+//! # async fn run() -> Result<(), streambus::client::Error> {
+//! # let client = Client::connect("localhost:9092", ClientConfig::default()).await?;
+//! let mut consumer = client.group_consumer(GroupConfig::new("billing", ["orders"])).await?;
+//! while let Some(record) = consumer.next().await {
+//!     let record = record?;
+//!     consumer.process(&record, async |record| println!("{:?}", record.value)).await;
+//! }
+//! consumer.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Telemetry
 //!
 //! The client uses the OpenTelemetry providers of the program it is part of (the global ones, or those given to
 //! [`ClientBuilder`]) and owns no exporter. Following the messaging conventions (status: development) it makes
-//! `send <topic>`, `poll <topic>` and `process <topic>` spans and records `messaging.client.operation.duration`,
+//! `send <topic>`, `poll <topic>`, `process <topic>`, `commit <topic>` and `ack <topic>` spans and records `messaging.client.operation.duration`,
 //! `messaging.client.sent.messages`, `messaging.client.consumed.messages` and `messaging.process.duration`.
+//!
+//! What members of groups do carries `messaging.consumer.group.name`. A commit has a span if it is made while a sampled
+//! span is current; acknowledgements also if one of the records was created in one.
 //!
 //! A record that is sent while a sampled span is current gets a `send` span and, unless it has one, a `traceparent`
 //! header with that span's context. A record that brings a sampled `traceparent` of its own keeps it; its `send` span
@@ -56,9 +80,12 @@ mod config;
 mod connection;
 mod consumer;
 mod error;
+mod group;
+mod member;
 mod message;
 mod producer;
 mod routing;
+mod share;
 mod telemetry;
 #[cfg(test)]
 mod testing;
@@ -66,8 +93,9 @@ mod testing;
 use std::sync::Arc;
 
 pub use admin::{
-    Admin, BrokerDescription, ClusterDescription, PartitionDescription, ProducerIdentity, TopicConfig,
-    TopicDescription, TopicSpec, TopicSummary,
+    Admin, BrokerDescription, ClusterDescription, CommittedOffset, GroupDescription, GroupKind, GroupListing,
+    GroupMember, GroupPartition, PartitionDescription, ProducerIdentity, ResetOffset, ResetSpec, ResetTo,
+    TopicConfig, TopicDescription, TopicSpec, TopicSummary,
 };
 pub use backoff::Backoff;
 pub use config::{ClientBuilder, ClientConfig};
@@ -76,8 +104,12 @@ pub use consumer::{
     Processor,
 };
 pub use error::{Error, ErrorCode};
-pub use message::{ConsumedRecord, Position, ProducerRecord, RecordMetadata, TopicPartition};
+pub use group::{
+    AssignedPartition, CommitMode, Committer, GroupConfig, GroupConsumer, PendingCommit, RebalanceListener,
+};
+pub use message::{ConsumedRecord, OffsetCommit, Position, ProducerRecord, RecordMetadata, TopicPartition};
 pub use producer::{Delivery, Producer, ProducerConfig};
+pub use share::{Acknowledged, ShareConfig, ShareConsumer, SharedRecord};
 
 pub use crate::record::{Codec, CodecSet, Header, Offset};
 
@@ -147,6 +179,41 @@ impl Client {
     ) -> Result<Consumer, Error> {
         let start = start.into_iter().collect();
         Consumer::open(Arc::clone(&self.inner.router), Arc::clone(&self.inner.telemetry), start, config).await
+    }
+
+    /// Joins a consumer group, and returns when the member is in it. It has two tasks of its own on the current Tokio
+    /// runtime and a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`]; [`ErrorCode::GroupKindMismatch`] if there is a share group of that name; that no broker
+    /// could take the member in within [`ClientConfig::request_timeout`].
+    pub async fn group_consumer(&self, config: GroupConfig) -> Result<GroupConsumer, Error> {
+        self.group_consumer_with(config, ()).await
+    }
+
+    /// Like [`group_consumer`](Self::group_consumer); `listener` is told which partitions come and go.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn group_consumer_with(
+        &self,
+        config: GroupConfig,
+        listener: impl RebalanceListener,
+    ) -> Result<GroupConsumer, Error> {
+        GroupConsumer::join(Arc::clone(&self.inner.router), &self.inner.telemetry, config, listener).await
+    }
+
+    /// Joins a share group, and returns when the member is in it. It has a task of its own on the current Tokio runtime
+    /// and a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`]; [`ErrorCode::GroupKindMismatch`] if there is a consumer group of that name; that no
+    /// broker could take the member in within [`ClientConfig::request_timeout`].
+    pub async fn share_consumer(&self, config: ShareConfig) -> Result<ShareConsumer, Error> {
+        ShareConsumer::join(Arc::clone(&self.inner.router), &self.inner.telemetry, config).await
     }
 
     /// Reads once, waiting until there is something or [`FetchOptions::max_wait`] is over. The answers are in the

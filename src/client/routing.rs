@@ -229,7 +229,7 @@ impl Router {
     }
 
     /// Addresses worth trying, in order.
-    fn candidates(&self) -> Vec<String> {
+    pub(super) fn candidates(&self) -> Vec<String> {
         let table = self.lock();
         let mut known: Vec<&String> = table.brokers.values().collect();
         known.sort();

@@ -37,6 +37,8 @@ enum Operation {
     Send,
     Poll,
     Process,
+    Commit,
+    Acknowledge,
 }
 
 impl Operation {
@@ -45,6 +47,8 @@ impl Operation {
             Operation::Send => "send",
             Operation::Poll => "poll",
             Operation::Process => "process",
+            Operation::Commit => "commit",
+            Operation::Acknowledge => "ack",
         }
     }
 
@@ -53,15 +57,36 @@ impl Operation {
             Operation::Send => "send",
             Operation::Poll => "receive",
             Operation::Process => "process",
+            Operation::Commit | Operation::Acknowledge => "settle",
+        }
+    }
+}
+
+/// A way in which a member of a group settles records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settle {
+    /// Offsets are committed.
+    Commit,
+    /// Leased records are acknowledged.
+    Acknowledge,
+}
+
+impl Settle {
+    fn operation(self) -> Operation {
+        match self {
+            Settle::Commit => Operation::Commit,
+            Settle::Acknowledge => Operation::Acknowledge,
         }
     }
 }
 
 /// A client's tracer and instruments.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Telemetry {
-    tracer: BoxedTracer,
+    tracer: Arc<BoxedTracer>,
     client_id: Option<Value>,
+    /// The consumer group on whose behalf everything here happens.
+    group: Option<Value>,
     operation_duration: Histogram<f64>,
     sent_messages: Counter<u64>,
     consumed_messages: Counter<u64>,
@@ -71,8 +96,9 @@ pub(super) struct Telemetry {
 impl Telemetry {
     pub(super) fn new(tracer: BoxedTracer, meter: &Meter, client_id: Option<String>) -> Telemetry {
         Telemetry {
-            tracer,
+            tracer: Arc::new(tracer),
             client_id: client_id.map(Value::from),
+            group: None,
             operation_duration: meter
                 .f64_histogram("messaging.client.operation.duration")
                 .with_unit("s")
@@ -100,9 +126,14 @@ impl Telemetry {
         }
     }
 
+    /// The same tracer and instruments for a member of `group`, whose name everything carries.
+    pub(super) fn for_group(&self, group: &str) -> Telemetry {
+        Telemetry { group: Some(Value::from(group.to_owned())), ..self.clone() }
+    }
+
     /// The instruments of sending to `topic`.
     pub(super) fn sending(self: &Arc<Self>, topic: &str) -> Sending {
-        let attributes = attributes(Operation::Send, topic).to_vec();
+        let attributes = self.attributes(Operation::Send, topic);
         Sending {
             duration: self.operation_duration.bind(&attributes),
             messages: self.sent_messages.bind(&attributes),
@@ -113,7 +144,7 @@ impl Telemetry {
 
     /// The instruments of reading `topic`.
     pub(super) fn polling(self: &Arc<Self>, topic: &str) -> Polling {
-        let attributes = attributes(Operation::Poll, topic);
+        let attributes = self.attributes(Operation::Poll, topic);
         Polling {
             duration: self.operation_duration.bind(&attributes),
             messages: self.consumed_messages.bind(&attributes),
@@ -189,21 +220,65 @@ impl Telemetry {
     }
 
     pub(super) fn processed(&self, topic: &str, took: Duration) {
-        self.process_duration.record(took.as_secs_f64(), &attributes(Operation::Process, topic));
+        self.process_duration.record(took.as_secs_f64(), &self.attributes(Operation::Process, topic));
     }
 
     pub(super) fn poll_failed(&self, took: Duration, error: &Error) {
-        let attributes = [
+        let mut attributes = vec![
             KeyValue::new("messaging.operation.name", Operation::Poll.name()),
             KeyValue::new("messaging.system", SYSTEM),
             KeyValue::new("error.type", error.kind()),
         ];
+        attributes.extend(self.group_attribute());
         self.operation_duration.record(took.as_secs_f64(), &attributes);
     }
 
+    /// Records that `messages` of a topic were settled, or that they could not be. There is a span if one is current
+    /// in the `parent` context, or if one of the messages was created in a sampled span (`contexts`).
+    pub(super) fn settled(&self, settle: Settle, settled: &Settled<'_>) {
+        let took = settled.began.elapsed().unwrap_or_default();
+        let operation = settle.operation();
+        let mut attributes = self.attributes(operation, settled.topic);
+        attributes.extend(settled.failure.map(|error| KeyValue::new("error.type", error.kind())));
+        self.operation_duration.record(took.as_secs_f64(), &attributes);
+        if settled.parent.is_none() && settled.contexts.is_empty() {
+            return;
+        }
+        let links =
+            settled.contexts.iter().take(LINKS_MAX).map(|context| Link::new(context.clone(), Vec::new(), 0));
+        let builder = self
+            .span(operation, settled.topic, None, SpanKind::Client)
+            .with_start_time(settled.began)
+            .with_links(links.collect());
+        let parent = settled.parent.cloned().unwrap_or_default();
+        let mut span = self.tracer.build_with_context(builder, &parent);
+        if let Some(messages) = settled.messages {
+            span.set_attribute(KeyValue::new("messaging.batch.message_count", messages));
+        }
+        if let Some(error) = settled.failure {
+            span.set_attribute(KeyValue::new("error.type", error.kind()));
+            span.set_status(Status::error(error.to_string()));
+        }
+        span.end();
+    }
+
+    fn attributes(&self, operation: Operation, topic: &str) -> Vec<KeyValue> {
+        let mut all = Vec::with_capacity(4);
+        all.extend([
+            KeyValue::new("messaging.operation.name", operation.name()),
+            KeyValue::new("messaging.system", SYSTEM),
+            KeyValue::new("messaging.destination.name", topic.to_owned()),
+        ]);
+        all.extend(self.group_attribute());
+        all
+    }
+
+    fn group_attribute(&self) -> Option<KeyValue> {
+        self.group.as_ref().map(|group| KeyValue::new("messaging.consumer.group.name", group.clone()))
+    }
+
     fn span(&self, operation: Operation, topic: &str, partition: Option<u32>, kind: SpanKind) -> SpanBuilder {
-        let mut all = Vec::with_capacity(6);
-        all.extend(attributes(operation, topic));
+        let mut all = self.attributes(operation, topic);
         all.push(KeyValue::new("messaging.operation.type", operation.kind()));
         if let Some(partition) = partition {
             all.push(KeyValue::new("messaging.destination.partition.id", partition.to_string()));
@@ -215,16 +290,22 @@ impl Telemetry {
     }
 }
 
-fn attributes(operation: Operation, topic: &str) -> [KeyValue; 3] {
-    [
-        KeyValue::new("messaging.operation.name", operation.name()),
-        KeyValue::new("messaging.system", SYSTEM),
-        KeyValue::new("messaging.destination.name", topic.to_owned()),
-    ]
+/// What became of messages of one topic that a member settled.
+#[derive(Debug)]
+pub(super) struct Settled<'a> {
+    pub(super) topic: &'a str,
+    pub(super) began: SystemTime,
+    /// The context in which the program asked for it, if that is sampled.
+    pub(super) parent: Option<&'a Context>,
+    /// Sampled contexts in which the messages were created.
+    pub(super) contexts: &'a [SpanContext],
+    /// How many, where that is known.
+    pub(super) messages: Option<i64>,
+    pub(super) failure: Option<&'a Error>,
 }
 
 /// The current context if it has a sampled span.
-fn sampled_current() -> Option<Context> {
+pub(super) fn sampled_current() -> Option<Context> {
     Context::map_current(|context| {
         let sampled = context.has_active_span() && {
             let span = context.span();

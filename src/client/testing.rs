@@ -1,5 +1,7 @@
 //! A broker in the test's own process that behaves as a script says, over real connections.
 
+pub(super) mod group;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -8,6 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,10 +19,11 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Backoff, Client, ClientConfig, ErrorCode};
+use super::{Backoff, Client, ClientConfig, ErrorCode, ProducerConfig, ProducerRecord};
 use crate::proto::v1;
 use crate::proto::v1::cluster_service_server::{ClusterService, ClusterServiceServer};
 use crate::proto::v1::consume_service_server::{ConsumeService, ConsumeServiceServer};
+use crate::proto::v1::group_service_server::GroupServiceServer;
 use crate::proto::v1::position::At;
 use crate::proto::v1::produce_result::Outcome;
 use crate::proto::v1::produce_service_server::{ProduceService, ProduceServiceServer};
@@ -79,6 +84,7 @@ pub(super) struct State {
     /// Largest number of bytes sent beyond what was granted, and largest sum in the client's hands.
     pub(super) credit_overdrawn: u64,
     pub(super) grants: usize,
+    pub(super) groups: group::Groups,
     /// Expected sequence by producer and partition.
     expected: HashMap<(u64, u32), u32>,
 }
@@ -137,6 +143,23 @@ fn error(code: ErrorCode) -> v1::Error {
     }
 }
 
+/// Keeps the spans that end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+impl Kept {
+    pub(super) fn spans(&self) -> Vec<SpanData> {
+        self.0.lock().expect("not poisoned").clone()
+    }
+}
+
+impl SpanExporter for Kept {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().expect("not poisoned").extend(batch);
+        Ok(())
+    }
+}
+
 /// A broker with one topic, `t`.
 #[derive(Clone, Debug)]
 pub(super) struct Fake {
@@ -155,15 +178,45 @@ impl Fake {
             .add_service(ProduceServiceServer::new(fake.clone()))
             .add_service(ConsumeServiceServer::new(fake.clone()))
             .add_service(ClusterServiceServer::new(fake.clone()))
+            .add_service(GroupServiceServer::new(fake.clone()))
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         tokio::spawn(server);
         fake
     }
 
+    /// Appends to `partition` the numbers from where it ends up to `end`, ten to a batch.
+    pub(super) async fn fill(&self, partition: u32, end: u32) {
+        let config = ProducerConfig { max_batch_records: 10, ..ProducerConfig::default() };
+        let producer = self.client().await.producer(config).await.expect("started");
+        let begin = self.state().values(partition).len();
+        for number in u32::try_from(begin).expect("few")..end {
+            let record = ProducerRecord::new("t").partition(partition).value(number.to_string());
+            drop(producer.send(record).await.expect("taken"));
+        }
+        producer.close().await;
+        self.changed.notify_waiters();
+    }
+
     pub(super) async fn client(&self) -> Client {
         let backoff = Backoff { initial: Duration::from_millis(1), max: Duration::from_millis(5) };
-        let config = ClientConfig { backoff, ..ClientConfig::default() };
+        // Where time is paused, hours pass between two packets.
+        let keepalive_interval = Duration::from_secs(100_000);
+        let config = ClientConfig { backoff, keepalive_interval, ..ClientConfig::default() };
         Client::connect(self.address.to_string(), config).await.expect("the fake answers")
+    }
+
+    /// A client whose spans are kept. They are made as long as the provider lives.
+    pub(super) async fn traced_client(&self) -> (Client, SdkTracerProvider, Kept) {
+        let kept = Kept::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build();
+        let client = Client::builder()
+            .bootstrap(self.address.to_string())
+            .config(ClientConfig::default())
+            .with_tracer_provider(&provider)
+            .connect()
+            .await
+            .expect("the fake answers");
+        (client, provider, kept)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -309,6 +362,7 @@ impl Reader {
                     self.positions.remove(&partition.partition);
                 }
             }
+            other => panic!("{other:?} is for members of groups"),
         }
     }
 
@@ -375,13 +429,13 @@ impl Reader {
             if let Some(mut records) = self.next() {
                 let disturb = fake.state().disturbances.pop_front().unwrap_or(Disturb::Nothing);
                 let message = match disturb {
-                    Disturb::Nothing => Ok(v1::SubscribeResponse { records: Some(records) }),
+                    Disturb::Nothing => Ok(records.into()),
                     Disturb::Break => Err(Status::unavailable("broken on purpose")),
                     Disturb::Fail(code) => {
                         records.batches.clear();
                         records.error = Some(error(code));
                         self.positions.remove(&records.partition);
-                        Ok(v1::SubscribeResponse { records: Some(records) })
+                        Ok(records.into())
                     }
                 };
                 if self.answers.send(message).await.is_err() || disturb == Disturb::Break {
@@ -426,8 +480,18 @@ impl ConsumeService for Fake {
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let (answers, receiver) = mpsc::channel(1_024);
-        let reader = Reader { fake: self.clone(), answers, positions: HashMap::new(), credit: 0 };
-        tokio::spawn(reader.run(request.into_inner()));
+        let mut reader = Reader { fake: self.clone(), answers, positions: HashMap::new(), credit: 0 };
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            let Ok(Some(first)) = requests.message().await else { return };
+            match first.action.expect("an action") {
+                Action::Join(join) => group::Membership::new(reader, join).run(requests).await,
+                other => {
+                    reader.apply(other);
+                    reader.run(requests).await;
+                }
+            }
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

@@ -6,9 +6,11 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::error;
 
+use super::purge::{self, Growth};
 use crate::metadata::{self, Command, Outcome, State};
 use crate::raft::{self, Group, Machine, MachineError, NodeId};
 use crate::storage::{Batch, CommandBuf, GroupId};
+use crate::task::{Criticality, Tasks};
 
 /// The control group's number.
 pub const GROUP: GroupId = GroupId(0);
@@ -32,17 +34,26 @@ pub struct Control {
 }
 
 impl Control {
-    /// Opens the replica. `voters` found the group if it is new.
+    /// Opens the replica. `voters` found the group if it is new. Its log is purged every `log_bytes`.
     ///
     /// # Errors
     /// The store failed, or holds something else.
-    pub async fn open(node: NodeId, voters: &[NodeId], env: &raft::Env) -> Result<Self, Error> {
+    pub async fn open(
+        node: NodeId,
+        voters: &[NodeId],
+        log_bytes: u64,
+        env: &raft::Env,
+        tasks: &Tasks,
+    ) -> Result<Self, Error> {
         let (publish, state) = watch::channel(Arc::new(State::default()));
-        let machine = Replica { state: State::default(), publish };
+        let growth = Growth::new(log_bytes);
+        let machine = Replica { state: State::default(), publish, growth: growth.clone() };
         let group = Group::open(GROUP, node, machine, env).await?;
         if group.status().borrow().last_index.is_none() {
             group.bootstrap(voters.iter().copied()).await?;
         }
+        let purger = purge::run(group.clone(), growth);
+        tasks.spawn_until_stopped("control log", Criticality::Critical, purger);
         Ok(Control { group, state })
     }
 
@@ -93,12 +104,14 @@ impl Control {
 struct Replica {
     state: State,
     publish: watch::Sender<Arc<State>>,
+    growth: Arc<Growth>,
 }
 
 impl Machine for Replica {
     type Reply = Result<Outcome, metadata::Error>;
 
     fn apply(&mut self, index: u64, _term: u64, command: &Bytes, _batch: &mut Batch) -> Self::Reply {
+        self.growth.applied(command);
         let command = Command::decode(command).inspect_err(|unreadable| {
             error!(index, error = %unreadable, "control entry left out: it is no command of this version");
         })?;
@@ -117,11 +130,14 @@ impl Machine for Replica {
     }
 
     fn encode(&self) -> Vec<u8> {
-        self.state.encode()
+        let encoded = self.state.encode();
+        self.growth.encoded(&encoded);
+        encoded
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.state = State::decode(state).map_err(|e| MachineError { reason: e.to_string() })?;
+        self.growth.encoded(state);
         Ok(())
     }
 }

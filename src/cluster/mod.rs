@@ -3,6 +3,8 @@
 //! | file | idea |
 //! |---|---|
 //! | [`control`] | the group that agrees on metadata |
+//! | [`coordinator`] | the groups that agree on consumer groups and their offsets |
+//! | [`purge`] | keeps the logs of these groups short |
 //! | [`reconciler`] | makes partitions what the metadata says |
 //! | [`routing`] | finds a partition by topic and number |
 //! | [`retention`] | trims what topics do not keep |
@@ -11,7 +13,9 @@
 //! A broker alone is a cluster of one and runs the same code.
 
 pub mod control;
+pub mod coordinator;
 pub mod identity;
+mod purge;
 mod reconciler;
 mod retention;
 pub mod routing;
@@ -20,8 +24,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::warn;
 
 use control::Control;
+use coordinator::Coordinators;
 use identity::Identity;
 use reconciler::Reconciler;
 use routing::Routing;
@@ -37,6 +43,7 @@ pub use reconciler::group_of;
 pub struct Cluster {
     identity: Identity,
     control: Control,
+    coordinators: Coordinators,
     routing: Arc<Routing>,
     reconciled: watch::Receiver<Arc<State>>,
     /// Of the reconciler and everything below it.
@@ -44,24 +51,29 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Opens the control group, registers this broker, and opens its partitions. Returns when all of them can be
-    /// written and read, but for those that cannot be opened, which the log and the health checks name.
+    /// Opens the control group, registers this broker, and opens the coordinator shards and its partitions. Returns when
+    /// all of them can be written and read, but for partitions that cannot be opened, which the log and the health
+    /// checks name.
     ///
     /// # Errors
     /// The store failed, or holds something else.
     pub async fn open(
         identity: Identity,
         broker: Broker,
+        config: &coordinator::Config,
         env: partition::Env,
         tasks: &Tasks,
     ) -> Result<Self, control::Error> {
         let node = identity.broker;
-        let control = Control::open(node.0, &[node.0], &env.raft).await?;
+        let tasks = tasks.child();
+        let control = Control::open(node.0, &[node.0], config.log_bytes, &env.raft, &tasks).await?;
         control.ready().await?;
         control.change(&Command::RegisterBroker(broker)).await?;
+        let shards = fixed_shards(&control, config).await?;
+        let coordinators = Coordinators::open(shards, config, node.0, &[node.0], &env.raft, &tasks).await?;
+        coordinators.ready().await?;
         let routing = Arc::new(Routing::default());
         let (reconciled_to, reconciled) = watch::channel(Arc::new(State::default()));
-        let tasks = tasks.child();
         let reconciler = Reconciler {
             node,
             control: control.clone(),
@@ -74,7 +86,7 @@ impl Cluster {
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
         let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval);
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
-        let cluster = Cluster { identity, control, routing, reconciled, tasks };
+        let cluster = Cluster { identity, control, coordinators, routing, reconciled, tasks };
         cluster.settled(&cluster.control.state()).await;
         Ok(cluster)
     }
@@ -89,9 +101,19 @@ impl Cluster {
         self.control.state()
     }
 
+    /// The metadata that this broker's partitions follow, now and whenever that changes.
+    pub fn reconciled(&self) -> watch::Receiver<Arc<State>> {
+        self.reconciled.clone()
+    }
+
     /// The partitions that this broker can reach.
     pub fn routing(&self) -> &Routing {
         &self.routing
+    }
+
+    /// The coordinator shards.
+    pub fn coordinators(&self) -> &Coordinators {
+        &self.coordinators
     }
 
     /// The state of the control group.
@@ -135,9 +157,30 @@ impl Cluster {
         self.control.status().borrow().leader.map(BrokerId)
     }
 
-    /// Closes all partitions and the control group.
+    /// Closes all partitions, the coordinator shards and the control group.
     pub async fn close(&self, deadline: Duration) {
         self.tasks.stop(deadline).await;
+        self.coordinators.close().await;
         self.control.close().await;
     }
+}
+
+/// How many coordinator shards the cluster has, which its first start decided.
+async fn fixed_shards(control: &Control, config: &coordinator::Config) -> Result<u32, control::Error> {
+    let shards = match control.state().coordinator_shards() {
+        Some(shards) => shards,
+        None => match control.change(&Command::FixCoordinatorShards { shards: config.shards }).await? {
+            Outcome::CoordinatorShards(shards) => shards,
+            Outcome::Done | Outcome::Topic(_) | Outcome::ProducerId(_) => config.shards,
+        },
+    };
+    if shards != config.shards {
+        let configured = config.shards;
+        warn!(
+            name: "coordinator.shards_fixed",
+            configured, shards,
+            "coordinator.shards = {configured} has no effect: the cluster has had {shards} since its first start"
+        );
+    }
+    Ok(shards)
 }

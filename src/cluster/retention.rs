@@ -18,9 +18,6 @@ pub(super) async fn run(routing: Arc<Routing>, clock: Clock, interval: Duration)
         for route in routing.all().values() {
             let settings = &route.topic.settings;
             let policy = Policy { time: settings.retention, bytes: settings.retention_bytes };
-            if policy.time.is_none() && policy.bytes.is_none() {
-                continue;
-            }
             for (number, partition) in route.partitions.iter().enumerate() {
                 let Some(partition) = partition else { continue };
                 if !partition.status().borrow().is_ready_leader() {

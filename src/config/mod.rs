@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{api, broker, partition, raft, storage, telemetry};
+use crate::{api, broker, cluster, partition, raft, storage, telemetry};
 
 pub use environment::CLI_VARIABLES;
 pub use merge::Entry;
@@ -39,8 +39,12 @@ pub struct Config {
     pub api: api::Config,
     /// Limits, and what topics get by default.
     pub broker: broker::Config,
+    /// Consumer groups.
+    pub groups: broker::groups::Config,
     /// The way of batches into the log and out of memory.
     pub partition: partition::Config,
+    /// The groups that keep offsets.
+    pub coordinator: cluster::coordinator::Config,
     /// Agreement.
     pub raft: raft::Config,
     /// The disk.
@@ -56,7 +60,9 @@ impl Config {
         let mut problems = Problem::of_section("server", self.server.problems());
         problems.extend(Problem::of_section("api", self.api.problems()));
         problems.extend(Problem::of_section("broker", self.broker.problems()));
+        problems.extend(Problem::of_section("groups", self.groups.problems()));
         problems.extend(Problem::of_section("partition", self.partition.problems()));
+        problems.extend(Problem::of_section("coordinator", self.coordinator.problems()));
         problems.extend(Problem::of_section("raft", self.raft.problems()));
         problems.extend(Problem::of_section("storage", self.storage.problems()));
         problems.extend(Problem::of_section("telemetry", self.telemetry.problems()));

@@ -45,6 +45,9 @@ impl Command {
                 StoredCommand::DeleteTopic(stored::DeleteTopic { name: name.to_string() })
             }
             Command::AllocateProducerId => StoredCommand::AllocateProducerId(stored::AllocateProducerId {}),
+            Command::FixCoordinatorShards { shards } => {
+                StoredCommand::FixCoordinatorShards(stored::FixCoordinatorShards { shards: *shards })
+            }
         };
         stored::ControlCommand { command: Some(command) }.encode_to_vec()
     }
@@ -74,6 +77,7 @@ impl Command {
             }
             StoredCommand::DeleteTopic(c) => Command::DeleteTopic { name: c.name.into() },
             StoredCommand::AllocateProducerId(_) => Command::AllocateProducerId,
+            StoredCommand::FixCoordinatorShards(c) => Command::FixCoordinatorShards { shards: c.shards },
         })
     }
 }
@@ -86,6 +90,7 @@ impl State {
             topics: self.topics.values().map(|topic| store_topic(topic)).collect(),
             next_topic_id: self.next_topic_id,
             next_producer_id: self.next_producer_id,
+            coordinator_shards: self.coordinator_shards,
         }
         .encode_to_vec()
     }
@@ -107,6 +112,7 @@ impl State {
             topics,
             next_topic_id: state.next_topic_id,
             next_producer_id: state.next_producer_id,
+            coordinator_shards: state.coordinator_shards,
         })
     }
 }
@@ -230,6 +236,7 @@ mod tests {
             },
             Command::AddPartitions { name: "orders".into(), partitions },
             Command::AllocateProducerId,
+            Command::FixCoordinatorShards { shards: 4 },
             Command::DeleteTopic { name: "orders".into() },
         ]
     }

@@ -61,6 +61,11 @@ pub enum Command {
     },
     /// Takes the next producer id.
     AllocateProducerId,
+    /// Says how many coordinator shards the cluster has. The first to say so decides for ever.
+    FixCoordinatorShards {
+        /// The number, from 1.
+        shards: u32,
+    },
 }
 
 /// What an applied command gave.
@@ -72,6 +77,8 @@ pub enum Outcome {
     Topic(Arc<Topic>),
     /// A producer id that nobody else has.
     ProducerId(u64),
+    /// How many coordinator shards the cluster has.
+    CoordinatorShards(u32),
 }
 
 /// The state. Cheap to clone: topics are shared.
@@ -83,11 +90,19 @@ pub struct State {
     pub(super) next_topic_id: u32,
     /// INVARIANT: larger than every producer id that was handed out.
     pub(super) next_producer_id: u64,
+    /// Which shard a group belongs to depends on it, so it never changes once it is there.
+    pub(super) coordinator_shards: Option<u32>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        State { brokers: BTreeMap::new(), topics: BTreeMap::new(), next_topic_id: 1, next_producer_id: 1 }
+        State {
+            brokers: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            next_topic_id: 1,
+            next_producer_id: 1,
+            coordinator_shards: None,
+        }
     }
 }
 
@@ -128,6 +143,11 @@ impl State {
         self.topics.values().map(|topic| topic.partitions.len()).sum()
     }
 
+    /// How many coordinator shards the cluster has, once that is decided.
+    pub fn coordinator_shards(&self) -> Option<u32> {
+        self.coordinator_shards
+    }
+
     /// Changes the state as `command` says.
     ///
     /// # Errors
@@ -165,6 +185,12 @@ impl State {
                 let id = self.next_producer_id;
                 self.next_producer_id += 1;
                 Ok(Outcome::ProducerId(id))
+            }
+            Command::FixCoordinatorShards { shards: 0 } => {
+                Err(Error::Malformed("a cluster has at least one coordinator shard".to_owned()))
+            }
+            Command::FixCoordinatorShards { shards } => {
+                Ok(Outcome::CoordinatorShards(*self.coordinator_shards.get_or_insert(shards)))
             }
         }
     }
@@ -258,6 +284,19 @@ mod tests {
         let mut state = State::default();
         assert_eq!(state.apply(Command::AllocateProducerId), Ok(Outcome::ProducerId(1)));
         assert_eq!(state.apply(Command::AllocateProducerId), Ok(Outcome::ProducerId(2)));
+    }
+
+    #[test]
+    fn the_first_number_of_coordinator_shards_stands() {
+        let mut state = State::default();
+        let refused = state.apply(Command::FixCoordinatorShards { shards: 0 });
+        assert!(matches!(refused, Err(Error::Malformed(_))));
+        assert_eq!(state.coordinator_shards(), None);
+        for shards in [4, 8] {
+            let outcome = state.apply(Command::FixCoordinatorShards { shards });
+            assert_eq!(outcome, Ok(Outcome::CoordinatorShards(4)));
+        }
+        assert_eq!(state.coordinator_shards(), Some(4));
     }
 
     #[test]

@@ -2,7 +2,15 @@
 //!
 //! Batches that wait while earlier entries are under way share the next entry, so the cost of agreement and of the
 //! disk is paid per entry, not per batch, and a lone batch never waits for company.
+//!
+//! How many entries may be under way is counted for the whole broker, because the processor time that entries take
+//! is. A busy partition alone has several, so that one is gathered while others are agreed on and written. Where many
+//! are busy, each has one: the entries of the others already keep the broker busy, and a second of its own would only
+//! take batches away from the one that follows. A partition without an entry under way may always begin one, so
+//! nobody waits for another partition, and whoever waits is woken by an entry of its own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -39,8 +47,32 @@ pub(super) struct Submission {
 pub(super) struct Limits {
     /// Bytes of batches after which a log entry is closed. A larger batch has an entry of its own.
     pub(super) entry_bytes: usize,
-    /// Log entries that may be under way.
+    /// Log entries that may be under way in the whole broker before a partition is left with one.
     pub(super) entries_in_flight: usize,
+}
+
+/// Log entries that are under way in all partitions.
+#[derive(Debug, Default)]
+pub struct UnderWay(AtomicUsize);
+
+/// An entry that is counted until it is dropped.
+struct Counted(Arc<UnderWay>);
+
+impl UnderWay {
+    fn count(self: &Arc<Self>) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(self))
+    }
+
+    fn entries(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// See the module.
@@ -49,6 +81,7 @@ pub(super) struct Appender {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) limits: Limits,
+    pub(super) under_way: Arc<UnderWay>,
     pub(super) queue: mpsc::Receiver<Submission>,
 }
 
@@ -75,7 +108,7 @@ impl Appender {
                     answer(result, waiting, proposed);
                 }
                 count = self.queue.recv_many(&mut gathered, QUEUE_BATCHES),
-                    if open && in_flight.len() < self.limits.entries_in_flight =>
+                    if open && may_begin(in_flight.len(), self.under_way.entries(), self.limits) =>
                 {
                     open = count > 0;
                     let mut rest = gathered.drain(..).peekable();
@@ -84,12 +117,22 @@ impl Appender {
                         self.metrics.produce.grouped(waiting.len());
                         let proposed = Instant::now();
                         let proposal = self.group.propose(command);
-                        in_flight.push_back(async move { (proposal.await, waiting, proposed) });
+                        let counted = self.under_way.count();
+                        in_flight.push_back(async move {
+                            let result = proposal.await;
+                            drop(counted);
+                            (result, waiting, proposed)
+                        });
                     }
                 }
             }
         }
     }
+}
+
+/// Whether a partition with `own` entries under way takes batches from its queue, where the broker has `all`.
+fn may_begin(own: usize, all: usize, limits: Limits) -> bool {
+    own == 0 || all < limits.entries_in_flight
 }
 
 /// Makes one log entry of the batches that fit.
@@ -144,5 +187,35 @@ fn answer(result: Result<Proposed<Applied>, raft::Error>, waiting: Vec<Waiting>,
         };
         // A caller that went away does not need its answer.
         let _ = waiter.done.send(result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { entry_bytes: 1 << 20, entries_in_flight: 4 };
+
+    #[test]
+    fn a_partition_alone_has_several_entries_under_way() {
+        assert!(may_begin(3, 3, LIMITS));
+        assert!(!may_begin(4, 4, LIMITS));
+    }
+
+    #[test]
+    fn many_busy_partitions_have_one_entry_each() {
+        assert!(may_begin(0, 100, LIMITS));
+        assert!(!may_begin(1, 100, LIMITS));
+    }
+
+    #[test]
+    fn an_entry_counts_until_it_is_over_or_abandoned() {
+        let under_way = Arc::new(UnderWay::default());
+        let (first, second) = (under_way.count(), under_way.count());
+        assert_eq!(under_way.entries(), 2);
+        drop(first);
+        assert_eq!(under_way.entries(), 1);
+        drop(second);
+        assert_eq!(under_way.entries(), 0);
     }
 }

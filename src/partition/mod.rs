@@ -32,7 +32,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use appender::{Appender, QUEUE_BATCHES, Submission};
+use appender::{Appender, QUEUE_BATCHES, Submission, UnderWay};
 use reader::Reader;
 use replica::{Applied, Replica};
 use view::{Bounds, TailBudget, View};
@@ -60,7 +60,8 @@ pub struct Config {
     /// Bytes of batches after which a log entry is closed and the next one begun. A larger batch has an entry of its own.
     #[serde(with = "crate::units::size")]
     pub entry_bytes: u64,
-    /// Log entries of a partition that may be under way at once.
+    /// Log entries that may be under way at once in the broker before each partition is left with one, in which more
+    /// batches gather.
     pub entries_in_flight: usize,
     /// Memory for the newest batches of all partitions, which serves consumers that keep up, in bytes.
     #[serde(with = "crate::units::size")]
@@ -208,6 +209,8 @@ pub struct Env {
     pub buffer: Arc<Semaphore>,
     /// Room for the newest batches.
     pub tail: Arc<TailBudget>,
+    /// Counts the log entries that are under way.
+    pub under_way: Arc<UnderWay>,
 }
 
 impl Env {
@@ -215,7 +218,7 @@ impl Env {
     pub fn new(store: Store, raft: raft::Env, clock: Clock, metrics: Metrics, config: Config) -> Self {
         let buffer = Arc::new(Semaphore::new(config.buffer_bytes as usize));
         let tail = TailBudget::new(config.tail_bytes as usize, config.partition_tail_bytes as usize);
-        Env { store, raft, clock, metrics, config, buffer, tail }
+        Env { store, raft, clock, metrics, config, buffer, tail, under_way: Arc::default() }
     }
 }
 
@@ -269,6 +272,7 @@ impl Partition {
             clock: env.clock.clone(),
             metrics: env.metrics.clone(),
             limits,
+            under_way: Arc::clone(&env.under_way),
             queue,
         };
         let tasks = tasks.child();
@@ -352,6 +356,17 @@ impl Partition {
     /// The store failed.
     pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, Error> {
         self.0.reader.offset_at(time).await
+    }
+
+    /// When the record at `offset` was appended; none beyond the high watermark.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn append_time(&self, offset: Offset) -> Result<Option<Timestamp>, Error> {
+        if let Some(time) = self.view().append_time(offset) {
+            return Ok(Some(time));
+        }
+        Ok(self.0.reader.entry_holding(offset).await?.map(|entry| entry.append_time))
     }
 
     /// What readers see.

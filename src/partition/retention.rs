@@ -17,6 +17,7 @@ pub struct Policy {
 
 impl Partition {
     /// Trims what the policy does not keep at the time `now`, and gives the log start. Whole log entries go at once.
+    /// With nothing to trim, frees disk space that earlier trims, also those of a client, have left behind.
     ///
     /// # Errors
     /// Agreement or the store failed.
@@ -34,9 +35,17 @@ impl Partition {
         if before > bounds.log_start {
             return self.trim(before).await;
         }
-        let reader = self.0.reader.clone();
-        blocking(move || Ok(reader.log.reclaim()?)).await?;
+        self.reclaim().await?;
         Ok(bounds.log_start)
+    }
+
+    /// Frees the disk space that earlier trims could not free at once.
+    async fn reclaim(&self) -> Result<(), Error> {
+        let reader = self.0.reader.clone();
+        if !reader.log.has_purged() {
+            return Ok(());
+        }
+        blocking(move || Ok(reader.log.reclaim()?)).await
     }
 
     /// Where the newest entries begin that hold `limit` bytes or just more.

@@ -28,6 +28,17 @@ impl Signal {
         self.notify.notify_one();
     }
 
+    /// Forgets that `slot` was rung. Its partition must not ring it any more.
+    pub fn forget(&self, slot: usize) {
+        self.rung.lock().unwrap_or_else(PoisonError::into_inner).retain(|rung| *rung != slot);
+    }
+
+    /// How many slots are rung.
+    #[cfg(test)]
+    pub(crate) fn rung(&self) -> usize {
+        self.rung.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Waits until a slot was rung and takes all that were. Cancel-safe: what was not taken stays rung.
     pub async fn wait(&self) -> Vec<usize> {
         loop {

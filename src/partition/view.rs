@@ -120,6 +120,14 @@ impl View {
         (!entries.is_empty()).then_some(entries)
     }
 
+    /// When the record at `offset` was appended, if its entry is in memory.
+    pub fn append_time(&self, offset: Offset) -> Option<Timestamp> {
+        let inner = self.lock();
+        let at = inner.tail.partition_point(|(entry, _)| entry.end <= offset);
+        let (entry, _) = inner.tail.get(at).filter(|(entry, _)| entry.base <= offset)?;
+        Some(entry.append_time)
+    }
+
     /// Rings `signal` at `slot` whenever something new can be read.
     pub fn listen(&self, signal: &Arc<Signal>, slot: usize) {
         self.lock().listeners.add(signal, slot);

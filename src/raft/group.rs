@@ -236,7 +236,7 @@ impl<M> Group<M> {
 #[cfg(test)]
 impl<M> Group<M> {
     /// Stops as a crash would, as far as one process can: no last checkpoint.
-    pub(super) async fn stop_without_checkpoint(&self) {
+    pub(crate) async fn stop_without_checkpoint(&self) {
         self.core.stop().await;
     }
 

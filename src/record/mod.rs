@@ -6,6 +6,7 @@
 //! - [`command`] frames skimmed batches into the command that a partition's Raft group replicates, and reads them
 //!   back as slices of the same bytes.
 //! - [`for_each_traceparent`] finds the trace contexts of a batch when it is delivered.
+//! - [`dead_letter`] copies a record out of a batch for a dead-letter topic.
 //! - [`decompress_batch`] serves a consumer that does not know a batch's [`Codec`].
 //!
 //! Clients build batches with [`BatchBuilder`] and read them with [`decode`], neither of which makes a message
@@ -18,6 +19,7 @@ mod builder;
 mod codec;
 pub mod command;
 mod compression;
+pub mod dead_letter;
 mod decode;
 mod error;
 mod fields;

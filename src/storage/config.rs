@@ -52,7 +52,9 @@ pub struct Config {
     /// Most bytes that are written before one sync. Bounds how long a small write waits behind large ones.
     #[serde(with = "crate::units::size")]
     pub round_bytes: u64,
-    /// Threads that turn memory into tables. 0 means one per core, at most 4.
+    /// Threads that turn memory into tables, and merge those. One writes as fast as most disks, and with more the
+    /// engine has its first thread wait for flushes alone: while the others are busy it turns in a circle and takes a
+    /// whole core.
     pub flush_threads: usize,
 }
 
@@ -78,6 +80,7 @@ impl Config {
         at_least("write_buffer_bytes", self.write_buffer_bytes, 4 * MIB);
         at_least("commit_queue_bytes", self.commit_queue_bytes, MIB);
         at_least("round_bytes", self.round_bytes, 64 * 1024);
+        at_least("flush_threads", self.flush_threads as u64, 1);
         if self.data_dir.as_os_str().is_empty() {
             found.push(("data_dir", "must not be empty".to_owned()));
         }
@@ -101,7 +104,7 @@ impl Default for Config {
             journal_bytes: 128 * MIB,
             commit_queue_bytes: 64 * MIB,
             round_bytes: 16 * MIB,
-            flush_threads: 0,
+            flush_threads: 1,
         }
     }
 }

@@ -29,6 +29,8 @@ const JOURNAL_FILE_BYTES: u64 = 64 * 1024 * 1024;
 const MEMORY_POLL: Duration = Duration::from_millis(1);
 /// Tables waiting in memory per group before writers wait. At 4 the engine itself waits, in steps of 100 ms.
 const SEALED_MAX: usize = 3;
+/// A table is written early to free space only if that frees at least this share of a full one.
+const RECLAIMABLE_SHARE: u64 = 8;
 
 /// The table that holds a group's log rows.
 #[derive(Clone)]
@@ -60,16 +62,12 @@ pub struct Engine {
 impl Engine {
     /// Opens the engine in `directory`, replaying its journals. Blocking.
     pub fn open(directory: &Path, config: &Config) -> Result<Self, Error> {
-        let threads = match config.flush_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
-            threads => threads,
-        };
         let database = Database::builder(directory)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes)
             .journal_compression(fjall::CompressionType::None)
             .manual_journal_persist(true)
-            .worker_threads(threads)
+            .worker_threads(config.flush_threads)
             .open()
             .map_err(|source| Error::storage("open the tables", source))?;
         let small = |name: &str| {
@@ -132,6 +130,44 @@ impl Engine {
             .map_err(|source| Error::storage("delete a partition's table", source))
     }
 
+    /// Whether purged rows take so much space, in the newest file or in memory, that a new file should be begun.
+    /// Only then can what is before it be dropped. `index` is that of the last purged row. Blocking, cheap.
+    pub fn reclaimable(&self, table: &LogTable, index: u64) -> Reclaimable {
+        let tree = &table.rows.tree;
+        // What was begun before is not done yet.
+        if tree.sealed_memtable_count() > 0 {
+            return Reclaimable::Nothing;
+        }
+        let mark = keys::purge_mark(index);
+        let worthwhile = |bytes: u64| bytes >= self.table_bytes / RECLAIMABLE_SHARE;
+        let memory = tree.active_memtable();
+        let last_in_memory = memory.iter().next_back();
+        let memory_purged = last_in_memory.is_none_or(|last| last.key.user_key[..] <= mark[..]);
+        if memory_purged && worthwhile(memory.size()) {
+            return Reclaimable::Memory;
+        }
+        let version = tree.current_version();
+        let newest = version.iter_tables().max_by_key(|file| file.get_highest_seqno());
+        match newest {
+            Some(file)
+                if file.metadata.key_range.max()[..] <= mark[..] && worthwhile(file.metadata.file_size) =>
+            {
+                if memory_purged {
+                    Reclaimable::NewestFile
+                } else {
+                    Reclaimable::NewestFileBehindRows
+                }
+            }
+            _ => Reclaimable::Nothing,
+        }
+    }
+
+    /// Begins a new file of a table with what is in memory. The engine's own threads write it.
+    pub fn begin_file(&self, table: &LogTable) -> Result<(), Error> {
+        table.rows.rotate_memtable().map_err(|source| Error::storage("write a table", source))?;
+        Ok(())
+    }
+
     /// Removes the files of a partition's table that hold only rows up to `index`. The newest file stays: the engine
     /// learns from it which journals it no longer needs. Blocking.
     pub fn drop_log_files(&self, table: &LogTable, index: u64) -> Result<bool, Error> {
@@ -139,7 +175,7 @@ impl Engine {
         let newest = version.iter_tables().max_by_key(|file| file.get_highest_seqno());
         let Some(newest) = newest else { return Ok(false) };
         let kept = newest.metadata.key_range.min().clone();
-        let bound = index.to_be_bytes();
+        let bound = keys::purge_mark(index);
         let droppable = version.iter_tables().any(|file| {
             let last = file.metadata.key_range.max();
             last[..] <= bound[..] && last[..] < kept[..]
@@ -248,7 +284,7 @@ impl Engine {
         let everything = journals > self.journal_bytes + 2 * JOURNAL_FILE_BYTES;
         let mut due = self.since_rotation.load(Ordering::Relaxed) >= JOURNAL_FILE_BYTES;
         for (size, rows) in growing {
-            if !(everything || due || active > self.write_buffer_bytes / 2) {
+            if !(everything || due || active > self.write_buffer_bytes / 4 * 3) {
                 break;
             }
             rows.rotate_memtable().map_err(|source| Error::storage("write a table", source))?;
@@ -310,6 +346,19 @@ fn journal_bytes_on_disk(directory: &Path) -> std::io::Result<u64> {
         }
     }
     Ok(bytes)
+}
+
+/// Where purged rows take space that dropping files does not free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reclaimable {
+    /// Nowhere, or too little to be worth a file.
+    Nothing,
+    /// In memory, where nothing else is.
+    Memory,
+    /// In the newest file, and there are no rows of which a newer one could be made.
+    NewestFile,
+    /// In the newest file, and there are retained rows in memory.
+    NewestFileBehindRows,
 }
 
 /// What is in memory.

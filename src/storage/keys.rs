@@ -4,6 +4,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `log.<group, 16 hex digits>` (one per partition) | index u64 | log row ([`super::log_row`]) |
+//! | `log.<group, 16 hex digits>` | index u64, `0` | empty: rows up to the index are purged ([`purge_mark`]) |
 //! | `system_log` (all groups below 2^32) | group u64, index u64 | log row |
 //! | `index` | group u64, offset u64 | raft index u64, append time i64 (ms), detail (the rest) |
 //! | `state` | group u64, `0` | empty: the group exists |
@@ -175,6 +176,14 @@ pub fn log_row(group: GroupId, index: u64) -> Bytes {
 pub fn log_row_index(group: GroupId, key: &[u8]) -> Option<u64> {
     let length = if group.is_partition() { 8 } else { 16 };
     (key.len() == length).then(|| u64_be(key, length - 8))
+}
+
+/// Key behind a partition's log row of an index and before the next one. An empty row with this key can follow the
+/// purge of everything up to the index, as the newest row of a table that has no other.
+pub fn purge_mark(index: u64) -> [u8; 9] {
+    let mut key = [0; 9];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    key
 }
 
 /// Key of an index row.

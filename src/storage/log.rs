@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use super::batch::{Batch, Table};
-use super::engine::LogTable;
+use super::engine::{LogTable, Reclaimable};
 use super::keys::{self, GroupId, IndexRow, Position};
 use super::log_row::Row;
 use super::store::{REMOVE_CHUNK, Store};
@@ -290,8 +290,9 @@ impl Log {
     }
 
     /// Removes all rows up to and with `position`, the index rows that point at them, and the checkpoints below the
-    /// last one that is still at or below it, and frees the disk space of every file that held nothing else. What stays
-    /// is at most one file of `table_bytes` and what is in memory. Lower positions than before change nothing.
+    /// last one that is still at or below it, and frees the disk space of every file that held nothing else. A file that
+    /// also holds later rows stays until those are purged. The newest file and what is in memory stay for now, see
+    /// [`Log::reclaim`]. Lower positions than before change nothing.
     ///
     /// # Errors
     /// [`Error::Storage`], or any error of a commit.
@@ -311,18 +312,35 @@ impl Log {
         self.drop_files(position)
     }
 
-    /// Frees files that hold only purged rows: rows that were in memory when they were purged come into files later.
-    /// Blocking, cheap when there are none.
+    /// Whether rows were ever purged. Without that there is nothing to reclaim.
+    pub fn has_purged(&self) -> bool {
+        self.start.load(Ordering::Acquire) > 0
+    }
+
+    /// Frees what a purge could not free at once: files that were still being written, and the newest file and memory
+    /// where they hold only purged rows and are not small. It takes several calls, since files are written in the
+    /// background: one call begins at most one file, which is small unless purged rows in memory are a part of it.
+    /// Blocking, cheap when there is nothing to do.
     ///
     /// # Errors
     /// As for [`Log::purge_to`].
     pub fn reclaim(&self) -> Result<(), Error> {
-        if self.start.load(Ordering::Acquire) == 0 || !self.group.is_partition() {
+        if !self.has_purged() || !self.group.is_partition() {
             return Ok(());
         }
-        match self.purged()? {
-            Some(position) => self.drop_files(position),
-            None => Ok(()),
+        let Some(position) = self.purged()? else { return Ok(()) };
+        self.drop_files(position)?;
+        let engine = self.store.engine();
+        match engine.reclaimable(&self.table, position.index) {
+            Reclaimable::Nothing => Ok(()),
+            Reclaimable::Memory | Reclaimable::NewestFileBehindRows => engine.begin_file(&self.table),
+            Reclaimable::NewestFile => {
+                let mut batch = Batch::new();
+                let mark = Bytes::copy_from_slice(&keys::purge_mark(position.index));
+                batch.put(Table::Log(self.table.clone()), mark, Bytes::new());
+                self.store.commit_blocking(batch, Durability::Lazy)?;
+                engine.begin_file(&self.table)
+            }
         }
     }
 

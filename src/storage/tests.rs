@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fjall::AbstractTree as _;
 
 use super::*;
 
@@ -367,6 +368,45 @@ fn purging_hides_rows_at_once_and_frees_disk_space() {
     assert_eq!(log.purged().expect("a position"), Some(at(120)));
     assert_eq!(log.first_index().expect("an index"), None);
     assert_eq!(log.last().expect("a position"), Some(at(120)));
+}
+
+#[test]
+fn what_a_purge_leaves_in_memory_and_in_the_newest_file_is_reclaimed() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store =
+        Store::open(&Config { table_bytes: 1 << 20, ..config(directory.path()) }, None).expect("open");
+    let log = store.log(GROUP).expect("a log");
+    let payload = vec![7; 100_000];
+    for index in 1..=30 {
+        append(&store, &log, index, &payload);
+    }
+    let tables = directory.path().join("data/tables/keyspaces");
+    for kept in [30, 31] {
+        log.purge_to(at(30)).expect("purged");
+        eventually("nothing but small files is left", || {
+            log.reclaim().expect("reclaimed");
+            let rows = &table_of(&store).0;
+            bytes_on_disk(&tables) < 200_000 && rows.tree.version_memtable_size_sum() < 200_000
+        });
+        let files = store.usage().segments;
+        log.reclaim().expect("reclaimed");
+        assert_eq!(store.usage().segments, files, "what is small is let alone");
+        assert_eq!(log.last().expect("a position"), Some(at(kept)));
+        // A row behind the purge point keeps its place, in memory and in files.
+        if kept == 30 {
+            append(&store, &log, 31, b"kept");
+        }
+        assert_eq!(payloads(&log, 31, 100), ["kept"]);
+    }
+    table_of(&store).0.rotate_memtable_and_wait().expect("a table file");
+    let image = crash_image(directory.path());
+    let reopened = open(image.path());
+    let log = reopened.log(GROUP).expect("a log");
+    assert_eq!(log.first_index().expect("an index"), Some(31));
+    assert_eq!(payloads(&log, 31, 100), ["kept"]);
+    log.purge_to(at(31)).expect("purged");
+    append(&reopened, &log, 32, b"next");
+    assert_eq!(payloads(&log, 32, 100), ["next"]);
 }
 
 #[test]

@@ -17,6 +17,8 @@ const DEFAULT_FILTER: &str = "info,openraft=error";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Metrics.
+    pub metrics: MetricsConfig,
     /// Export to a collector.
     pub otlp: OtlpConfig,
     /// Traces.
@@ -41,6 +43,21 @@ impl Config {
             Err(other) => ("otlp".to_owned(), other.to_string()),
         };
         vec![problem]
+    }
+}
+
+/// Whether there are metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Off: nothing is measured, `/metrics` answers 404 and says why, and no metrics go to a collector. For finding
+    /// out what metrics cost.
+    pub enabled: bool,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        MetricsConfig { enabled: true }
     }
 }
 
@@ -72,12 +89,20 @@ pub struct OtlpConfig {
 }
 
 /// Which traces are recorded.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TraceConfig {
+    /// Off: no span is made, whatever callers ask for.
+    pub enabled: bool,
     /// The share, from 0 to 1, of requests without a caller's decision that are traced. Default 0.01;
     /// `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. A caller's decision is always followed when this is set.
     pub sample_ratio: Option<f64>,
+}
+
+impl Default for TraceConfig {
+    fn default() -> Self {
+        TraceConfig { enabled: true, sample_ratio: None }
+    }
 }
 
 /// What is logged and how.
@@ -127,6 +152,9 @@ pub enum Error {
     /// An exporter cannot be built.
     #[error("the OTLP exporter cannot be built")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+    /// The channel to the collector of metrics cannot be made.
+    #[error("the OTLP exporter of metrics cannot be built")]
+    Channel(#[source] tonic::transport::Error),
     /// The Prometheus exporter cannot be built.
     #[error("the Prometheus exporter cannot be built")]
     Prometheus(#[source] opentelemetry_sdk::error::OTelSdkError),
@@ -142,7 +170,11 @@ pub(super) struct Settings {
     pub(super) traces: Option<String>,
     pub(super) metrics: Option<String>,
     pub(super) logs: Option<String>,
+    /// Whether anything is measured, exported or not.
+    pub(super) measures: bool,
     pub(super) headers: BTreeMap<String, String>,
+    /// `headers` with those of the environment, which the other exporters add by themselves.
+    pub(super) metrics_headers: BTreeMap<String, String>,
     pub(super) timeout: Duration,
     pub(super) metrics_interval: Duration,
     pub(super) span_queue: usize,
@@ -180,7 +212,9 @@ impl Settings {
             traces: endpoint("TRACES")?,
             metrics: endpoint("METRICS")?,
             logs: endpoint("LOGS")?,
+            measures: config.metrics.enabled,
             headers: otlp.headers.clone(),
+            metrics_headers: env.with_headers(&otlp.headers, "METRICS"),
             timeout: env.millis(otlp.timeout, "OTEL_EXPORTER_OTLP_TIMEOUT", Duration::from_secs(10))?,
             metrics_interval: env.millis(
                 otlp.metrics_interval,
@@ -198,13 +232,27 @@ impl Settings {
             },
             format: config.log.format,
         };
-        Ok(settings.without_pointless_traces())
+        Ok(settings.without_what_is_off(config).without_pointless_traces())
+    }
+
+    /// What is switched off is not exported either, whoever names an endpoint.
+    fn without_what_is_off(mut self, config: &Config) -> Self {
+        if !config.metrics.enabled {
+            self.metrics = None;
+        }
+        if !config.trace.enabled {
+            self.sampling = Sampling::NEVER;
+        }
+        if self.sampling == Sampling::NEVER {
+            self.traces = None;
+        }
+        self
     }
 
     /// Nobody could ever see a trace that begins here and is not exported. The caller's traces still count: their
     /// ids belong into logs and exemplars.
     fn without_pointless_traces(mut self) -> Self {
-        if self.traces.is_none() {
+        if self.traces.is_none() && self.sampling != Sampling::NEVER {
             self.sampling = Sampling { parent_based: true, ratio: 0.0 };
         }
         self
@@ -229,12 +277,47 @@ fn endpoint(name: &str, value: String) -> Result<String, Error> {
     if usable { Ok(uri) } else { Err(invalid(name, value, "expected http://host:port")) }
 }
 
+/// `text` with each `%41` replaced; none if it is malformed.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let (byte, tail) = match (first, tail) {
+            (b'%', [high, low, tail @ ..]) => {
+                let digits = [*high, *low];
+                (u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?, tail)
+            }
+            (b'%', _) => return None,
+            _ => (first, tail),
+        };
+        bytes.push(byte);
+        rest = tail;
+    }
+    String::from_utf8(bytes).ok()
+}
+
 struct Environment<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Environment<'_> {
     /// An empty variable counts as unset, as the OpenTelemetry specification demands.
     fn text(&self, name: &str) -> Option<String> {
         (self.0)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// `headers` and those that the environment names for `signal`, which win. What is not `name=value` is passed over.
+    fn with_headers(&self, headers: &BTreeMap<String, String>, signal: &str) -> BTreeMap<String, String> {
+        let lower = |(name, value): (&String, &String)| (name.to_ascii_lowercase(), value.clone());
+        let mut headers: BTreeMap<_, _> = headers.iter().map(lower).collect();
+        let listed = self
+            .text(&format!("OTEL_EXPORTER_OTLP_{signal}_HEADERS"))
+            .or_else(|| self.text("OTEL_EXPORTER_OTLP_HEADERS"))
+            .unwrap_or_default();
+        for (name, value) in listed.split(',').filter_map(|header| header.split_once('=')) {
+            if let Some(value) = percent_decoded(value.trim()) {
+                headers.insert(name.trim().to_ascii_lowercase(), value);
+            }
+        }
+        headers
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, Error> {
@@ -394,9 +477,37 @@ mod tests {
     }
 
     #[test]
+    fn headers_of_the_environment_are_sent_with_metrics_too() {
+        let config = "otlp.headers = { Ours = '1', both = 'ours' }";
+        let env = [("OTEL_EXPORTER_OTLP_HEADERS", " Both = the%20irs%2C ,theirs=2,nonsense,bad=%f")];
+        let settings = resolve(config, &env).expect("valid");
+        let headers: Vec<_> =
+            settings.metrics_headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+        assert_eq!(headers, [("both", "the irs,"), ("ours", "1"), ("theirs", "2")]);
+        let env = [env[0], ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "only=3")];
+        let settings = resolve("", &env).expect("valid");
+        assert_eq!(settings.metrics_headers, BTreeMap::from([("only".to_owned(), "3".to_owned())]));
+    }
+
+    #[test]
     fn the_kill_switch_turns_export_off() {
         let settings = resolve("otlp.endpoint = 'http://ours:4317'", &[("OTEL_SDK_DISABLED", "TRUE")]);
         assert_eq!(settings.expect("valid").traces, None);
+    }
+
+    #[test]
+    fn what_is_off_is_not_exported_whoever_names_an_endpoint() {
+        let env = [
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://theirs:4317"),
+            ("OTEL_TRACES_SAMPLER", "always_on"),
+        ];
+        let config = "metrics.enabled = false\ntrace.enabled = false\notlp.endpoint = 'http://ours:4317'";
+        let settings = resolve(config, &env).expect("valid");
+        assert_eq!((settings.metrics, settings.traces), (None, None));
+        assert_eq!((settings.measures, settings.sampling), (false, Sampling::NEVER));
+        assert_eq!(settings.logs.as_deref(), Some("http://ours:4317"), "logs are not switched off");
+        let off = resolve("trace.enabled = false", &[]).expect("valid");
+        assert_eq!(off.sampling, Sampling::NEVER, "no caller is followed, not even without an endpoint");
     }
 
     #[test]

@@ -14,7 +14,7 @@ label! {
         Wait = "wait",
         /// Reading them.
         Read = "read",
-        /// Handing them to the transport.
+        /// Encoding them and handing them to the transport.
         Respond = "respond",
     }
 }
@@ -66,7 +66,7 @@ impl ConsumeMetrics {
         topic.consumed(records, bytes);
     }
 
-    /// A non-empty answer is complete. `trace` names the request's or delivery's span if it is sampled.
+    /// The transport has a non-empty answer. `trace` names the request's or delivery's span if it is sampled.
     pub fn completed(&self, phases: &FetchPhases, trace: Option<TraceIds>) {
         let durations = [phases.wait, phases.read, phases.respond];
         for (distribution, duration) in self.phases.iter().zip(durations) {

@@ -49,6 +49,16 @@ impl Exemplars {
 /// The labels of a series as `/metrics` shows them, sorted.
 pub(super) type Labels = Vec<(String, String)>;
 
+/// How `/metrics` shows `attributes`.
+pub(super) fn labels(attributes: &[KeyValue]) -> Labels {
+    let mut labels: Labels = attributes
+        .iter()
+        .map(|attribute| (attribute.key.as_str().replace('.', "_"), attribute.value.to_string()))
+        .collect();
+    labels.sort();
+    labels
+}
+
 /// All series that keep exemplars.
 #[derive(Debug, Default)]
 pub(super) struct Store(Mutex<BTreeMap<(&'static str, Labels), Arc<Exemplars>>>);
@@ -56,13 +66,8 @@ pub(super) struct Store(Mutex<BTreeMap<(&'static str, Labels), Arc<Exemplars>>>)
 impl Store {
     /// The exemplars of the series of `row` with `attributes`.
     pub(super) fn add(&self, row: Row, attributes: &[KeyValue]) -> Arc<Exemplars> {
-        let mut labels: Labels = attributes
-            .iter()
-            .map(|attribute| (attribute.key.as_str().replace('.', "_"), attribute.value.to_string()))
-            .collect();
-        labels.sort();
         lock(&self.0)
-            .entry((row.prometheus, labels))
+            .entry((row.prometheus, labels(attributes)))
             .or_insert_with(|| Arc::new(Exemplars::new(row.bounds)))
             .clone()
     }

@@ -3,19 +3,17 @@
 //! Requests never wait for it. While the collector is away, queues fill up to their limits, what does not fit or
 //! cannot be delivered is dropped and counted, and one log line says so; another one says when it is over.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use opentelemetry::Context;
-use opentelemetry_otlp::{
-    ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig, WithTonicConfig,
-};
+use opentelemetry_otlp::{ExporterBuildError, LogExporter, SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::logs::{LogBatch, LogExporter as _};
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
-use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::reader::MetricReader;
 use opentelemetry_sdk::metrics::{InstrumentKind, ManualReader, Pipeline, Temporality};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
@@ -30,6 +28,7 @@ use tracing::{info, warn};
 use super::config::{Error, Settings};
 use super::exporting::{Loss, Signal};
 use super::instruments::Collection;
+use super::metric_export::MetricExporter;
 use super::metrics::Metrics;
 use super::pipeline::{LogItem, drain};
 
@@ -51,7 +50,8 @@ impl Exporters {
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // The channels are bound to the runtime in which they are made.
         let entered = runtime.enter();
-        let metadata = metadata(settings)?;
+        let for_metrics = metadata(&settings.metrics_headers)?;
+        let metadata = metadata(&settings.headers)?;
         let spans = settings.traces.as_ref().map(|endpoint| {
             let builder = SpanExporter::builder().with_tonic();
             let mut exporter = configure(builder, endpoint, settings, &metadata).build()?;
@@ -65,18 +65,18 @@ impl Exporters {
             Ok(exporter)
         });
         let metrics = settings.metrics.as_ref().map(|endpoint| {
-            let builder = MetricExporter::builder().with_tonic();
-            let exporter = configure(builder, endpoint, settings, &metadata).build()?;
-            let reader = ManualReader::builder().with_temporality(exporter.temporality()).build();
+            let exporter = MetricExporter::new(endpoint, settings.timeout, for_metrics)?;
+            let reader = ManualReader::builder().with_temporality(Temporality::Cumulative).build();
             Ok((exporter, SharedReader(Arc::new(reader))))
         });
+        let metrics = metrics.transpose().map_err(Error::Channel)?;
         drop(entered);
         let built = |error: ExporterBuildError| Error::Exporter(error);
         Ok(Some(Exporters {
             runtime,
             spans: spans.transpose().map_err(built)?,
             logs: logs.transpose().map_err(built)?,
-            metrics: metrics.transpose().map_err(built)?,
+            metrics,
         }))
     }
 
@@ -161,9 +161,9 @@ fn configure<B: WithExportConfig + WithTonicConfig>(
     builder.with_endpoint(endpoint).with_timeout(settings.timeout).with_metadata(metadata.clone())
 }
 
-fn metadata(settings: &Settings) -> Result<MetadataMap, Error> {
+fn metadata(headers: &BTreeMap<String, String>) -> Result<MetadataMap, Error> {
     let mut metadata = MetadataMap::new();
-    for (name, value) in &settings.headers {
+    for (name, value) in headers {
         // The value may be a secret and is not repeated.
         let malformed = |reason: &str| Error::Setting {
             name: format!("telemetry.otlp.headers.{name}"),
@@ -281,7 +281,7 @@ async fn export_metrics(
         let collected = collection.run(&seen, || reader.collect(&mut metrics));
         let export = async {
             collected?;
-            exporter.export(&metrics).await
+            exporter.export(&metrics, &collection.removable.metrics()).await
         };
         report.of(Signal::Metrics, 1, export).await;
         if stop.is_cancelled() {

@@ -42,16 +42,29 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Metrics,
     tracer: Tracer,
+    /// None while metrics are off.
+    meters: Option<Meters>,
+    running: Mutex<Option<Running>>,
+    // Kept alive: layers hold it weakly.
+    _tracers: SdkTracerProvider,
+}
+
+/// What metrics are collected from.
+#[derive(Debug)]
+struct Meters {
     registry: prometheus::Registry,
     collection: Arc<Collection>,
     exemplars: Arc<Store>,
     /// The removals that the Prometheus reader has seen.
     seen: AtomicU64,
-    running: Mutex<Option<Running>>,
-    // Kept alive: instruments and layers hold them weakly.
-    _meters: SdkMeterProvider,
-    _tracers: SdkTracerProvider,
+    /// Kept alive: instruments hold it weakly.
+    provider: SdkMeterProvider,
 }
+
+/// Why there is nothing to scrape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("metrics are off: the broker was started with telemetry.metrics.enabled = false")]
+pub struct MetricsOff;
 
 /// An answer for `/metrics`.
 #[derive(Clone, Debug)]
@@ -95,11 +108,11 @@ impl Telemetry {
         let filter = || logs::env_filter(&settings.filter);
         let resource = resource(identity, env);
         let exporters = Exporters::build(&settings, &resource)?;
-        let registry = prometheus::Registry::new();
-        let meters = meter_provider(&registry, exporters.as_ref(), resource.clone())?;
-        let collection = Arc::new(Collection::default());
-        let exemplars = Arc::new(Store::default());
-        let metrics = Metrics::new(meters.meter_with_scope(scope()), collection.clone(), exemplars.clone());
+        let meters = match settings.measures {
+            true => Some(Meters::new(exporters.as_ref(), resource.clone())?),
+            false => None,
+        };
+        let metrics = meters.as_ref().map_or_else(Metrics::detached, Meters::metrics);
 
         let (span_entrance, spans) = SpanEntrance::new(Signal::Traces, settings.span_queue, metrics.clone());
         let (log_entrance, log_items) = LogEntrance::new(Signal::Logs, settings.log_queue, metrics.clone());
@@ -155,21 +168,12 @@ impl Telemetry {
                     Some(QueueLevels { spans: span_entrance.waiting(), logs: log_entrance.waiting() })
                 }));
                 let weak = dispatch.downgrade();
+                let collection = meters.as_ref().map(|meters| meters.collection.clone()).unwrap_or_default();
                 Some(exporters.run(&settings, &metrics, &collection, Some(spans), Some(log_items), weak)?)
             }
             None => None,
         };
-        let inner = Inner {
-            metrics,
-            tracer,
-            registry,
-            collection,
-            exemplars,
-            seen: AtomicU64::new(0),
-            running: Mutex::new(running),
-            _meters: meters,
-            _tracers: tracers,
-        };
+        let inner = Inner { metrics, tracer, meters, running: Mutex::new(running), _tracers: tracers };
         Ok((Telemetry(Arc::new(inner)), dispatch))
     }
 
@@ -186,19 +190,24 @@ impl Telemetry {
     /// Collects and encodes all metrics, for the headers `Accept` and `Accept-Encoding`.
     ///
     /// Takes milliseconds, more with thousands of topics, and blocks: call it from `spawn_blocking`.
-    pub fn scrape(&self, accept: Option<&str>, accept_encoding: Option<&str>) -> Scrape {
+    ///
+    /// # Errors
+    /// Metrics are off.
+    pub fn scrape(&self, accept: Option<&str>, accept_encoding: Option<&str>) -> Result<Scrape, MetricsOff> {
         let started = Instant::now();
         let inner = &*self.0;
+        let meters = inner.meters.as_ref().ok_or(MetricsOff)?;
         let format = Format::negotiate(accept);
-        let families = inner.collection.run(&inner.seen, || inner.registry.gather());
-        let exposition = openmetrics::encode(families, &inner.exemplars, format);
+        let mut families = meters.collection.run(&meters.seen, || meters.registry.gather());
+        families.extend(meters.collection.removable.families());
+        let exposition = openmetrics::encode(families, &meters.exemplars, format);
         let compressed = accepts_gzip(accept_encoding).then(|| gzip(exposition.text.as_bytes())).flatten();
         let (encoding, body) = match compressed {
             Some(body) => (Some("gzip"), body),
             None => (None, exposition.text.into_bytes()),
         };
         inner.metrics.exporting.scraped(started.elapsed(), exposition.series, exposition.overflowing);
-        Scrape { content_type: format.content_type(), encoding, body: body.into() }
+        Ok(Scrape { content_type: format.content_type(), encoding, body: body.into() })
     }
 
     /// Exports what waits, then stops exporting. Returns whether everything was handed over before the deadline.
@@ -209,6 +218,26 @@ impl Telemetry {
             Some(running) => running.flush(deadline).await,
             None => true,
         }
+    }
+}
+
+impl Meters {
+    fn new(exporters: Option<&Exporters>, resource: Resource) -> Result<Self, Error> {
+        let registry = prometheus::Registry::new();
+        let provider = meter_provider(&registry, exporters, resource)?;
+        Ok(Meters {
+            registry,
+            collection: Arc::default(),
+            exemplars: Arc::default(),
+            seen: AtomicU64::new(0),
+            provider,
+        })
+    }
+
+    /// The instruments that are collected here.
+    fn metrics(&self) -> Metrics {
+        let meter = self.provider.meter_with_scope(scope());
+        Metrics::new(meter, self.collection.clone(), self.exemplars.clone())
     }
 }
 

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{BoundHistogram, Histogram, Meter};
+use opentelemetry::metrics::{BoundHistogram, Histogram, Meter, MeterProvider as _, NoopMeterProvider};
 
 use super::catalog::{Kind, Row};
 use super::exemplars::{Exemplars, Store};
+use super::removable::{Removable, Timings};
 use super::traceparent::TraceIds;
 
 /// Locks `mutex`, also after a panic elsewhere: all data behind these locks is valid at every step.
@@ -43,6 +44,8 @@ impl Count {
 
 /// A closed set of label values.
 pub(super) trait Label: Copy + 'static {
+    /// How many values there are.
+    const COUNT: usize;
     /// All values, in the order of their indices.
     fn all() -> Vec<Self>;
     /// The position in [`Label::all`].
@@ -52,12 +55,14 @@ pub(super) trait Label: Copy + 'static {
 }
 
 impl<A: Label, B: Label> Label for (A, B) {
+    const COUNT: usize = A::COUNT * B::COUNT;
+
     fn all() -> Vec<Self> {
         A::all().into_iter().flat_map(|a| B::all().into_iter().map(move |b| (a, b))).collect()
     }
 
     fn index(self) -> usize {
-        self.0.index() * B::all().len() + self.1.index()
+        self.0.index() * B::COUNT + self.1.index()
     }
 
     fn attributes(self) -> Vec<KeyValue> {
@@ -83,6 +88,8 @@ macro_rules! label {
         }
 
         impl $crate::telemetry::instruments::Label for $name {
+            const COUNT: usize = [$($name::$value,)*].len();
+
             fn all() -> Vec<Self> {
                 vec![$($name::$value,)*]
             }
@@ -128,7 +135,11 @@ impl NamedCounts {
 
 /// A distribution with fixed labels.
 #[derive(Debug)]
-pub(super) struct Distribution {
+pub(super) struct Distribution(Option<Recorded>);
+
+/// Where the values of a [`Distribution`] go. There is none while metrics are off.
+#[derive(Debug)]
+struct Recorded {
     bound: BoundHistogram<f64>,
     exemplars: Arc<Exemplars>,
 }
@@ -136,9 +147,12 @@ pub(super) struct Distribution {
 impl Distribution {
     /// Records `value`. If the current request is sampled, `ids` names it and an exemplar is kept.
     pub(super) fn record(&self, value: f64, ids: Option<TraceIds>) {
-        self.bound.record(value);
+        let Distribution(Some(recorded)) = self else {
+            return;
+        };
+        recorded.bound.record(value);
         if let Some(ids) = ids {
-            self.exemplars.keep(value, ids);
+            recorded.exemplars.keep(value, ids);
         }
     }
 
@@ -150,6 +164,8 @@ impl Distribution {
 /// Serialises collections, so that levels are read once in each and series of removed topics do not come back.
 #[derive(Debug, Default)]
 pub(super) struct Collection {
+    /// The histograms that the SDK does not keep. Every reader adds them to what it collected.
+    pub(super) removable: Removable,
     running: Mutex<()>,
     epoch: AtomicU64,
     /// How many labelled objects have been removed so far.
@@ -171,10 +187,11 @@ impl Collection {
         let _running = lock(&self.running);
         let removals = self.removals.load(Ordering::Acquire);
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        if seen.swap(removals, Ordering::AcqRel) != removals {
-            collect();
-        }
-        collect()
+        let first = collect();
+        // An observer may be the one who notices that something is gone.
+        let noticed = self.removals.load(Ordering::Acquire);
+        let missed = seen.swap(noticed, Ordering::AcqRel) != removals || noticed != removals;
+        if missed { collect() } else { first }
     }
 }
 
@@ -235,13 +252,21 @@ pub(super) type Sink<'a, N> = dyn FnMut(N, &[KeyValue]) + 'a;
 pub(super) struct Instruments {
     meter: Meter,
     collection: Arc<Collection>,
-    exemplars: Arc<Store>,
+    /// None while metrics are off: distributions record nothing then. Counters stay what they are, one atomic addition
+    /// for each batch.
+    exemplars: Option<Arc<Store>>,
     panics: Count,
 }
 
 impl Instruments {
     pub(super) fn new(meter: Meter, collection: Arc<Collection>, exemplars: Arc<Store>) -> Self {
-        Instruments { meter, collection, exemplars, panics: Count::default() }
+        Instruments { meter, collection, exemplars: Some(exemplars), panics: Count::default() }
+    }
+
+    /// Instruments that nobody reads.
+    pub(super) fn off() -> Self {
+        let meter = NoopMeterProvider::new().meter("streambus");
+        Instruments { meter, collection: Arc::default(), exemplars: None, panics: Count::default() }
     }
 
     /// Counts the panics caught in observers.
@@ -405,6 +430,15 @@ impl Instruments {
         }
     }
 
+    /// Distributions whose series come and go: `read` gives those that are there.
+    pub(super) fn removable(
+        &self,
+        row: Row,
+        read: impl Fn(&mut dyn FnMut(&Timings)) + Send + Sync + 'static,
+    ) {
+        self.collection.removable.register(row, read);
+    }
+
     /// A distribution without labels.
     pub(super) fn distribution(&self, row: Row) -> Distribution {
         self.distributions(row).with(Vec::new())
@@ -434,15 +468,21 @@ impl Instruments {
 pub(super) struct Distributions {
     histogram: Histogram<f64>,
     row: Row,
-    store: Arc<Store>,
+    /// None while metrics are off.
+    store: Option<Arc<Store>>,
 }
 
 impl Distributions {
+    /// Whether anything is recorded.
+    pub(super) fn is_on(&self) -> bool {
+        self.store.is_some()
+    }
+
     /// The distribution with these labels, which must be sorted by key. Made once and kept: binding is not cheap.
     pub(super) fn with(&self, attributes: Vec<KeyValue>) -> Distribution {
-        Distribution {
+        Distribution(self.store.as_ref().map(|store| Recorded {
             bound: self.histogram.bind(&attributes),
-            exemplars: self.store.add(self.row, &attributes),
-        }
+            exemplars: store.add(self.row, &attributes),
+        }))
     }
 }

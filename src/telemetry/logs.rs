@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt;
@@ -20,6 +20,7 @@ use super::config::{Error, LogFormat};
 use super::exporting::LogLevel;
 use super::metrics::Metrics;
 use super::traceparent::TraceIds;
+use crate::units::rfc3339_micros;
 
 /// Targets whose spans and events never reach the OTel layers: exporting would cause more of them.
 const FEEDBACK: [&str; 5] = ["h2", "hyper", "tonic", "tower", "opentelemetry"];
@@ -123,7 +124,7 @@ struct Line<'a> {
 impl Line<'_> {
     fn json(self) -> String {
         let mut object = Map::new();
-        object.insert("timestamp".to_owned(), timestamp(self.at).into());
+        object.insert("timestamp".to_owned(), rfc3339_micros(self.at).into());
         object.insert("level".to_owned(), self.level.into());
         object.insert("target".to_owned(), self.target.into());
         if let Some(event) = self.event {
@@ -145,7 +146,7 @@ impl Line<'_> {
     }
 
     fn text(self) -> String {
-        let mut line = format!("{} {:>5} {}:", timestamp(self.at), self.level, self.target);
+        let mut line = format!("{} {:>5} {}:", rfc3339_micros(self.at), self.level, self.target);
         // INVARIANT of every `write!` below: writing into a `String` cannot fail.
         if let Some(message) = &self.fields.message {
             let _ = write!(line, " {}", message.replace('\n', "\\n"));
@@ -219,32 +220,9 @@ impl Visit for Fields {
     }
 }
 
-/// RFC 3339 in UTC with microseconds.
-fn timestamp(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs();
-    let (year, month, day) = civil(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
-}
-
-/// The Gregorian date that is `days` after 1970-01-01. Years are counted from March, so that the leap day is last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Days since 0000-03-01, which begins an era of 400 years with 146,097 days.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     use opentelemetry::trace::TracerProvider as _;
     use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -320,15 +298,6 @@ mod tests {
         let lines = logged(LogFormat::Text, || tracing::info!(name: "a.b", topic = "t", "two\nlines"));
         assert!(lines[0].contains("INFO"), "{}", lines[0]);
         assert!(lines[0].ends_with(": two\\nlines event=a.b topic=\"t\"\n"), "{}", lines[0]);
-    }
-
-    #[test]
-    fn timestamps_are_rfc_3339() {
-        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(7));
-        assert_eq!(at(0), "1970-01-01T00:00:00.000007Z");
-        assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000007Z");
-        assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59.000007Z");
-        assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00.000007Z");
     }
 
     #[test]

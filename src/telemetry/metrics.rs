@@ -3,13 +3,14 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use opentelemetry::metrics::{Meter, MeterProvider, NoopMeterProvider};
+use opentelemetry::metrics::Meter;
 
 use super::broker::{BrokerLevels, BrokerMetrics, HealthCheck};
 use super::cluster::{ClusterLevels, ClusterMetrics, RaftLevels, TopicLevels};
 use super::consume::{ConsumeLevels, ConsumeMetrics};
 use super::exemplars::Store;
 use super::exporting::ExportingMetrics;
+use super::groups::{ConsumerGroups, GroupLevels, GroupMetrics};
 use super::instruments::{Collection, Instruments, Observer};
 use super::network::NetworkMetrics;
 use super::process;
@@ -39,6 +40,8 @@ pub struct Groups {
     pub network: NetworkMetrics,
     /// Exporters and the scrape endpoint.
     pub exporting: ExportingMetrics,
+    /// Consumer groups.
+    pub groups: ConsumerGroups,
     broker: BrokerMetrics,
     cluster: ClusterMetrics,
     runtime: RuntimeMetrics,
@@ -57,22 +60,28 @@ impl Metrics {
     pub(super) fn new(meter: Meter, collection: Arc<Collection>, exemplars: Arc<Store>) -> Self {
         let instruments = Instruments::new(meter, collection, exemplars);
         process::register(&instruments);
-        Metrics(Arc::new(Groups {
-            produce: ProduceMetrics::new(&instruments),
-            consume: ConsumeMetrics::new(&instruments),
-            storage: StorageMetrics::new(&instruments),
-            network: NetworkMetrics::new(&instruments),
-            exporting: ExportingMetrics::new(&instruments),
-            broker: BrokerMetrics::new(&instruments),
-            cluster: ClusterMetrics::new(&instruments),
-            runtime: RuntimeMetrics::new(&instruments),
-            topics: Topics::new(&instruments),
-        }))
+        Metrics::of(&instruments)
     }
 
-    /// Instruments that nobody reads, for tests of other modules.
+    /// Instruments that nobody reads: distributions record nothing, levels are never asked for. For brokers whose
+    /// metrics are off, and for tests of other modules.
     pub fn detached() -> Self {
-        Metrics::new(NoopMeterProvider::new().meter("streambus"), Arc::default(), Arc::default())
+        Metrics::of(&Instruments::off())
+    }
+
+    fn of(instruments: &Instruments) -> Self {
+        Metrics(Arc::new(Groups {
+            produce: ProduceMetrics::new(instruments),
+            consume: ConsumeMetrics::new(instruments),
+            storage: StorageMetrics::new(instruments),
+            network: NetworkMetrics::new(instruments),
+            exporting: ExportingMetrics::new(instruments),
+            groups: ConsumerGroups::new(instruments),
+            broker: BrokerMetrics::new(instruments),
+            cluster: ClusterMetrics::new(instruments),
+            runtime: RuntimeMetrics::new(instruments),
+            topics: Topics::new(instruments),
+        }))
     }
 
     /// The counters of the topic `name`, made if there are none. Look up once and keep the handle.
@@ -83,10 +92,31 @@ impl Metrics {
         self.topics.get(name)
     }
 
-    /// Forgets the counters of the topic `name`: its series are gone at the next scrape. A topic of the same name
-    /// that is created later starts at zero.
+    /// Forgets the counters of the topic `name`, those of consumer groups for it included: its series are gone at the
+    /// next scrape. A topic of the same name that is created later starts at zero.
     pub fn remove_topic(&self, name: &str) {
         self.topics.remove(name);
+        self.groups.series.remove_topic(name);
+    }
+
+    /// The counters and distributions of the consumer group `name`, made if there are none. Look up once and keep the
+    /// handle, but not longer than the group.
+    ///
+    /// Beyond [`super::catalog::GROUPS_MAX`] groups all others share one handle, whose series carry
+    /// `otel_metric_overflow="true"` instead of a group.
+    pub fn group(&self, name: &str) -> Arc<GroupMetrics> {
+        self.groups.series.get(name)
+    }
+
+    /// Forgets the consumer group `name`, deleted or no longer coordinated here: its series, histograms included, are
+    /// gone at the next scrape and the next export. A group of the same name that comes later starts at zero.
+    pub fn remove_group(&self, name: &str) {
+        self.groups.series.remove(name);
+    }
+
+    /// Registers who knows the consumer groups that this broker coordinates.
+    pub fn observe_groups(&self, observer: Observer<GroupLevels>) {
+        self.groups.observe(observer);
     }
 
     /// Registers who knows the broker's state and load.

@@ -21,9 +21,11 @@ mod consume;
 mod exemplars;
 mod export;
 mod exporting;
+mod groups;
 mod install;
 mod instruments;
 mod logs;
+mod metric_export;
 mod metrics;
 mod negotiation;
 mod network;
@@ -31,6 +33,7 @@ mod openmetrics;
 mod pipeline;
 mod process;
 mod produce;
+mod removable;
 mod resource;
 mod runtime;
 mod sampling;
@@ -42,10 +45,14 @@ mod trace;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, RaftLevels, TopicLevels};
-pub use config::{Config, Error, LogConfig, LogFormat, OtlpConfig, TraceConfig};
+pub use config::{Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
-pub use install::{Scrape, Telemetry};
+pub use groups::{
+    AckKind, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics,
+    RebalanceCause,
+};
+pub use install::{MetricsOff, Scrape, Telemetry};
 pub use instruments::Observer;
 pub use metrics::{Groups, Metrics};
 pub use negotiation::Format;

@@ -120,7 +120,9 @@ impl NetworkMetrics {
     /// A unary call ended. `method` is the full name without leading slash, or `_OTHER` for an unknown one.
     /// Count it with [`NetworkMetrics::request_ended`] too.
     pub fn call_ended(&self, method: &'static str, code: Code, took: Duration, trace: Option<TraceIds>) {
-        self.call(method, code).record_duration(took, trace);
+        if self.calls.is_on() {
+            self.call(method, code).record_duration(took, trace);
+        }
     }
 
     fn call(&self, method: &'static str, code: Code) -> Arc<Distribution> {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -41,11 +42,11 @@ fn sampled_by_the_caller() -> HeaderMap {
     HeaderMap::from_iter([(http::HeaderName::from_static("traceparent"), header)])
 }
 
-fn scrape(telemetry: &Telemetry, accept: Option<&str>) -> String {
-    String::from_utf8(telemetry.scrape(accept, None).body.to_vec()).expect("utf-8")
+pub(super) fn scrape(telemetry: &Telemetry, accept: Option<&str>) -> String {
+    String::from_utf8(telemetry.scrape(accept, None).expect("metrics are on").body.to_vec()).expect("utf-8")
 }
 
-fn value(text: &str, series: &str) -> Option<f64> {
+pub(super) fn value(text: &str, series: &str) -> Option<f64> {
     let line =
         text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
     line[series.len()..].trim().parse().ok()
@@ -76,6 +77,17 @@ fn move_everything(telemetry: &Telemetry) {
     }));
     metrics.observe_produce_buffer(Arc::new(|| Some(BufferLevels { used_bytes: 1, limit_bytes: 64 })));
     metrics.observe_consume(Arc::new(|| Some(ConsumeLevels { subscriptions: 1, fetches_waiting: 1 })));
+    metrics.observe_groups(Arc::new(|| {
+        let group: Arc<str> = "billing".into();
+        let lag = GroupLag {
+            group: group.clone(),
+            topic: "orders".into(),
+            partition: 3,
+            messages: 12,
+            seconds: 1.5,
+        };
+        Some(GroupLevels { groups: 2, members: 3, leased: vec![(group, 4)], lags: vec![lag] })
+    }));
     metrics.observe_runtime(&tokio::runtime::Handle::current());
     let topic = metrics.topic("orders");
     metrics.produce.accepted(&topic, 10, 1000);
@@ -92,6 +104,16 @@ fn move_everything(telemetry: &Telemetry) {
     metrics.storage.synced(Duration::from_micros(200));
     metrics.storage.failed(StorageFailure::Corrupt);
     metrics.storage.trimmed(&topic, 2, 200);
+    metrics.groups.committed(CommitOutcome::Fenced);
+    metrics.groups.commit_answered(Duration::from_millis(2), None);
+    metrics.groups.rebalanced(RebalanceCause::SessionTimeout);
+    metrics.groups.settled(Duration::from_secs(2));
+    let group = metrics.group("billing");
+    group.delivered(Duration::from_millis(3));
+    group.missed("orders", 1);
+    group.redelivered("orders", 2);
+    group.dead_lettered("orders", 3);
+    group.acknowledgements(AckKind::Accept, 4);
     metrics.network.received(11);
     metrics.network.sent(22);
     metrics.network.connected();
@@ -125,6 +147,13 @@ async fn every_row_of_the_catalogue_can_be_moved_and_is_shown() {
         ("streambus_produce_latency_seconds_bucket{le=\"0.001\"}", 0.0),
         ("streambus_produce_latency_seconds_bucket{le=\"5\"}", 1.0),
         ("streambus_raft_groups{role=\"leader\"}", 5.0),
+        ("streambus_consumer_groups_total", 2.0),
+        ("streambus_consumer_group_members_total", 3.0),
+        ("streambus_consumer_group_lag{group=\"billing\",partition=\"3\",topic=\"orders\"}", 12.0),
+        ("streambus_consumer_group_lag_seconds{group=\"billing\",partition=\"3\",topic=\"orders\"}", 1.5),
+        ("streambus_consumer_group_leased_records{group=\"billing\"}", 4.0),
+        ("streambus_commit_latency_seconds_bucket{le=\"0.001\"}", 0.0),
+        ("streambus_commit_latency_seconds_bucket{le=\"0.005\"}", 1.0),
         ("streambus_telemetry_overflowing_metrics", 0.0),
     ] {
         assert_eq!(value(&text, series), Some(expected), "{series}\n{text}");
@@ -156,8 +185,10 @@ async fn promtool_complains_of_the_specified_gauges_and_of_nothing_else() {
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let mut complaints: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
     complaints.sort_unstable();
-    let expected = ["partitions", "replicas", "segments", "topics"]
-        .map(|name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"));
+    let expected =
+        ["consumer_group_members", "consumer_groups", "partitions", "replicas", "segments", "topics"].map(
+            |name| format!("streambus_{name}_total non-counter metrics should not have \"_total\" suffix"),
+        );
     assert_eq!(complaints, expected);
 }
 
@@ -206,7 +237,8 @@ fn exemplars_are_those_of_sampled_requests_and_only_in_openmetrics() {
 #[test]
 fn a_scrape_is_compressed_when_asked() {
     let telemetry = Telemetry::for_tests();
-    let scrape = telemetry.scrape(Some("application/openmetrics-text"), Some("gzip"));
+    let scrape =
+        telemetry.scrape(Some("application/openmetrics-text"), Some("gzip")).expect("metrics are on");
     assert_eq!(scrape.encoding, Some("gzip"));
     assert_eq!(scrape.content_type, Format::OpenMetrics.content_type());
     let mut text = String::new();
@@ -340,7 +372,7 @@ async fn a_collector_that_comes_back_is_used_again_and_one_line_says_so() {
 
 /// A reader that the test and the provider hold.
 #[derive(Clone, Debug, Default)]
-struct Shared(Arc<ManualReader>);
+pub(super) struct Shared(pub(super) Arc<ManualReader>);
 
 impl MetricReader for Shared {
     fn register_pipeline(&self, pipeline: std::sync::Weak<opentelemetry_sdk::metrics::Pipeline>) {
@@ -369,9 +401,9 @@ impl MetricReader for Shared {
 
 /// A collector that keeps what it is sent.
 #[derive(Clone, Default)]
-struct Collector {
+pub(super) struct Collector {
     traces: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
-    metrics: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
+    pub(super) metrics: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
     logs: Arc<Mutex<Vec<ExportLogsServiceRequest>>>,
 }
 
@@ -410,7 +442,7 @@ impl LogsService for Collector {
 
 impl Collector {
     /// Serves on a port of its own.
-    async fn start() -> (Self, String) {
+    pub(super) async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         (Collector::serve(listener), endpoint)
@@ -428,7 +460,7 @@ impl Collector {
     }
 }
 
-fn exporting_to(
+pub(super) fn exporting_to(
     endpoint: &str,
     more: &str,
     output: impl Fn(&[u8]) + Send + Sync + 'static,
@@ -437,6 +469,27 @@ fn exporting_to(
     let config = toml::from_str(&text).expect("valid configuration");
     let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
     Telemetry::build(&config, &identity, &|_| None, output).expect("valid configuration")
+}
+
+#[test]
+fn with_metrics_off_nothing_is_recorded_and_a_scrape_says_why() {
+    let config = toml::from_str("metrics.enabled = false").expect("valid configuration");
+    let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
+    let (telemetry, _) = Telemetry::build(&config, &identity, &|_| None, |_| {}).expect("valid");
+    let asked = Arc::new(AtomicBool::new(false));
+    let note = asked.clone();
+    telemetry.metrics().observe_produce_buffer(Arc::new(move || {
+        note.store(true, Ordering::SeqCst);
+        None
+    }));
+    let trace = telemetry.tracer().server(PRODUCE, &sampled_by_the_caller());
+    telemetry.metrics().produce.completed(&ProducePhases::default(), trace.ids());
+    telemetry.metrics().network.call_ended(PRODUCE, Code::Ok, Duration::ZERO, trace.ids());
+    let produce = format!("{:?}", telemetry.metrics().produce);
+    assert!(produce.contains("latency: Distribution(None)") && !produce.contains("Recorded"), "{produce}");
+    let refused = telemetry.scrape(None, None).expect_err("there is nothing to scrape");
+    assert!(refused.to_string().contains("telemetry.metrics.enabled"), "{refused}");
+    assert!(!asked.load(Ordering::SeqCst), "levels are nobody's business");
 }
 
 #[tokio::test(flavor = "multi_thread")]

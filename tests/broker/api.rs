@@ -457,7 +457,7 @@ impl Subscription {
 
     async fn next(&mut self) -> v1::PartitionRecords {
         let delivery = within("a delivery", self.deliveries.next()).await.expect("open").expect("a delivery");
-        delivery.records.expect("records")
+        delivery.into_records().expect("records")
     }
 
     /// Values of the next `count` records.

@@ -6,6 +6,9 @@
 //! | `journey` | a record's trace, from its producer through the broker to its consumer |
 //! | `durability` | what was acknowledged survives the end of the process, however it ends |
 //! | `api` | every call of the API: answers, limits, errors |
+//! | `groups` | consumer and share groups: who owns what, what is committed, what is missed, lag |
+//! | `switches` | what is switched off of telemetry is off |
+//! | `overhead` | the measurement of what telemetry costs measures, and cleans up |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
 //!
 //! All tests share one binary, because linking the broker takes longer than running them. Each has a broker of its own
@@ -15,7 +18,10 @@
 
 mod api;
 mod durability;
+mod groups;
 mod journey;
 mod limits;
+mod overhead;
 mod support;
+mod switches;
 mod truth;

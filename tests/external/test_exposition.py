@@ -12,6 +12,8 @@ from running import Broker, eventually, tool
 # The specification names these gauges, and ends them in `_total`: the only thing that promtool may object to.
 # Consumer groups bring two more of the kind.
 SPECIFIED_GAUGES = {
+    "streambus_consumer_group_members_total",
+    "streambus_consumer_groups_total",
     "streambus_topics_total",
     "streambus_partitions_total",
     "streambus_replicas_total",

@@ -43,6 +43,7 @@ def _load(name, suffix="_pb2"):
 record = _load("record")
 produce = _load("produce")
 consume = _load("consume")
+group = _load("group")
 topic = _load("topic")
 cluster = _load("cluster")
 error = _load("error")
@@ -58,6 +59,7 @@ class Client:
         self.channel = grpc.insecure_channel(address, options)
         self.produce = _load("produce", "_pb2_grpc").ProduceServiceStub(self.channel)
         self.consume = _load("consume", "_pb2_grpc").ConsumeServiceStub(self.channel)
+        self.group = _load("group", "_pb2_grpc").GroupServiceStub(self.channel)
         self.topic = _load("topic", "_pb2_grpc").TopicServiceStub(self.channel)
         self.cluster = _load("cluster", "_pb2_grpc").ClusterServiceStub(self.channel)
 

@@ -9,8 +9,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::subscribe::{self, Deliveries};
 use super::{Context, request_trace};
 use crate::api::convert::{self, FetchPlan};
+use crate::api::rpc::{Deadline, Handover};
 use crate::api::status::Failure;
-use crate::broker::{Fetch, Fetched};
+use crate::broker::{Fetch, Fetched, Responding};
 use crate::proto::v1;
 use crate::proto::v1::consume_service_server::ConsumeService;
 use crate::record::{SpanLink, for_each_traceparent};
@@ -24,16 +25,18 @@ impl Service {
         &self,
         request: v1::FetchRequest,
         trace: &RequestTrace,
-    ) -> Result<v1::FetchResponse, Failure> {
+        deadline: Option<Deadline>,
+    ) -> Result<(v1::FetchResponse, Option<Responding>), Failure> {
         let FetchPlan { partitions, min_bytes, max_bytes, max_wait, accepted } = request.try_into()?;
+        let max_wait = deadline.map_or(max_wait, |deadline| max_wait.min(deadline.wait_max()));
         let trace_of_fetch = trace.clone();
         let fetch = Fetch { partitions, min_bytes, max_bytes, max_wait, accepted, trace: trace_of_fetch };
-        let fetched = tokio::select! {
+        let (fetched, responding) = tokio::select! {
             fetched = self.0.broker().fetch(fetch) => fetched?,
             () = self.0.drain().cancelled() => return Err(Failure::stopping()),
         };
-        let partitions = fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace)).collect();
-        Ok(v1::FetchResponse { partitions })
+        let partitions = fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace, None)).collect();
+        Ok((v1::FetchResponse { partitions }, responding))
     }
 }
 
@@ -41,8 +44,13 @@ impl Service {
 impl ConsumeService for Service {
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchResponse>, Status> {
         let trace = request_trace(request.extensions());
-        match self.read(request.into_inner(), &trace).await {
-            Ok(fetched) => Ok(Response::new(fetched)),
+        let deadline = request.extensions().get::<Deadline>().copied();
+        match self.read(request.into_inner(), &trace, deadline).await {
+            Ok((fetched, responding)) => {
+                let handover = Handover::default();
+                handover.made(responding);
+                Ok(with_handover(fetched, handover))
+            }
             Err(failure) => Err(self.0.consume_refused(failure).into()),
         }
     }
@@ -53,8 +61,16 @@ impl ConsumeService for Service {
         &self,
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<Deliveries>, Status> {
-        Ok(Response::new(subscribe::deliveries(self.0.clone(), request.into_inner())))
+        let handover = Handover::default();
+        let deliveries = subscribe::deliveries(self.0.clone(), request.into_inner(), handover.clone());
+        Ok(with_handover(deliveries, handover))
     }
+}
+
+fn with_handover<T>(message: T, handover: Handover) -> Response<T> {
+    let mut response = Response::new(message);
+    response.extensions_mut().insert(handover);
+    response
 }
 
 /// Turns what was read into what is sent, and leaves a delivery span that links to the records' own traces.
@@ -62,12 +78,13 @@ pub(super) fn deliver(
     context: &Context,
     mut fetched: Fetched,
     request: &RequestTrace,
+    group: Option<&str>,
 ) -> v1::PartitionRecords {
     let error = fetched.error.take().map(|error| context.consume_refused(error));
     if fetched.batches.is_empty() {
         return convert::records(fetched, error);
     }
-    let span = context.tracer().delivery(request, links(&fetched), || describe(&fetched));
+    let span = context.tracer().delivery(request, links(&fetched), || describe(&fetched, group));
     let records = convert::records(fetched, error);
     span.end(None);
     records
@@ -91,13 +108,14 @@ fn links(fetched: &Fetched) -> Vec<TraceIds> {
     links
 }
 
-fn describe(fetched: &Fetched) -> (Cow<'static, str>, Vec<KeyValue>) {
+fn describe(fetched: &Fetched, group: Option<&str>) -> (Cow<'static, str>, Vec<KeyValue>) {
     let records: i64 = fetched.batches.iter().map(|batch| i64::from(batch.record_count)).sum();
-    let attributes = vec![
+    let mut attributes = vec![
         KeyValue::new("messaging.system", "streambus"),
         KeyValue::new("messaging.destination.name", fetched.topic.to_string()),
         KeyValue::new("messaging.destination.partition.id", fetched.partition.to_string()),
         KeyValue::new("messaging.batch.message_count", records),
     ];
+    attributes.extend(group.map(|group| KeyValue::new("messaging.consumer.group.name", group.to_owned())));
     (Cow::Owned(format!("deliver {}", fetched.topic)), attributes)
 }

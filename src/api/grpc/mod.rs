@@ -2,6 +2,8 @@
 
 mod cluster;
 mod consume;
+mod group;
+mod membership;
 mod produce;
 mod produce_stream;
 mod subscribe;
@@ -22,6 +24,7 @@ use crate::broker::Broker;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::cluster_service_server::{self, ClusterServiceServer};
 use crate::proto::v1::consume_service_server::{self, ConsumeServiceServer};
+use crate::proto::v1::group_service_server::{self, GroupServiceServer};
 use crate::proto::v1::produce_service_server::{self, ProduceServiceServer};
 use crate::proto::v1::topic_service_server::{self, TopicServiceServer};
 use crate::telemetry::Metrics;
@@ -31,6 +34,7 @@ use crate::telemetry::{RequestTrace, Tracer};
 /// Names of the services, as health checks know them.
 pub(super) const PRODUCE: &str = produce_service_server::SERVICE_NAME;
 pub(super) const CONSUME: &str = consume_service_server::SERVICE_NAME;
+pub(super) const GROUP: &str = group_service_server::SERVICE_NAME;
 pub(super) const TOPIC: &str = topic_service_server::SERVICE_NAME;
 pub(super) const CLUSTER: &str = cluster_service_server::SERVICE_NAME;
 
@@ -128,10 +132,12 @@ where
     let reflection = || Reflection::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let produce = ProduceServiceServer::new(produce::Service(context.clone()));
     let consume = ConsumeServiceServer::new(consume::Service(context.clone()));
+    let group = GroupServiceServer::new(group::Service(context.clone()));
     let topic = TopicServiceServer::new(topic::Service(context.clone()));
     let cluster = ClusterServiceServer::new(cluster::Service(context.clone()));
     Ok(Routes::new(produce.max_decoding_message_size(message_bytes_max))
         .add_service(consume.max_decoding_message_size(message_bytes_max))
+        .add_service(group.max_decoding_message_size(message_bytes_max))
         .add_service(topic.max_decoding_message_size(message_bytes_max))
         .add_service(cluster.max_decoding_message_size(message_bytes_max))
         .add_service(health)

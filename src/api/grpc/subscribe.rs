@@ -1,4 +1,4 @@
-//! One subscription stream.
+//! One subscription stream: of partitions that the client chose, or of a member of a group.
 //!
 //! It runs inside the task of its call and only when the transport has room, so a client that does not read makes the
 //! broker hold one delivery and the transport's bounded buffer.
@@ -11,7 +11,9 @@ use tonic::{Status, Streaming};
 
 use super::Context;
 use super::consume::deliver;
+use super::membership::Session;
 use crate::api::convert;
+use crate::api::rpc::Handover;
 use crate::api::status::Failure;
 use crate::broker::{ErrorCode, Fetched, Subscription};
 use crate::proto::v1;
@@ -22,51 +24,110 @@ use crate::telemetry::RequestTrace;
 pub(super) type Deliveries = Pin<Box<dyn Stream<Item = Result<v1::SubscribeResponse, Status>> + Send>>;
 
 /// Serves a subscription until the client leaves, breaks the protocol, or the broker drains.
-pub(super) fn deliveries(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Deliveries {
-    let stream = stream::unfold(Some(Box::new(Subscriber::new(context, requests))), |subscriber| async {
-        let mut subscriber = subscriber?;
-        match subscriber.next().await {
-            Ok(Some(fetched)) => {
-                let records = deliver(&subscriber.context, fetched, &RequestTrace::NONE);
-                Some((Ok(v1::SubscribeResponse { records: Some(records) }), Some(subscriber)))
+pub(super) fn deliveries(
+    context: Context,
+    requests: Streaming<v1::SubscribeRequest>,
+    handover: Handover,
+) -> Deliveries {
+    let stream =
+        stream::unfold(Some(Box::new(Subscriber::new(context, requests, handover))), |subscriber| async {
+            let mut subscriber = subscriber?;
+            match subscriber.next().await {
+                Ok(Some(response)) => Some((Ok(response), Some(subscriber))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
             }
-            Ok(None) => None,
-            Err(status) => Some((Err(status), None)),
-        }
-    });
+        });
     Box::pin(stream)
 }
 
 struct Subscriber {
     context: Context,
     requests: Streaming<v1::SubscribeRequest>,
+    handover: Handover,
     /// No further request can come.
     half_closed: bool,
-    subscription: Option<Subscription>,
+    reading: Reading,
     /// Partitions that could not be added.
     refused: VecDeque<Fetched>,
 }
 
-impl Subscriber {
-    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>) -> Self {
-        Subscriber { context, requests, half_closed: false, subscription: None, refused: VecDeque::new() }
+/// What the stream has become by its first request.
+enum Reading {
+    Nothing,
+    Partitions(Subscription),
+    Group(Box<Session>),
+}
+
+impl Reading {
+    /// What comes next. Cancel-safe.
+    async fn next(
+        &mut self,
+        context: &Context,
+        handover: &Handover,
+    ) -> Result<v1::SubscribeResponse, Failure> {
+        match self {
+            Reading::Nothing => std::future::pending().await,
+            Reading::Partitions(subscription) => {
+                let (fetched, responding) = subscription.next().await;
+                handover.made(responding);
+                Ok(deliver(context, fetched, &RequestTrace::NONE, None).into())
+            }
+            Reading::Group(session) => session.next(context, handover).await,
+        }
     }
 
-    /// The next delivery; `None` when there can be no further one.
-    async fn next(&mut self) -> Result<Option<Fetched>, Status> {
+    /// Whether there is nothing to wait for once no further request can come.
+    fn is_over(&self) -> bool {
+        match self {
+            Reading::Nothing => true,
+            Reading::Partitions(subscription) => !subscription.has_credit(),
+            Reading::Group(session) => !session.is_answering(),
+        }
+    }
+
+    /// Whether another request may be read now.
+    fn takes_requests(&self) -> bool {
+        match self {
+            Reading::Nothing | Reading::Partitions(_) => true,
+            Reading::Group(session) => session.takes_requests(),
+        }
+    }
+
+    /// Whether the member has left, so that the stream ends when the last answer is given.
+    fn has_left(&self) -> bool {
+        matches!(self, Reading::Group(session) if session.has_left())
+    }
+}
+
+impl Subscriber {
+    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>, handover: Handover) -> Self {
+        Subscriber {
+            context,
+            requests,
+            handover,
+            half_closed: false,
+            reading: Reading::Nothing,
+            refused: VecDeque::new(),
+        }
+    }
+
+    /// The next response; `None` when there can be no further one.
+    async fn next(&mut self) -> Result<Option<v1::SubscribeResponse>, Status> {
         let drain = self.context.drain().clone();
         loop {
             if let Some(refused) = self.refused.pop_front() {
-                return Ok(Some(refused));
+                return Ok(Some(deliver(&self.context, refused, &RequestTrace::NONE, None).into()));
             }
-            if self.half_closed && !self.subscription.as_ref().is_some_and(Subscription::has_credit) {
+            if (self.half_closed || self.reading.has_left()) && self.reading.is_over() {
                 return Ok(None);
             }
+            let takes_requests = !self.half_closed && self.reading.takes_requests();
             // Every arm is cancel-safe: a request or a delivery is taken only when its arm wins.
             tokio::select! {
                 biased;
                 () = drain.cancelled() => return Err(self.refuse(Failure::stopping())),
-                request = self.requests.message(), if !self.half_closed => match request? {
+                request = self.requests.message(), if takes_requests => match request? {
                     Some(request) => {
                         if let Err(failure) = self.act(request).await {
                             return Err(self.refuse(failure));
@@ -74,40 +135,64 @@ impl Subscriber {
                     }
                     None => self.half_closed = true,
                 },
-                fetched = next_of(&mut self.subscription) => return Ok(Some(fetched)),
+                response = self.reading.next(&self.context, &self.handover) => match response {
+                    Ok(response) => return Ok(Some(response)),
+                    Err(failure) => return Err(self.refuse(failure)),
+                },
             }
         }
     }
 
     async fn act(&mut self, request: v1::SubscribeRequest) -> Result<(), Failure> {
-        let action = request
-            .action
-            .ok_or_else(|| invalid("action is missing: set one of start, credit, add, remove"))?;
-        let Some(subscription) = &mut self.subscription else {
-            let Action::Start(start) = action else {
-                return Err(invalid("the first request of a subscription must be start"));
-            };
-            return self.start(start).await;
-        };
-        match action {
-            Action::Start(_) => {
-                return Err(invalid("start must come only once: use add to read further partitions"));
-            }
-            Action::Credit(credit) => subscription.grant(credit.bytes),
-            Action::Add(add) => {
-                let partitions = convert::positions(add.partitions, "add.partitions")?;
-                self.refused.extend(subscription.add(partitions).await);
-            }
-            Action::Remove(remove) => {
-                let partitions: Vec<_> = remove
-                    .partitions
-                    .into_iter()
-                    .map(|partition| (partition.topic, partition.partition))
-                    .collect();
-                subscription.remove(&partitions);
+        let action = request.action.ok_or_else(|| {
+            invalid(
+                "action is missing: set one of start, credit, add, remove, join, commit, release, acknowledge, heartbeat, leave",
+            )
+        })?;
+        match &mut self.reading {
+            Reading::Nothing => self.begin(action).await,
+            Reading::Group(session) => session.act(action).await,
+            Reading::Partitions(subscription) => {
+                match action {
+                    Action::Credit(credit) => subscription.grant(credit.bytes),
+                    Action::Add(add) => {
+                        let partitions = convert::positions(add.partitions, "add.partitions")?;
+                        self.refused.extend(subscription.add(partitions).await);
+                    }
+                    Action::Remove(remove) => {
+                        let partitions = remove.partitions.into_iter();
+                        let partitions: Vec<_> = partitions.map(|at| (at.topic, at.partition)).collect();
+                        subscription.remove(&partitions);
+                    }
+                    Action::Start(_) => {
+                        return Err(invalid("start must come only once: use add to read further partitions"));
+                    }
+                    Action::Join(_)
+                    | Action::Commit(_)
+                    | Action::Release(_)
+                    | Action::Acknowledge(_)
+                    | Action::Heartbeat(_)
+                    | Action::Leave(_) => {
+                        return Err(invalid(
+                            "the stream began with start and is no member of a group: begin it with join",
+                        ));
+                    }
+                }
+                Ok(())
             }
         }
-        Ok(())
+    }
+
+    async fn begin(&mut self, action: Action) -> Result<(), Failure> {
+        match action {
+            Action::Start(start) => self.start(start).await,
+            Action::Join(join) => {
+                let session = Session::join(&self.context, join).await?;
+                self.reading = Reading::Group(Box::new(session));
+                Ok(())
+            }
+            _ => Err(invalid("the first request of a subscription must be start or join")),
+        }
     }
 
     async fn start(&mut self, start: v1::StartSubscription) -> Result<(), Failure> {
@@ -116,7 +201,7 @@ impl Subscriber {
         let mut subscription = self.context.broker().subscribe(accepted);
         subscription.grant(start.credit_bytes);
         self.refused.extend(subscription.add(partitions).await);
-        self.subscription = Some(subscription);
+        self.reading = Reading::Partitions(subscription);
         Ok(())
     }
 
@@ -125,13 +210,6 @@ impl Subscriber {
     }
 }
 
-async fn next_of(subscription: &mut Option<Subscription>) -> Fetched {
-    match subscription {
-        Some(subscription) => subscription.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn invalid(message: &str) -> Failure {
+pub(super) fn invalid(message: &str) -> Failure {
     Failure::new(ErrorCode::InvalidArgument, message)
 }

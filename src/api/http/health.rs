@@ -1,14 +1,16 @@
 //! `/health` and the probes below it.
 
+use std::time::SystemTime;
+
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::time::now;
 use super::{Shared, answer_json};
 use crate::api::health::{not_ready, not_started};
 use crate::broker::{Check, Health, Phase};
+use crate::units::rfc3339_seconds;
 
 /// 200 if every check passes, else 503 with the reasons.
 pub(super) async fn overall(State(sources): Shared, RawQuery(query): RawQuery) -> Response {
@@ -16,7 +18,7 @@ pub(super) async fn overall(State(sources): Shared, RawQuery(query): RawQuery) -
     let healthy = is_healthy(&health);
     let mut body = json!({
         "status": if healthy { "healthy" } else { "unhealthy" },
-        "timestamp": now(),
+        "timestamp": rfc3339_seconds(SystemTime::now()),
         "checks": checks(&health),
     });
     if is_verbose(query.as_deref()) {
@@ -30,7 +32,7 @@ pub(super) async fn overall(State(sources): Shared, RawQuery(query): RawQuery) -
 
 /// 200 as long as the process can answer. It depends on nothing else: a restart would not help a full disk.
 pub(super) async fn live() -> Response {
-    answer_json(StatusCode::OK, &json!({ "status": "live", "timestamp": now() }))
+    answer_json(StatusCode::OK, &json!({ "status": "live", "timestamp": rfc3339_seconds(SystemTime::now()) }))
 }
 
 /// 200 while the broker takes traffic.
@@ -50,7 +52,7 @@ fn probe(state: &str, missing: Option<String>, health: &Health, query: Option<&s
     let passes = missing.is_none();
     let mut body = json!({
         "status": if passes { state.to_owned() } else { format!("not {state}") },
-        "timestamp": now(),
+        "timestamp": rfc3339_seconds(SystemTime::now()),
     });
     if let Some(reason) = missing {
         body["reason"] = reason.into();

@@ -11,7 +11,8 @@ use tracing::error;
 
 use super::{Shared, answer_json};
 
-/// Collects and encodes on a thread that may block, a bounded number at a time.
+/// Collects and encodes on a thread that may block, a bounded number at a time. 404 with the reason while metrics are
+/// off.
 pub(super) async fn scrape(State(sources): Shared, headers: HeaderMap) -> Response {
     let Ok(permit) = Arc::clone(&sources.scrapes).try_acquire_owned() else {
         let mut response = answer_json(
@@ -28,7 +29,7 @@ pub(super) async fn scrape(State(sources): Shared, headers: HeaderMap) -> Respon
         scraper(&accept, &encoding)
     });
     match scraped.await {
-        Ok(scrape) => {
+        Ok(Ok(scrape)) => {
             let vary = [(VARY, "accept, accept-encoding"), (CONTENT_TYPE, scrape.content_type)];
             let mut response = (vary, scrape.body).into_response();
             if let Some(encoding) = scrape.encoding {
@@ -36,6 +37,7 @@ pub(super) async fn scrape(State(sources): Shared, headers: HeaderMap) -> Respon
             }
             response
         }
+        Ok(Err(off)) => answer_json(StatusCode::NOT_FOUND, &json!({ "error": off.to_string() })),
         Err(failed) => {
             error!(error = %failed, "a scrape failed");
             answer_json(StatusCode::INTERNAL_SERVER_ERROR, &json!({ "error": "the scrape failed" }))

@@ -2,7 +2,6 @@
 
 mod health;
 mod metrics;
-mod time;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,6 @@
 //! Connections to the gRPC port.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::time::Duration;
 
 use bytes::BufMut as _;
@@ -11,7 +10,7 @@ use tracing::debug;
 
 use super::io::Connection;
 use super::preface::{self, Spoken};
-use super::{Protocol, Stop};
+use super::{Protocol, Stop, until_stopped};
 use crate::api::Config;
 use crate::api::rpc::Calls;
 use crate::telemetry::Metrics;
@@ -111,18 +110,11 @@ impl Protocol for Grpc {
             () = stop.drain.cancelled() => return,
             greeted = self.greet(connection) => greeted,
         };
-        let Some(connection) = greeted else { return };
+        let Some(mut connection) = greeted else { return };
+        connection.linger_in(stop.drain.clone());
         let (peer, lost) = (connection.peer(), connection.lost());
         let served = self.http2.serve_connection(TokioIo::new(connection), self.calls.clone());
-        let mut served = pin!(served);
-        let mut result = tokio::select! {
-            result = served.as_mut() => Some(result),
-            () = stop.drain.cancelled() => None,
-        };
-        if result.is_none() {
-            served.as_mut().graceful_shutdown();
-            result = stop.kill.run_until_cancelled(served.as_mut()).await;
-        }
+        let result = until_stopped(served, |served| served.graceful_shutdown(), &stop).await;
         if let Some(Err(error)) = result {
             self.note_end(peer, lost.get(), &error);
         }

@@ -1,7 +1,6 @@
 //! Connections to the HTTP port.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tracing::debug;
 
 use super::io::Connection;
-use super::{Protocol, Stop};
+use super::{Protocol, Stop, until_stopped};
 use crate::api::Config;
 use crate::api::http::Site;
 use crate::telemetry::Metrics;
@@ -66,15 +65,8 @@ impl Protocol for Http {
                 async move { Ok::<_, Infallible>(site.answer(request).await) }
             })
         };
-        let mut served = pin!(self.http1.serve_connection(TokioIo::new(connection), service));
-        let mut result = tokio::select! {
-            result = served.as_mut() => Some(result),
-            () = stop.drain.cancelled() => None,
-        };
-        if result.is_none() {
-            served.as_mut().graceful_shutdown();
-            result = stop.kill.run_until_cancelled(served.as_mut()).await;
-        }
+        let served = self.http1.serve_connection(TokioIo::new(connection), service);
+        let result = until_stopped(served, |served| served.graceful_shutdown(), &stop).await;
         if let Some(Err(error)) = result {
             self.note_end(served_any.load(Ordering::Acquire), lost.get(), &error);
         }

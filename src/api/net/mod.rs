@@ -12,6 +12,7 @@ mod preface;
 use std::future::Future;
 use std::io as std_io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -54,6 +55,22 @@ pub(super) struct Stop {
     pub(super) drain: CancellationToken,
     /// End now.
     pub(super) kill: CancellationToken,
+}
+
+/// Serves a connection until its end. Told to drain, it `finish`es what is in flight; told to end now, it is dropped and
+/// there is no result.
+async fn until_stopped<C: Future>(
+    connection: C,
+    finish: impl FnOnce(Pin<&mut C>),
+    stop: &Stop,
+) -> Option<C::Output> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return Some(result),
+        () = stop.drain.cancelled() => {}
+    }
+    finish(connection.as_mut());
+    stop.kill.run_until_cancelled(connection).await
 }
 
 /// Opens a listening socket.

@@ -20,7 +20,7 @@ pub(in crate::api) struct Method(&'static (&'static str, Kind));
 const OTHER: (&str, Kind) = ("_OTHER", Kind::Unary);
 
 /// Sorted by name.
-static METHODS: [(&str, Kind); 18] = [
+static METHODS: [(&str, Kind); 24] = [
     ("grpc.health.v1.Health/Check", Kind::Infrastructure),
     ("grpc.health.v1.Health/Watch", Kind::Infrastructure),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
@@ -28,6 +28,12 @@ static METHODS: [(&str, Kind); 18] = [
     ("streambus.v1.ClusterService/DescribeCluster", Kind::Unary),
     ("streambus.v1.ConsumeService/Fetch", Kind::Unary),
     ("streambus.v1.ConsumeService/Subscribe", Kind::Stream),
+    ("streambus.v1.GroupService/CommitOffsets", Kind::Unary),
+    ("streambus.v1.GroupService/DeleteGroup", Kind::Unary),
+    ("streambus.v1.GroupService/DescribeGroup", Kind::Unary),
+    ("streambus.v1.GroupService/FetchOffsets", Kind::Unary),
+    ("streambus.v1.GroupService/ListGroups", Kind::Unary),
+    ("streambus.v1.GroupService/ResetOffsets", Kind::Unary),
     ("streambus.v1.ProduceService/InitProducer", Kind::Unary),
     ("streambus.v1.ProduceService/Produce", Kind::Produce),
     ("streambus.v1.ProduceService/ProduceStream", Kind::Stream),
@@ -58,6 +64,12 @@ impl Method {
 
     pub(in crate::api) fn kind(self) -> Kind {
         self.0.1
+    }
+
+    /// Whether a call may have changed something although it was not answered.
+    pub(in crate::api) fn writes(self) -> bool {
+        const READS: [&str; 4] = ["/Describe", "/Fetch", "/List", "/Check"];
+        self.is_unary() && !READS.iter().any(|verb| self.name().contains(verb))
     }
 
     /// Whether its duration and status belong into call figures.
@@ -95,6 +107,17 @@ mod tests {
             }
         }
         assert_eq!(seen, METHODS.iter().filter(|(_, kind)| *kind != Kind::Infrastructure).count());
+    }
+
+    #[test]
+    fn methods_that_write_are_told_from_those_that_read() {
+        let writes = |name: &str| Method::of_path(name).writes();
+        for method in ["ProduceService/Produce", "TopicService/CreateTopic", "TopicService/DeleteRecords"] {
+            assert!(writes(&format!("/streambus.v1.{method}")), "{method}");
+        }
+        for method in ["ConsumeService/Fetch", "TopicService/ListTopics", "ClusterService/DescribeCluster"] {
+            assert!(!writes(&format!("/streambus.v1.{method}")), "{method}");
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
-//! What every gRPC call gets: a server span, its metrics, a limit on its messages, an end when the broker drains.
+//! What every gRPC call gets: a server span, its metrics, a limit on its messages, an end at its deadline and when the
+//! broker drains.
 
+mod deadline;
+mod handover;
 mod limit;
 mod method;
 mod observed;
@@ -12,15 +15,19 @@ use std::time::Instant;
 use hyper::body::Incoming;
 use hyper::http::HeaderMap;
 use hyper::{Request, Response};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service as _;
 
+pub(super) use self::deadline::Deadline;
+pub(super) use self::handover::Handover;
 pub(super) use self::limit::Limited;
 pub(super) use self::method::{Kind, Method};
 use self::observed::{Call, Observed};
 use super::load::Load;
+use super::status;
 use crate::telemetry::Metrics;
 use crate::telemetry::{RequestTrace, Tracer};
 
@@ -76,9 +83,16 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let mut request =
             request.map(|body| Body::new(Limited::new(body, self.message_bytes_max, self.metrics.clone())));
         request.extensions_mut().insert(span.clone());
+        // A stream lasts as long as its client wants; the client ends it at its deadline.
+        let deadline = Deadline::of(request.headers(), started).filter(|_| method.is_unary());
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(deadline);
+        }
         let end = (method.kind() == Kind::Infrastructure).then(|| self.end_infrastructure.clone());
         Answer {
             answer: self.routes.clone().call(request),
+            method,
+            time_is_up: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.at().into()))),
             call: Some(Call::new(method, started, span, open, self.metrics.clone(), end)),
         }
     }
@@ -87,6 +101,9 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 /// A call on its way to the head of its response.
 pub(super) struct Answer {
     answer: <Routes as tower::Service<Request<Body>>>::Future,
+    method: Method,
+    /// Set for unary calls with a deadline.
+    time_is_up: Option<Pin<Box<Sleep>>>,
     call: Option<Call>,
 }
 
@@ -94,9 +111,14 @@ impl Future for Answer {
     type Output = Result<Response<Observed>, std::convert::Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = match ready!(Pin::new(&mut self.answer).poll(cx)) {
-            Ok(response) => response,
-            Err(never) => match never {},
+        let response = match Pin::new(&mut self.answer).poll(cx) {
+            Poll::Ready(Ok(response)) => response,
+            Poll::Ready(Err(never)) => match never {},
+            Poll::Pending => {
+                let Some(time_is_up) = &mut self.time_is_up else { return Poll::Pending };
+                ready!(time_is_up.as_mut().poll(cx));
+                status::deadline_exceeded(self.method.writes()).into_http()
+            }
         };
         let call = self.call.take().expect("a future is not polled after it is ready");
         Poll::Ready(Ok(call.observe(response)))

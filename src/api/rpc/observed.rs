@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::handover::Handover;
 use super::method::Method;
 use crate::api::load::Open;
 use crate::api::status::Failure;
@@ -42,12 +43,13 @@ impl Call {
     }
 
     /// Goes on with the response's body, unless its head already has the status.
-    pub(super) fn observe(mut self, response: Response<Body>) -> Response<Observed> {
+    pub(super) fn observe(mut self, mut response: Response<Body>) -> Response<Observed> {
         if let Some(code) = code_in(response.headers()) {
             self.end(code);
         }
         let end_early = self.end_early.take().map(|end| Box::pin(end.cancelled_owned()));
-        response.map(|body| Observed { body, call: self, end_early })
+        let handover = response.extensions_mut().remove::<Handover>();
+        response.map(|body| Observed { body, call: self, end_early, handover })
     }
 
     fn end(&mut self, code: Code) {
@@ -78,6 +80,8 @@ pub(in crate::api) struct Observed {
     call: Call,
     /// Set for streams that nothing in the service itself would end.
     end_early: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// Set where it matters when the transport has an answer.
+    handover: Option<Handover>,
 }
 
 impl Observed {
@@ -108,6 +112,8 @@ impl http_body::Body for Observed {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_in) {
                     me.call.end(code);
+                } else if let Some(handover) = &me.handover {
+                    handover.framed();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -5,11 +5,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use super::*;
-use crate::broker::Produce;
+use crate::broker::{FetchPartition, Position, Produce};
 use crate::proto::v1;
 use crate::proto::v1::consume_service_client::ConsumeServiceClient;
 use crate::proto::v1::position::At;
 use crate::proto::v1::subscribe_request::Action;
+use crate::record::CodecSet;
 use crate::telemetry::RequestTrace;
 
 fn from(topic: &str, at: At) -> v1::PartitionPosition {
@@ -55,7 +56,7 @@ impl Client {
     }
 
     async fn next(&mut self) -> v1::PartitionRecords {
-        within(self.responses.message()).await.unwrap().unwrap().records.unwrap()
+        within(self.responses.message()).await.unwrap().unwrap().into_records().unwrap()
     }
 
     async fn failure(&mut self) -> tonic::Status {
@@ -146,4 +147,42 @@ async fn a_half_closed_subscription_ends_when_its_credit_is_used() {
     drop(requests);
     assert!(within(responses.message()).await.unwrap().is_some());
     assert!(within(responses.message()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_subscription_that_adds_and_removes_without_end_holds_only_what_it_reads() {
+    let api = Api::start().await;
+    let mut subscription = api.broker.subscribe(CodecSet::ALL);
+    let partition =
+        |number, position| FetchPartition { topic: "orders".to_owned(), partition: number, position };
+    assert!(subscription.add(vec![partition(1, Position::Latest)]).await.is_empty());
+    for round in 0..20 {
+        assert!(subscription.add(vec![partition(0, Position::Latest)]).await.is_empty());
+        // This rings; without credit nobody takes note of it.
+        append(&api, b"value").await;
+        // The second addition of a partition takes the place of the first.
+        assert!(subscription.add(vec![partition(0, Position::Earliest)]).await.is_empty());
+        append(&api, b"value").await;
+        subscription.remove(&[("orders".to_owned(), 0)]);
+        assert!(subscription.slots() <= 2, "round {round}: {} slots", subscription.slots());
+    }
+    // Nothing of the removed partition is delivered, and what is added again is.
+    subscription.grant(1 << 20);
+    let waiting = tokio::time::timeout(Duration::from_millis(20), subscription.next()).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    assert!(subscription.add(vec![partition(0, Position::Earliest)]).await.is_empty());
+    assert_eq!(within(subscription.next()).await.0.batches.len(), 40);
+}
+
+#[tokio::test]
+async fn a_fetch_answers_before_the_deadline_of_its_call() {
+    let api = Api::start().await;
+    let mut client = ConsumeServiceClient::new(api.with_deadline("500m").await);
+    let fetch = v1::FetchRequest {
+        partitions: vec![from("orders", At::Latest(()))],
+        max_wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ..Default::default()
+    };
+    let answer = within(client.fetch(fetch)).await.unwrap().into_inner();
+    assert!(answer.partitions[0].batches.is_empty() && answer.partitions[0].error.is_none());
 }

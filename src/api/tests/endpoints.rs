@@ -34,6 +34,17 @@ async fn health_is_the_specified_document() {
 }
 
 #[tokio::test]
+async fn a_coordinator_that_does_not_work_is_named() {
+    let api = Api::start().await;
+    api.coordinators.close().await;
+    api.broker.check_health();
+    let (status, body) = api.get_json("/health").await;
+    assert_eq!((status, &body["status"]), (503, &json!("unhealthy")));
+    let cluster = body["checks"]["cluster"].as_str().unwrap();
+    assert!(cluster.contains("coordinator shard 0"), "{cluster}");
+}
+
+#[tokio::test]
 async fn probes_follow_the_broker_through_its_life() {
     let api = Api::start().await;
     let phases = [
@@ -81,7 +92,7 @@ async fn reflection_lists_the_services() {
     let answer = within(answers.message()).await.unwrap().unwrap();
     let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else { panic!() };
     let names: Vec<_> = services.service.iter().map(|service| service.name.as_str()).collect();
-    for service in [grpc::PRODUCE, grpc::CONSUME, grpc::TOPIC, grpc::CLUSTER] {
+    for service in [grpc::PRODUCE, grpc::CONSUME, grpc::GROUP, grpc::TOPIC, grpc::CLUSTER] {
         assert!(names.contains(&service), "{names:?}");
     }
     assert!(!names.iter().any(|name| name.contains("internal")), "{names:?}");

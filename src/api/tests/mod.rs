@@ -10,20 +10,30 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::http::HeaderValue;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
+use tower::util::BoxCloneService;
 
 use super::*;
+use crate::broker::groups::Groups;
 use crate::broker::{self, Broker, Parts, TopicChanges};
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::cluster::coordinator::Coordinators;
 use crate::cluster::identity::Identity;
 use crate::record::{BatchBuilder, Codec, Draft};
 use crate::storage::{self, Store};
 use crate::telemetry::Telemetry;
 use crate::{metadata, partition, raft};
+
+type Unwatched = BoxCloneService<Request<Body>, Response<Incoming>, hyper::Error>;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const BATCH_BYTES_MAX: u64 = 256 * 1024;
@@ -31,6 +41,7 @@ const BATCH_BYTES_MAX: u64 = 256 * 1024;
 /// A served API over a broker with the topic `orders` of two partitions.
 struct Api {
     broker: Broker,
+    coordinators: Coordinators,
     telemetry: Telemetry,
     running: Running,
     load: Load,
@@ -48,7 +59,7 @@ impl Api {
         let data = tempfile::tempdir().unwrap();
         let telemetry = Telemetry::for_tests();
         let tasks = Tasks::new();
-        let broker = open_broker(&data, &telemetry, &tasks).await;
+        let (broker, coordinators) = open_broker(&data, &telemetry, &tasks).await;
         broker.create_topic("orders", 2, 1, TopicChanges::default(), false).await.unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config { grpc_listen: any, http_listen: any, ..config };
@@ -64,7 +75,7 @@ impl Api {
         let server = Server::bind(&config, environment).await.unwrap();
         let (grpc, http) = (server.grpc_addr(), server.http_addr());
         let load = server.load.clone();
-        Api { broker, telemetry, running: server.serve(), load, grpc, http, _data: data }
+        Api { broker, coordinators, telemetry, running: server.serve(), load, grpc, http, _data: data }
     }
 
     fn enter(&self, phase: Phase) {
@@ -73,7 +84,7 @@ impl Api {
 
     /// The value of the series that begins with `series`, zero if there is none.
     fn metric(&self, series: &str) -> f64 {
-        let scrape = self.telemetry.scrape(None, None);
+        let scrape = self.telemetry.scrape(None, None).expect("metrics are on");
         let text = std::str::from_utf8(&scrape.body).unwrap();
         let line = text.lines().find(|line| line.starts_with(series));
         line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
@@ -85,6 +96,21 @@ impl Api {
 
     async fn channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap().connect().await.unwrap()
+    }
+
+    /// A connection whose calls have this `grpc-timeout`. Only the server watches it; a [`Channel`] would as well.
+    async fn with_deadline(&self, grpc_timeout: &'static str) -> Unwatched {
+        let stream = TokioIo::new(TcpStream::connect(self.grpc).await.unwrap());
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+        let (requests, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let broker = self.grpc;
+        BoxCloneService::new(tower::service_fn(move |mut request: Request<Body>| {
+            let mut requests = requests.clone();
+            request.headers_mut().insert("grpc-timeout", HeaderValue::from_static(grpc_timeout));
+            *request.uri_mut() = format!("http://{broker}{}", request.uri().path()).parse().unwrap();
+            async move { requests.send_request(request).await }
+        }))
     }
 
     /// The status line's code and the body of the answer to a request without body.
@@ -101,7 +127,7 @@ impl Api {
     }
 }
 
-async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> Broker {
+async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> (Broker, Coordinators) {
     let clock = Clock::system();
     let metrics = telemetry.metrics().clone();
     let storage =
@@ -129,9 +155,13 @@ async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> Br
         version: "1".to_owned(),
         started: clock.now(),
     };
-    let cluster = Cluster::open(identity, registration, partitions.clone(), tasks).await.unwrap();
-    broker.open(broker::Open { cluster, partitions });
-    broker
+    let cluster =
+        Cluster::open(identity, registration, &Default::default(), partitions.clone(), tasks).await.unwrap();
+    let coordinators = cluster.coordinators().clone();
+    let metrics = telemetry.metrics().clone();
+    let groups = Groups::new(Default::default(), coordinators.clone(), metrics, tasks.child());
+    broker.open(broker::Open { cluster, partitions, groups });
+    (broker, coordinators)
 }
 
 /// Sends `bytes` and reads until the server closes.

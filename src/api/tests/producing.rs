@@ -9,6 +9,7 @@ use super::*;
 use crate::proto::v1;
 use crate::proto::v1::produce_result::Outcome;
 use crate::proto::v1::produce_service_client::ProduceServiceClient;
+use crate::proto::v1::topic_service_client::TopicServiceClient;
 
 fn request(correlation_id: u64, topic: &str, partition: u32) -> v1::ProduceStreamRequest {
     v1::ProduceStreamRequest {
@@ -87,4 +88,26 @@ async fn results_that_are_ready_together_share_a_response() {
     let responses = within(client.produce_stream(iter(requests))).await.unwrap().into_inner();
     let responses: Vec<_> = within(responses.collect()).await;
     assert!(responses.len() < 500, "{} responses", responses.len());
+}
+
+#[tokio::test]
+async fn a_call_whose_deadline_passes_ends_and_says_what_may_have_happened() {
+    let api = Api::start().await;
+    let append =
+        || v1::ProduceRequest { topic: "orders".to_owned(), batch: batch(b"x"), ..Default::default() };
+    let mut produce = ProduceServiceClient::new(api.with_deadline("0n").await);
+    let status = within(produce.produce(append())).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("may have been carried out"), "{status:?}");
+    assert_eq!(status.get_details_error_info().unwrap().reason, "OUTCOME_UNKNOWN");
+
+    let mut topics = TopicServiceClient::new(api.with_deadline("0n").await);
+    let create = v1::CreateTopicRequest { name: "late".to_owned(), partition_count: 1, ..Default::default() };
+    let status = within(topics.create_topic(create)).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let ended = "streambus_network_requests_total{outcome=\"server_error\",protocol=\"grpc\"}";
+    assert_eq!(api.metric(ended), 2.0);
+
+    let mut produce = ProduceServiceClient::new(api.with_deadline("1M").await);
+    within(produce.produce(append())).await.unwrap();
 }

@@ -1,8 +1,12 @@
 //! `streambus bench`.
 //!
 //! Each workload prints one line of JSON. What it measures is the broker together with the client library, over one
-//! connection for each producer and consumer.
+//! connection for each producer and consumer. `overhead` runs a workload against brokers of its own, and `fsync`
+//! measures the disk below them.
 
+mod fsync;
+mod group;
+mod overhead;
 mod payload;
 mod report;
 mod workload;
@@ -25,42 +29,63 @@ use report::Report;
 /// microseconds where they are measured, and when the broker forces writes to its disk.
 #[derive(Debug, Subcommand)]
 pub(super) enum Bench {
-    /// Send records as fast as they are acknowledged
-    Produce(Load),
+    /// Send records as fast as they are acknowledged; one in eight is timed from send to acknowledgement
+    Produce(Workload),
     /// Read from the start what `bench produce` has sent
-    Consume(Load),
+    Consume(Workload),
+    /// Read from the start what `bench produce` has sent, as the only member of a group, which is made anew
+    Group(Workload),
+    /// Commit offsets as fast as they are acknowledged: as many members as --producers, each with --in-flight commits of
+    /// one offset under way. The topic is made anew
+    Commits(Workload),
     /// Send one record at a time, each timed from send to acknowledgement
-    Latency(Load),
+    Latency(Workload),
     /// Send records and receive them, each timed from send to receipt
-    E2e(Load),
+    E2e(Workload),
     /// Make empty calls one at a time: the floor under `latency`
-    Rpc(Load),
+    Rpc(Workload),
+    /// Append to a file and force each write to the disk: the floor under `latency` with `storage.sync = "always"`
+    Fsync(fsync::Fsync),
+    /// Compare what telemetry costs: starts brokers of its own with telemetry off and on, in turns
+    Overhead(overhead::Overhead),
+}
+
+/// A load on the broker that `--broker` names.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Workload {
+    #[command(flatten)]
+    load: Load,
+    /// Use the topic as it is if it exists
+    #[arg(long)]
+    keep: bool,
 }
 
 /// What is sent, and how.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Load {
-    /// Number of records, or of calls [default: 200000; with latency, e2e and rpc 10000]
+    /// Number of records, commits or calls [default: 200000; with latency, e2e and rpc 10000; with
+    /// overhead 1000000, or 200000 if they are single]
     #[arg(long, value_name = "COUNT")]
     records: Option<u64>,
     /// Bytes of each record's value, which cannot be compressed
     #[arg(long, default_value_t = 1024, value_name = "BYTES")]
     record_bytes: usize,
-    /// Number of producers; each has a connection of its own
+    /// Number of producers, with commits of members; each has a connection of its own
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     producers: usize,
-    /// Records of a producer that may be unacknowledged (e2e: not received) [default: 1000; with e2e 1]
+    /// Records of a producer that may be unacknowledged (e2e: not received; commits: commits of a member) [default: 1000;
+    /// with commits 64; with e2e 1]
     #[arg(long, value_name = "COUNT")]
     in_flight: Option<usize>,
-    /// Topic to use. It is created anew, and deleted before if it exists, except with consume and rpc
+    /// Topic to use. It is created anew, and deleted before if it exists, except with consume, group and rpc
     #[arg(long, default_value = "bench", value_name = "TOPIC")]
     topic: String,
+    /// Group to use with group and commits. It is deleted before if it exists
+    #[arg(long, default_value = "bench", value_name = "GROUP")]
+    group: String,
     /// Number of partitions of the new topic
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     partitions: u32,
-    /// Use the topic as it is if it exists
-    #[arg(long)]
-    keep: bool,
     /// A batch is sent when it has this size
     #[arg(long, default_value = "128KiB", value_name = "SIZE")]
     batch_bytes: ByteSize,
@@ -78,49 +103,76 @@ pub(super) struct Load {
 impl Bench {
     /// Worker threads that the workload shall run on.
     pub(super) fn threads(&self) -> usize {
-        self.load().threads.max(1)
-    }
-
-    pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        self.load().check()?;
-        let global = global.clone();
-        // On a worker thread, so that there are as many busy threads as were asked for and not one more.
-        let report = tokio::spawn(async move { self.measure(&global).await }).await??;
-        line(report)
-    }
-
-    fn load(&self) -> &Load {
         match self {
-            Bench::Produce(load)
-            | Bench::Consume(load)
-            | Bench::Latency(load)
-            | Bench::E2e(load)
-            | Bench::Rpc(load) => load,
+            Bench::Produce(workload)
+            | Bench::Consume(workload)
+            | Bench::Group(workload)
+            | Bench::Commits(workload)
+            | Bench::Latency(workload)
+            | Bench::E2e(workload)
+            | Bench::Rpc(workload) => workload.load.threads.max(1),
+            Bench::Overhead(overhead) => overhead.threads(),
+            Bench::Fsync(_) => 1,
         }
     }
 
-    async fn measure(&self, global: &Global) -> anyhow::Result<Report> {
+    pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        match self {
+            Bench::Produce(workload) => workload.run(global, Kind::Produce).await,
+            Bench::Consume(workload) => workload.run(global, Kind::Consume).await,
+            Bench::Group(workload) => workload.run(global, Kind::Group).await,
+            Bench::Commits(workload) => workload.run(global, Kind::Commits).await,
+            Bench::Latency(workload) => workload.run(global, Kind::Latency).await,
+            Bench::E2e(workload) => workload.run(global, Kind::E2e).await,
+            Bench::Rpc(workload) => workload.run(global, Kind::Rpc).await,
+            Bench::Fsync(fsync) => fsync.run().await,
+            Bench::Overhead(overhead) => overhead.run(global).await,
+        }
+    }
+}
+
+/// What a [`Workload`] does.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Produce,
+    Consume,
+    Group,
+    Commits,
+    Latency,
+    E2e,
+    Rpc,
+}
+
+impl Workload {
+    async fn run(self, global: &Global, kind: Kind) -> anyhow::Result<()> {
+        self.load.check()?;
+        if let Kind::Commits = kind {
+            group::check(&self.load)?;
+        }
+        let global = global.clone();
+        // On a worker thread, so that there are as many busy threads as were asked for and not one more.
+        let report = tokio::spawn(async move { self.measure(&global, kind).await }).await??;
+        line(report)
+    }
+
+    async fn measure(self, global: &Global, kind: Kind) -> anyhow::Result<Report> {
         let client = connect(global).await?;
-        let load = self.load();
-        let measured = match self {
-            Bench::Produce(_) => {
-                load.create_topic(&client).await?;
-                workload::produce(&client, load).await?
-            }
-            Bench::Consume(_) => workload::consume(&client, load).await?,
-            Bench::Latency(_) => {
-                load.create_topic(&client).await?;
-                workload::latency(&client, load).await?
-            }
-            Bench::E2e(_) => {
-                load.create_topic(&client).await?;
-                workload::end_to_end(&client, load).await?
-            }
-            Bench::Rpc(_) => workload::rpc(&global.broker, load).await?,
+        let Workload { load, keep } = self;
+        if let Kind::Produce | Kind::Commits | Kind::Latency | Kind::E2e = kind {
+            load.create_topic(&client, keep).await?;
+        }
+        let measured = match kind {
+            Kind::Produce => workload::produce(&client, &load).await?,
+            Kind::Consume => workload::consume(&client, &load).await?,
+            Kind::Group => group::consume(&client, &load).await?,
+            Kind::Commits => group::commits(&client, &load).await?,
+            Kind::Latency => workload::latency(&client, &load).await?,
+            Kind::E2e => workload::end_to_end(&client, &load).await?,
+            Kind::Rpc => workload::rpc(&global.broker, &load).await?,
         };
         let brokers = client.admin().describe_cluster().await?.brokers;
         let sync = brokers.into_iter().map(|broker| broker.storage_sync).find(|sync| !sync.is_empty());
-        Ok(Report { load: load.clone(), measured, sync })
+        Ok(Report { load, measured, sync })
     }
 }
 
@@ -140,9 +192,9 @@ impl Load {
     }
 
     /// Makes the topic, anew unless the existing one is to be kept.
-    async fn create_topic(&self, client: &Client) -> anyhow::Result<()> {
+    async fn create_topic(&self, client: &Client, keep: bool) -> anyhow::Result<()> {
         let admin = client.admin();
-        if !self.keep {
+        if !keep {
             match admin.delete_topic(&self.topic).await {
                 Err(error) if error.code() != Some(ErrorCode::UnknownTopic) => return Err(error.into()),
                 _ => {}
@@ -157,7 +209,7 @@ impl Load {
         }
         let spec = TopicSpec::new(&self.topic).partitions(self.partitions).config(config);
         match admin.create_topic(spec).await {
-            Err(error) if self.keep && error.code() == Some(ErrorCode::TopicExists) => Ok(()),
+            Err(error) if keep && error.code() == Some(ErrorCode::TopicExists) => Ok(()),
             other => Ok(other.map(drop)?),
         }
     }

@@ -12,7 +12,7 @@ use super::Load;
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) workload: &'static str,
-    /// Records, or calls.
+    /// Records, commits or calls.
     pub(super) records: u64,
     pub(super) took: Duration,
     /// Nanoseconds.
@@ -35,8 +35,9 @@ impl Report {
         let (load, measured) = (&self.load, &self.measured);
         let seconds = measured.took.as_secs_f64().max(1e-9);
         let records_per_s = measured.records as f64 / seconds;
-        // Empty calls carry nothing.
-        let record_bytes = if measured.workload == "rpc" { 0 } else { load.record_bytes };
+        // Empty calls and commits carry nothing.
+        let carries_nothing = matches!(measured.workload, "rpc" | "commits");
+        let record_bytes = if carries_nothing { 0 } else { load.record_bytes };
         let mb_per_s = records_per_s * record_bytes as f64 / 1e6;
         let mut line = json!({
             "peer": "streambus",
@@ -56,13 +57,22 @@ impl Report {
             "threads": load.threads,
         });
         if let Some(latency) = &measured.latency {
-            for (name, quantile) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
-                let nanos = latency.value_at_quantile(quantile);
-                line[name] = json!((nanos as f64 / 100.0).round() / 10.0);
-            }
+            put_quantiles(&mut line, latency);
         }
         line
     }
+}
+
+/// Adds the quantiles of a latency to a line.
+pub(super) fn put_quantiles(line: &mut Value, latency: &Histogram<u64>) {
+    for (name, quantile) in [("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)] {
+        line[name] = json!(micros(latency, quantile));
+    }
+}
+
+/// A quantile of nanoseconds, in microseconds with one decimal.
+pub(super) fn micros(latency: &Histogram<u64>, quantile: f64) -> f64 {
+    (latency.value_at_quantile(quantile) as f64 / 100.0).round() / 10.0
 }
 
 impl fmt::Display for Report {

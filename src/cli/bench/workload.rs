@@ -11,18 +11,20 @@ use hdrhistogram::Histogram;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::client::{Client, ConsumerConfig, Error, Position, Producer, ProducerConfig, ProducerRecord};
+use crate::client::{Client, ConsumerConfig, Delivery, Position, Producer, ProducerConfig, ProducerRecord};
 
 use super::Load;
 use super::payload::Payload;
 use super::report::Measured;
 
-const RECORDS: u64 = 200_000;
+pub(super) const RECORDS: u64 = 200_000;
 const RECORDS_ONE_BY_ONE: u64 = 10_000;
 const IN_FLIGHT: usize = 1_000;
 const LINGER: Duration = Duration::from_millis(5);
 /// Rounds before the measured ones, so that connections are there.
 const WARM_UP: u64 = 100;
+/// One in this many records of `produce` is timed, so that looking at the clock does not slow the others.
+const TIMED: u64 = 8;
 /// Bytes at the start of a record of `e2e` that say which one it is.
 const NUMBER_BYTES: usize = 8;
 
@@ -44,13 +46,14 @@ pub(super) async fn produce(client: &Client, load: &Load) -> anyhow::Result<Meas
         let share = records / count + u64::from(number < records % count);
         tokio::spawn(send(producer, Arc::clone(&topic), payload.clone(), share, in_flight))
     });
+    let mut latency = Histogram::new(3)?;
     for result in try_join_all(tasks).await? {
-        result?;
+        latency.add(result?)?;
     }
     let took = started.elapsed();
     let partitions = client.partitions(&topic).await?.len();
-    let linger = config.linger;
-    Ok(Measured { workload: "produce", records, took, latency: None, in_flight, linger, partitions })
+    let (linger, latency) = (config.linger, Some(latency));
+    Ok(Measured { workload: "produce", records, took, latency, in_flight, linger, partitions })
 }
 
 async fn send(
@@ -59,28 +62,38 @@ async fn send(
     mut payload: Payload,
     records: u64,
     in_flight: usize,
-) -> Result<(), Error> {
+) -> anyhow::Result<Histogram<u64>> {
     let mut waiting = VecDeque::with_capacity(in_flight);
-    for _ in 0..records {
+    let mut latency = Histogram::new(3)?;
+    for number in 0..records {
         if waiting.len() == in_flight
             && let Some(oldest) = waiting.pop_front()
         {
-            oldest_acknowledged(oldest).await?;
+            acknowledged(oldest, &mut latency).await?;
         }
         let record = ProducerRecord::new(Arc::clone(&topic)).value(payload.next());
-        waiting.push_back(producer.send(record).await?);
+        let sent = number.is_multiple_of(TIMED).then(Instant::now);
+        waiting.push_back((producer.send(record).await?, sent));
     }
     if !waiting.is_empty() {
         producer.flush().await;
     }
-    for delivery in waiting {
-        oldest_acknowledged(delivery).await?;
+    for oldest in waiting {
+        acknowledged(oldest, &mut latency).await?;
     }
-    Ok(())
+    Ok(latency)
 }
 
-async fn oldest_acknowledged(delivery: crate::client::Delivery) -> Result<(), Error> {
-    delivery.await.map(drop)
+/// Waits for the oldest record under way, and notes how long it took if it is timed.
+async fn acknowledged(
+    (delivery, sent): (Delivery, Option<Instant>),
+    latency: &mut Histogram<u64>,
+) -> anyhow::Result<()> {
+    delivery.await?;
+    if let Some(sent) = sent {
+        latency.record(nanos(sent.elapsed()))?;
+    }
+    Ok(())
 }
 
 /// Reads all partitions from the start.
@@ -88,14 +101,7 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
     let records = load.records.unwrap_or(RECORDS);
     let partitions = client.partitions(&load.topic).await?;
     let count = partitions.len();
-    let stored = stored(client, load).await?;
-    if stored < records {
-        bail!(
-            "topic {} has {stored} records and not {records}; send some with `streambus bench produce`, or read \
-             fewer with --records",
-            load.topic
-        );
-    }
+    check_stored(client, load, records).await?;
     let started = Instant::now();
     let start = partitions.into_iter().map(|at| (at, Position::Earliest));
     let mut consumer = client.consumer(start, ConsumerConfig::default()).await?;
@@ -108,13 +114,7 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
         }
     }
     let took = started.elapsed();
-    if bytes as u64 != seen * load.record_bytes as u64 {
-        bail!(
-            "the records in topic {} do not have {} bytes each; give --record-bytes",
-            load.topic,
-            load.record_bytes
-        );
-    }
+    check_bytes(load, seen, bytes)?;
     Ok(Measured {
         workload: "consume",
         records: seen,
@@ -126,13 +126,34 @@ pub(super) async fn consume(client: &Client, load: &Load) -> anyhow::Result<Meas
     })
 }
 
-async fn stored(client: &Client, load: &Load) -> Result<u64, Error> {
+/// Fails unless the topic has so many records.
+pub(super) async fn check_stored(client: &Client, load: &Load, records: u64) -> anyhow::Result<()> {
     let described = client.admin().describe_topic(&load.topic).await?;
     let of = described
         .partitions
         .iter()
         .map(|partition| partition.high_watermark.saturating_since(partition.log_start));
-    Ok(of.sum())
+    let stored: u64 = of.sum();
+    if stored < records {
+        bail!(
+            "topic {} has {stored} records and not {records}; send some with `streambus bench produce`, or read \
+             fewer with --records",
+            load.topic
+        );
+    }
+    Ok(())
+}
+
+/// Fails unless the records that were read have the size that is reported.
+pub(super) fn check_bytes(load: &Load, seen: u64, bytes: usize) -> anyhow::Result<()> {
+    if bytes as u64 != seen * load.record_bytes as u64 {
+        bail!(
+            "the records in topic {} do not have {} bytes each; give --record-bytes",
+            load.topic,
+            load.record_bytes
+        );
+    }
+    Ok(())
 }
 
 /// Sends one record at a time.
@@ -242,6 +263,6 @@ pub(super) async fn rpc(broker: &str, load: &Load) -> anyhow::Result<Measured> {
 }
 
 /// Latencies are far below the 584 years that fit.
-fn nanos(duration: Duration) -> u64 {
+pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,7 @@
 //! `streambus consume`.
 
 mod format;
+mod group;
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Stdout, Write as _};
@@ -8,28 +9,42 @@ use std::io::{BufWriter, Stdout, Write as _};
 use clap::Args;
 
 use crate::client::{
-    Client, ConsumedBatch, Consumer, ConsumerConfig, Offset, OffsetReset, Position, TopicPartition,
+    Client, ConsumedBatch, ConsumedRecord, Consumer, ConsumerConfig, Offset, OffsetReset, Position,
+    Processor, TopicPartition,
 };
 
 use super::Global;
 use super::connect::builder;
+use super::failure::Usage;
 use super::observe::{Roots, Telemetry};
 use super::output::{Format, note, written};
 use super::position::{PositionArg, partitions, resolve};
 use format::RecordFormat;
+use group::Membership;
 
 /// Prints the records of a topic, those of a partition in order. Ends at what was the end when it started, unless it is
 /// to follow.
+///
+/// With --group it is a member of a consumer group: it shares the partitions with the other members, begins at what the
+/// group has committed, and commits what it has printed. It leaves the group when it ends, also on Ctrl-C.
 #[derive(Debug, Args)]
 pub(super) struct Consume {
     /// Topic
     topic: String,
-    /// Where to begin: earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or @UNIX_MS
+    /// Where to begin: earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or @UNIX_MS. With --group:
+    /// where to begin if nothing is committed, earliest or latest
     #[arg(long, value_name = "POSITION", default_value = "earliest")]
     from: PositionArg,
     /// Only this partition; repeatable
-    #[arg(short, long, value_name = "NUMBER")]
+    #[arg(short, long, value_name = "NUMBER", conflicts_with = "group")]
     partition: Vec<u32>,
+    /// Read as a member of this group, which is made if it does not exist
+    #[arg(short, long, value_name = "NAME")]
+    group: Option<String>,
+    /// The group is a share group (a queue): each record goes to one member, which accepts it once it is printed. Goes on
+    /// with what comes, as with --follow
+    #[arg(long, requires = "group")]
+    share: bool,
     /// End after this many records
     #[arg(short = 'n', long, value_name = "COUNT")]
     count: Option<u64>,
@@ -43,10 +58,29 @@ pub(super) struct Consume {
     follow: bool,
 }
 
+/// Bytes that are printed at once.
 const OUTPUT_BUFFER_BYTES: usize = 256 << 10;
 
 impl Consume {
+    /// The group to read as a member of, if one is given.
+    fn membership(&self) -> Result<Option<Membership>, Usage> {
+        let Some(group) = self.group.clone() else { return Ok(None) };
+        let offset_reset = match self.from.0 {
+            Position::Earliest => OffsetReset::Earliest,
+            Position::Latest => OffsetReset::Latest,
+            _ => {
+                let what = "a member of a group begins at what the group has committed: --from can be earliest or \
+                            latest, for what nothing is committed of; `streambus group reset` moves what is committed";
+                return Err(Usage(what.to_owned()));
+            }
+        };
+        let (topic, share, follow) = (self.topic.clone(), self.share, self.follow);
+        Ok(Some(Membership { group, topic, offset_reset, share, follow }))
+    }
+
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        // What needs no broker is checked before one is looked for.
+        let membership = self.membership()?;
         let telemetry = Telemetry::start(Roots::None)?;
         let client = telemetry.applied_to(builder(global)).connect().await?;
         let format = match (&self.format, global.output) {
@@ -60,6 +94,12 @@ impl Consume {
             left: self.count.unwrap_or(u64::MAX),
             traces: telemetry.traces(),
         };
+        if let Some(membership) = membership {
+            let result = membership.print_all(&client, &mut printer).await;
+            let flushed = printer.flush();
+            telemetry.finish().await;
+            return result.and(flushed);
+        }
         let printing = self.print_all(&client, &mut printer);
         let result = if telemetry.traces() {
             // Otherwise an interrupt just ends the process.
@@ -70,7 +110,7 @@ impl Consume {
         } else {
             printing.await
         };
-        let flushed = written(printer.out.flush());
+        let flushed = printer.flush();
         telemetry.finish().await;
         result.and(flushed)
     }
@@ -82,9 +122,9 @@ impl Consume {
             let batch = batch?;
             let (at, next) = (batch.topic_partition(), batch.next_offset());
             let end = ends.get(&at).copied().unwrap_or(Offset(u64::MAX));
-            printer.print(&consumer, batch, end).await?;
+            printer.print(&consumer.processor(), batch, end).await?;
             if self.follow {
-                written(printer.out.flush())?;
+                printer.flush()?;
             } else if next >= end {
                 consumer.remove([&at]);
                 ends.remove(&at);
@@ -146,20 +186,62 @@ struct Printer {
 
 impl Printer {
     /// Prints what is before `end`.
-    async fn print(&mut self, consumer: &Consumer, batch: ConsumedBatch, end: Offset) -> anyhow::Result<()> {
+    async fn print(
+        &mut self,
+        processor: &Processor,
+        batch: ConsumedBatch,
+        end: Offset,
+    ) -> anyhow::Result<()> {
         for record in batch {
             if record.offset >= end || self.left == 0 {
                 break;
             }
-            self.left -= 1;
-            let (out, format) = (&mut self.out, &self.format);
-            let result = if self.traces {
-                consumer.process(&record, async |record| format.write(record, out)).await
-            } else {
-                format.write(&record, out)
-            };
-            written(result)?;
+            self.print_record(processor, &record).await?;
         }
         Ok(())
+    }
+
+    async fn print_record(&mut self, processor: &Processor, record: &ConsumedRecord) -> anyhow::Result<()> {
+        self.left -= 1;
+        let (out, format) = (&mut self.out, &self.format);
+        written(if self.traces {
+            processor.process(record, async |record| format.write(record, out)).await
+        } else {
+            format.write(record, out)
+        })
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        written(self.out.flush())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn membership(args: &str) -> Result<Option<Membership>, String> {
+        let args = format!("streambus consume orders {args}");
+        let cli = Cli::try_parse_from(args.split_whitespace()).map_err(|error| error.to_string())?;
+        let Command::Consume(consume) = cli.command else { panic!("it is consume") };
+        consume.membership().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_member_begins_at_either_end_only() {
+        let latest =
+            membership("--group g --from latest").expect("it makes sense").expect("a group is given");
+        assert_eq!((latest.offset_reset, latest.share), (OffsetReset::Latest, false));
+        assert!(membership("--group g --from 7").expect_err("refused").contains("group reset"));
+        assert_eq!(membership("--from 7"), Ok(None));
+    }
+
+    #[test]
+    fn a_member_is_given_its_partitions() {
+        assert!(membership("--group g --partition 1").is_err());
+        assert!(membership("--share").is_err(), "sharing is among the members of a group");
     }
 }

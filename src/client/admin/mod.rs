@@ -1,9 +1,15 @@
-//! Managing topics and looking at the cluster.
+//! Managing topics and consumer groups, and looking at the cluster.
 
+mod groups;
 mod types;
 
 use std::sync::Arc;
 
+pub(super) use groups::fetch_offsets;
+pub use groups::{
+    CommittedOffset, GroupDescription, GroupKind, GroupListing, GroupMember, GroupPartition, ResetOffset,
+    ResetSpec, ResetTo,
+};
 pub use types::{
     BrokerDescription, ClusterDescription, PartitionDescription, ProducerIdentity, TopicConfig,
     TopicDescription, TopicSpec, TopicSummary,
@@ -19,7 +25,7 @@ use crate::proto::v1;
 const POSITIONS_MAX: usize = 1_000;
 const TOPIC_PAGE: u32 = 1_000;
 
-/// Manages topics and describes the cluster. Made by [`Client::admin`](super::Client::admin); cheap to clone.
+/// Manages topics and consumer groups, and describes the cluster. Made by [`Client::admin`](super::Client::admin); cheap to clone.
 ///
 /// Calls are retried with backoff while the broker says that it could not serve them, until
 /// [`request_timeout`](super::ClientConfig::request_timeout); calls that change something only if they certainly had

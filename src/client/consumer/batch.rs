@@ -18,7 +18,7 @@ const CONTEXTS_MAX: usize = 128;
 
 /// A batch as it was received.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(in crate::client) struct Received {
     stored: v1::StoredBatch,
     /// The first offset that is wanted.
     from: Offset,
@@ -27,7 +27,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    pub(super) fn new(
+    pub(in crate::client) fn new(
         stored: v1::StoredBatch,
         from: Offset,
         high_watermark: u64,
@@ -37,12 +37,18 @@ impl Received {
     }
 
     /// What it costs of the credit.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::client) fn bytes(&self) -> u64 {
         self.stored.batch.len() as u64
     }
 
+    /// Number of its records that are wanted.
+    pub(in crate::client) fn records(&self) -> u32 {
+        let skipped = self.from.saturating_since(Offset(self.stored.base_offset));
+        self.stored.record_count.saturating_sub(u32::try_from(skipped).unwrap_or(u32::MAX))
+    }
+
     /// Decompresses the batch, checks it, and skips what is not wanted.
-    pub(super) fn open(
+    pub(in crate::client) fn open(
         self,
         at: &TopicPartition,
         uncompressed_bytes_max: usize,
@@ -187,7 +193,7 @@ impl ConsumedBatch {
         ConsumedRecords { batch: self.clone() }
     }
 
-    pub(super) fn next_record(&mut self) -> Option<ConsumedRecord> {
+    pub(in crate::client) fn next_record(&mut self) -> Option<ConsumedRecord> {
         let record = self.records.next()?;
         let offset = self.next;
         self.next = offset.saturating_add(1);
@@ -204,7 +210,7 @@ impl ConsumedBatch {
     }
 
     /// Contexts of the spans in which the wanted records were created, as far as they are sampled.
-    pub(super) fn sampled_contexts(&self) -> Vec<SpanContext> {
+    pub(in crate::client) fn sampled_contexts(&self) -> Vec<SpanContext> {
         let mut contexts = Vec::new();
         for_each_traceparent(&self.plain, |record, value| {
             if u64::from(record) >= self.skipped {

@@ -1,6 +1,7 @@
 //! How a consumer behaves.
 
 use crate::client::{CodecSet, Error};
+use crate::proto::v1;
 
 /// What to do when the offset to be read is not there any more or not there yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,17 @@ pub enum OffsetReset {
     Earliest,
     /// Go on at the end.
     Latest,
+}
+
+impl OffsetReset {
+    /// The same, for a member of a group.
+    pub(in crate::client) fn for_group(self) -> v1::OffsetReset {
+        match self {
+            OffsetReset::Fail => v1::OffsetReset::Error,
+            OffsetReset::Earliest => v1::OffsetReset::Earliest,
+            OffsetReset::Latest => v1::OffsetReset::Latest,
+        }
+    }
 }
 
 /// How a consumer behaves.

@@ -25,6 +25,7 @@ use futures_util::Stream;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep, sleep};
 
+pub(super) use batch::Received;
 pub use batch::{ConsumedBatch, ConsumedRecords};
 pub use config::{ConsumerConfig, OffsetReset};
 pub(super) use fetch::fetch;
@@ -37,7 +38,6 @@ use super::telemetry::{Polling, Telemetry};
 use super::{ConsumedRecord, Error, ErrorCode, Offset, Position, TopicPartition};
 use crate::proto::v1;
 use assignment::Assignment;
-use batch::Received;
 use session::Session;
 
 /// Reads partitions. Made by [`Client::consumer`](super::Client::consumer).

@@ -16,7 +16,7 @@ pub struct Processor {
 }
 
 impl Processor {
-    pub(super) fn new(telemetry: Arc<Telemetry>) -> Processor {
+    pub(in crate::client) fn new(telemetry: Arc<Telemetry>) -> Processor {
         Processor { telemetry }
     }
 

@@ -123,7 +123,7 @@ impl Session {
                 Err(error) => error,
             },
             Stage::Open(stream) => match std::task::ready!(stream.poll_next_unpin(cx)) {
-                Some(Ok(response)) => return Poll::Ready(Ok(response.records)),
+                Some(Ok(response)) => return Poll::Ready(Ok(response.into_records())),
                 Some(Err(status)) => status.into(),
                 None => Error::Connection { reason: "the broker ended the subscription".into() },
             },

@@ -4,18 +4,11 @@ use futures_util::StreamExt as _;
 
 use super::*;
 use crate::client::testing::{Disturb, Fake};
-use crate::client::{ProducerConfig, ProducerRecord};
 
 /// A broker whose partition 0 holds the numbers up to `count`, ten to a batch.
 async fn with_numbers(count: u32) -> Fake {
     let fake = Fake::start(2).await;
-    let config = ProducerConfig { max_batch_records: 10, ..ProducerConfig::default() };
-    let producer = fake.client().await.producer(config).await.expect("started");
-    for number in 0..count {
-        let record = ProducerRecord::new("t").partition(0).value(number.to_string());
-        drop(producer.send(record).await.expect("taken"));
-    }
-    producer.close().await;
+    fake.fill(0, count).await;
     fake
 }
 

@@ -95,8 +95,7 @@ impl Buffer {
             if state.closed {
                 return Err(Error::Closed { may_have_been_written: false });
             }
-            let fits = |open: &OpenBatch| open.builder.would_be_len(&entry.draft) <= limits.bytes;
-            if state.open.as_ref().is_some_and(|open| !fits(open)) {
+            if state.open.as_ref().is_some_and(|open| !open.fits(&entry.draft, limits)) {
                 state.seal(limits.codec);
                 filled = Filled::Yes;
             }
@@ -116,6 +115,27 @@ impl Buffer {
             self.announce(shared);
         }
         Ok((delivery, filled))
+    }
+
+    /// Completes the open batch if `draft` does not fit into it.
+    pub(super) fn make_room<'a, H>(
+        self: &Arc<Self>,
+        draft: &Draft<'a, H>,
+        limits: BatchLimits,
+        shared: &Shared,
+    ) -> Filled
+    where
+        H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
+    {
+        {
+            let mut state = self.lock();
+            if state.open.as_ref().is_none_or(|open| open.fits(draft, limits)) {
+                return Filled::No;
+            }
+            state.seal(limits.codec);
+        }
+        self.announce(shared);
+        Filled::Yes
     }
 
     /// Takes the full batches. What is put in from now on is announced anew.
@@ -204,6 +224,13 @@ impl OpenBatch {
                 finished: false,
             },
         }
+    }
+
+    fn fits<'a, H>(&self, draft: &Draft<'a, H>, limits: BatchLimits) -> bool
+    where
+        H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
+    {
+        self.builder.would_be_len(draft) <= limits.bytes
     }
 
     fn push<'a, H>(&mut self, entry: Entry<'a, H>) -> Delivery

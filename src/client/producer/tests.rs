@@ -1,16 +1,14 @@
 //! Producers against a scripted broker.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use opentelemetry::trace::{SpanKind, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use super::*;
-use crate::client::testing::{Act, Fake};
-use crate::client::{Client, ClientConfig, Codec, ErrorCode};
+use crate::client::testing::{Act, Fake, Kept};
+use crate::client::{Codec, ErrorCode};
 use crate::record::{decode, partition_for_key};
 
 /// Each record is a batch, sent at once.
@@ -226,7 +224,7 @@ async fn records_without_a_key_fill_partitions_in_turn() {
     let producer = fake.client().await.producer(config).await.expect("started");
 
     for _ in 0..40 {
-        producer.try_send_after_prepare().await;
+        producer.try_send_after_prepare("v").await;
     }
     producer.flush().await;
 
@@ -236,10 +234,32 @@ async fn records_without_a_key_fill_partitions_in_turn() {
     assert_eq!(state.requests.len(), 8, "no batch was split");
 }
 
+#[tokio::test]
+async fn small_batches_without_keys_come_to_each_partition_in_runs() {
+    let fake = Fake::start(4).await;
+    let config = ProducerConfig {
+        batch_bytes: 16 << 10,
+        linger: Duration::from_secs(60),
+        ..ProducerConfig::default()
+    };
+    let producer = fake.client().await.producer(config).await.expect("started");
+
+    let value = "v".repeat(1_000);
+    for _ in 0..4 * 8 * 16 {
+        producer.try_send_after_prepare(&value).await;
+    }
+    producer.flush().await;
+
+    let state = fake.state();
+    let counts: Vec<usize> = (0..4).map(|partition| state.values(partition).len()).collect();
+    assert_eq!(counts, [8 * 16; 4]);
+    assert_eq!(state.requests.len(), 4 * 8, "no record without room was left behind in a batch of its own");
+}
+
 impl Producer {
-    async fn try_send_after_prepare(&self) {
+    async fn try_send_after_prepare(&self, value: &str) {
         self.prepare("t").await.expect("known");
-        drop(self.try_send(ProducerRecord::new("t").value("v")).expect("taken"));
+        drop(self.try_send(ProducerRecord::new("t").value(value.to_owned())).expect("taken"));
     }
 }
 
@@ -303,27 +323,8 @@ async fn a_producer_without_ids_sends_none() {
     assert!(fake.state().requests.iter().all(|request| request.producer.is_none()));
 }
 
-/// Keeps the spans that end.
-#[derive(Clone, Debug, Default)]
-struct Kept(Arc<Mutex<Vec<SpanData>>>);
-
-impl SpanExporter for Kept {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.0.lock().expect("not poisoned").extend(batch);
-        Ok(())
-    }
-}
-
 async fn traced(fake: &Fake) -> (Producer, SdkTracerProvider, Kept) {
-    let kept = Kept::default();
-    let provider = SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build();
-    let client = Client::builder()
-        .bootstrap(fake.address.to_string())
-        .config(ClientConfig::default())
-        .with_tracer_provider(&provider)
-        .connect()
-        .await
-        .expect("connected");
+    let (client, provider, kept) = fake.traced_client().await;
     (client.producer(unbatched()).await.expect("started"), provider, kept)
 }
 
@@ -340,7 +341,7 @@ async fn a_record_of_a_sampled_span_carries_its_send_span() {
     };
     delivery.await.expect("delivered");
 
-    let spans = kept.0.lock().expect("not poisoned").clone();
+    let spans = kept.spans();
     let span = spans.iter().find(|span| span.name == "send t").expect("a send span");
     let expected = format!("00-{trace_id}-{}-01", span.span_context.span_id());
     assert_eq!(span.span_kind, SpanKind::Producer);
@@ -360,7 +361,7 @@ async fn a_traceparent_of_the_record_is_left_alone_and_linked() {
     let record = ProducerRecord::new("t").value("v").header("traceparent", OWN);
     producer.send(record).await.expect("taken").await.expect("delivered");
 
-    let spans = kept.0.lock().expect("not poisoned").clone();
+    let spans = kept.spans();
     assert_eq!(spans[0].span_kind, SpanKind::Client);
     assert_eq!(spans[0].links.links[0].span_context.span_id().to_string(), "00f067aa0ba902b7");
     let request = fake.state().requests[0].clone();
@@ -377,7 +378,7 @@ async fn without_a_sampled_context_there_is_no_span_and_no_header() {
 
     producer.send(ProducerRecord::new("t").value("v")).await.expect("taken").await.expect("delivered");
 
-    assert!(kept.0.lock().expect("not poisoned").is_empty());
+    assert!(kept.spans().is_empty());
     let request = fake.state().requests[0].clone();
     assert_eq!(request.traceparent, "");
     assert!(decode(&request.batch, 1 << 20).expect("good").next().expect("one").headers.is_empty());

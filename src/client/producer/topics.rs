@@ -22,6 +22,13 @@ const RECORD_OVERHEAD: usize = 6;
 /// A bound of the trace headers that may be added to a record, in bytes; the W3C recommends 512 for the state.
 const TRACE_HEADERS: usize = 640;
 
+/// Records without a key go to one partition for a run of batches that have about this many bytes together, and then
+/// to the next. A batch of the default size is a run of its own. Smaller ones come to their broker in runs, which it
+/// appends as one or two log entries; given to every partition in turn, they would each cost an entry.
+const RUN_BYTES: usize = 128 << 10;
+/// A run has no more batches than this, so that even a few tiny ones spread.
+const RUN_BATCHES: usize = 8;
+
 /// What the handles of a producer and its driver share.
 pub(super) struct Shared {
     pub(super) config: ProducerConfig,
@@ -112,8 +119,10 @@ impl Shared {
 pub(super) struct Topic {
     pub(super) name: Arc<str>,
     buffers: ArcSwap<Vec<Arc<Buffer>>>,
-    /// Where records without a key go until a batch is full.
+    /// Where records without a key go until a batch is full and the run is over.
     sticky: AtomicU32,
+    /// Full batches that this partition got in its run.
+    run: AtomicUsize,
     record_bytes_max: AtomicUsize,
     batch_bytes_max: AtomicUsize,
     sending: Arc<Sending>,
@@ -134,6 +143,7 @@ impl Topic {
             buffers: ArcSwap::default(),
             // Producers that start together begin at different partitions.
             sticky: AtomicU32::new(rand::random_range(0..route.partitions().max(1))),
+            run: AtomicUsize::new(0),
             record_bytes_max: AtomicUsize::new(route.record_bytes_max),
             batch_bytes_max: AtomicUsize::new(route.batch_bytes_max),
             sending: Arc::new(sending),
@@ -207,12 +217,24 @@ impl Topic {
         callback: Option<Callback>,
         shared: &Arc<Shared>,
     ) -> Result<Delivery, Error> {
-        let Admitted { buffer, sticky, bytes: reserved } = admitted;
+        let Admitted { mut buffer, sticky, bytes: reserved } = admitted;
+        let limits = self.batch_limits(shared);
+        // A record that finds no room in the last batch of a run begins the next run. Left here it would begin a batch
+        // that nothing follows into, and that lingers for this one record.
+        if sticky
+            && self.is_last_of_run(limits)
+            && buffer.make_room(&draft(record), limits, shared) == Filled::Yes
+        {
+            self.move_on(buffer.partition);
+            let buffers = self.buffers.load();
+            if let Some(next) = buffers.get(self.sticky.load(Ordering::Relaxed) as usize) {
+                buffer = Arc::clone(next);
+            }
+        }
         let telemetry = self.sending.telemetry();
         let span = telemetry.begin_send(&self.name, buffer.partition, &record.headers);
         let injected =
             span.as_ref().and_then(SendSpan::injected).filter(|_| self.has_room_for_trace(reserved));
-        let limits = self.batch_limits(shared);
         let plain = draft(record);
         let pushed = match &injected {
             None => buffer.push(Entry { draft: plain, span, callback, reserved }, limits, shared),
@@ -229,7 +251,11 @@ impl Topic {
         match pushed {
             Ok((delivery, filled)) => {
                 if sticky && filled == Filled::Yes {
-                    self.move_on(buffer.partition);
+                    if self.is_last_of_run(limits) {
+                        self.move_on(buffer.partition);
+                    } else {
+                        self.run.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
                 Ok(delivery)
             }
@@ -248,11 +274,19 @@ impl Topic {
         }
     }
 
+    /// Whether the next batch to become full ends the run.
+    fn is_last_of_run(&self, limits: BatchLimits) -> bool {
+        let batches = (RUN_BYTES / limits.bytes.max(1)).clamp(1, RUN_BATCHES);
+        self.run.load(Ordering::Relaxed) + 1 >= batches
+    }
+
     /// Lets records without a key go to the next partition if they went to `from`.
     pub(super) fn move_on(&self, from: u32) {
         let next = (from + 1).checked_rem(self.partitions()).unwrap_or(0);
         // Somebody else may have moved it on already; then it stays there.
-        let _ = self.sticky.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+        if self.sticky.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.run.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether a record stays within the limits with trace headers. A trace is not worth a refused record.

@@ -62,6 +62,8 @@ pub enum Family {
     Cluster,
     /// Agreement.
     Raft,
+    /// Consumer groups and their members.
+    Group,
     /// The operating system's view.
     Process,
     /// The asynchronous runtime.
@@ -72,7 +74,7 @@ pub enum Family {
 
 impl Family {
     /// All families in the order of the reference.
-    pub const ALL: [Family; 11] = [
+    pub const ALL: [Family; 12] = [
         Family::Broker,
         Family::Message,
         Family::Topic,
@@ -81,6 +83,7 @@ impl Family {
         Family::Network,
         Family::Cluster,
         Family::Raft,
+        Family::Group,
         Family::Process,
         Family::Runtime,
         Family::Telemetry,
@@ -97,6 +100,7 @@ impl Family {
             Family::Network => "Network",
             Family::Cluster => "Cluster",
             Family::Raft => "Raft",
+            Family::Group => "Consumer groups",
             Family::Process => "Process",
             Family::Runtime => "Runtime",
             Family::Telemetry => "Telemetry",
@@ -140,3 +144,13 @@ impl Row {
 
 /// The topic-labelled rows hold this many topics apart; traffic of further topics is summed in one overflow series.
 pub const TOPICS_MAX: usize = 10_000;
+
+/// The group-labelled rows hold this many consumer groups apart; further groups share overflow series.
+pub const GROUPS_MAX: usize = 1_000;
+
+/// The rows with a group and a topic hold this many pairs apart; further pairs are summed in one overflow series.
+pub const GROUP_TOPICS_MAX: usize = 10_000;
+
+/// The lag rows hold this many partitions of groups apart: those with the largest lag, if there are more. The others
+/// share one overflow series.
+pub const LAGS_MAX: usize = 100_000;

@@ -1,9 +1,9 @@
 //! The table itself.
 
 use super::Family::{
-    Broker, Cluster, Message, Network, Performance, Process, Raft, Runtime, Storage, Telemetry, Topic,
+    Broker, Cluster, Group, Message, Network, Performance, Process, Raft, Runtime, Storage, Telemetry, Topic,
 };
-use super::{Family, Kind, Row, TOPICS_MAX};
+use super::{Family, GROUP_TOPICS_MAX, GROUPS_MAX, Kind, LAGS_MAX, Row, TOPICS_MAX};
 
 /// The specified bounds of the latency histograms: 1 ms to 5 s.
 pub const LATENCY_BOUNDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
@@ -20,6 +20,10 @@ pub const CALL_BOUNDS: &[f64] =
 
 /// Bounds for how many things were done at once.
 pub const GROUP_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// Bounds for what consumers and their applications take part in: 1 ms to 5 min.
+pub const CONSUMER_BOUNDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
 /// The label of the topic-labelled rows.
 pub const TOPIC: &[&str] = &["topic"];
@@ -267,6 +271,59 @@ rows! {
         .labels(&["role"], 3)
         .help("Number of Raft groups on this broker, by its role in them.")
         .moves(Raft, "telemetry/cluster.rs", "Changes when a partition is placed here or changes its leader.");
+
+    GROUPS = up_down("streambus.group.count", "streambus_consumer_groups_total", "{group}")
+        .help("Total number of consumer groups.")
+        .moves(Group, "telemetry/groups/levels.rs", "Grows when a group is first used and shrinks when it is deleted or expires; each group counts on the broker that coordinates it.");
+    GROUP_MEMBERS = up_down("streambus.group.member.count", "streambus_consumer_group_members_total", "{member}")
+        .help("Total number of consumer group members.")
+        .moves(Group, "telemetry/groups/levels.rs", "Grows when a consumer joins a group and shrinks when it leaves or is removed from it.");
+    GROUP_LAG = up_down("streambus.group.lag.size", "streambus_consumer_group_lag", "{message}")
+        .labels(&["group", "partition", "topic"], LAGS_MAX)
+        .help("Consumer group lag in messages: how many the group has still to finish. Beyond the budget the largest lags are kept apart and the others are summed.")
+        .moves(Group, "telemetry/groups/levels.rs", "Grows when records are produced and shrinks when the group commits or acknowledges them.");
+    GROUP_LAG_TIME = gauge("streambus.group.lag.time", "streambus_consumer_group_lag_seconds", "s")
+        .labels(&["group", "partition", "topic"], LAGS_MAX)
+        .help("Consumer group lag in time: the age of the oldest message that the group has still to finish, 0 if there is none. Beyond the budget the overflow series is the greatest of the others.")
+        .moves(Group, "telemetry/groups/levels.rs", "Grows with time while a message waits and falls when the group commits or acknowledges it.");
+    GROUP_LEASED = up_down("streambus.group.leased.count", "streambus_consumer_group_leased_records", "{message}")
+        .labels(&["group"], GROUPS_MAX)
+        .help("Number of messages that members of a share group hold a lease on.")
+        .moves(Group, "telemetry/groups/levels.rs", "Grows when messages are delivered and shrinks when they are acknowledged or their lease expires.");
+    GROUP_COMMITS = counter("streambus.group.commits", "streambus_consumer_group_commits_total", "{offset}")
+        .labels(&["outcome"], 4)
+        .help("Total offsets that members asked to commit, by outcome.")
+        .moves(Group, "telemetry/groups/mod.rs", "Grows by one for each offset of a commit when it is answered.");
+    COMMIT_LATENCY = histogram("streambus.commit.duration", "streambus_commit_latency_seconds", "s", LATENCY_BOUNDS)
+        .help("Commit latency distribution.")
+        .moves(Group, "telemetry/groups/mod.rs", "Records one value, from receipt to answer, when a commit request is answered.");
+    GROUP_REBALANCES = counter("streambus.group.rebalances", "streambus_consumer_group_rebalances_total", "{rebalance}")
+        .labels(&["cause"], 7)
+        .help("Total changes of who should have which partitions, by cause.")
+        .moves(Group, "telemetry/groups/mod.rs", "Grows by one when a group's assignment is computed anew.");
+    GROUP_REBALANCE_TIME = histogram("streambus.group.rebalance.duration", "streambus_consumer_group_rebalance_seconds", "s", CONSUMER_BOUNDS)
+        .help("Time from a change of a group until every member had what it should have.")
+        .moves(Group, "telemetry/groups/mod.rs", "Records one value when the last member has what it should have.");
+    GROUP_MISSED = counter("streambus.group.messages.missed", "streambus_consumer_group_missed_messages_total", "{message}")
+        .labels(&["group", "topic"], GROUP_TOPICS_MAX)
+        .help("Total messages that were deleted before the group read them.")
+        .moves(Group, "telemetry/groups/series.rs", "Grows when a group's position is below the log start and is moved up to it.");
+    GROUP_REDELIVERIES = counter("streambus.group.messages.redelivered", "streambus_consumer_group_redeliveries_total", "{message}")
+        .labels(&["group", "topic"], GROUP_TOPICS_MAX)
+        .help("Total messages that a share group delivered again.")
+        .moves(Group, "telemetry/groups/series.rs", "Grows when a message is delivered that was delivered before.");
+    GROUP_DEAD_LETTERS = counter("streambus.group.messages.dead_lettered", "streambus_consumer_group_dead_letters_total", "{message}")
+        .labels(&["group", "topic"], GROUP_TOPICS_MAX)
+        .help("Total messages that a share group gave up on.")
+        .moves(Group, "telemetry/groups/series.rs", "Grows when a message is rejected or was delivered as often as allowed.");
+    GROUP_ACKNOWLEDGEMENTS = counter("streambus.group.acknowledgements", "streambus_consumer_group_acknowledgements_total", "{message}")
+        .labels(&["group", "kind"], 5 * GROUPS_MAX)
+        .help("Total messages of share groups whose lease was ended or extended, by how.")
+        .moves(Group, "telemetry/groups/series.rs", "Grows by the messages that an acknowledgement names, or whose lease expires.");
+    GROUP_DELIVERY = histogram("streambus.group.delivery.duration", "streambus_consumer_group_delivery_seconds", "s", CONSUMER_BOUNDS)
+        .labels(&["group", "stage"], 2 * GROUPS_MAX)
+        .help("Time from a message's append until it was delivered to the group, and until it was committed or acknowledged.")
+        .moves(Group, "telemetry/groups/series.rs", "Records one value per delivered batch (stage delivered), and one per committed offset or accepted range (stage acknowledged), whatever the number of messages.");
 
     PROCESS_MEMORY = up_down("process.memory.usage", "process_resident_memory_bytes", "By")
         .help("Resident memory size in bytes.")

@@ -35,6 +35,8 @@ fn prometheus_names_follow_its_conventions_but_for_the_specified_gauges() {
         "streambus_partitions_total",
         "streambus_replicas_total",
         "streambus_segments_total",
+        "streambus_consumer_groups_total",
+        "streambus_consumer_group_members_total",
     ];
     for row in ROWS {
         let name = row.prometheus;

@@ -193,6 +193,7 @@ async fn a_fetch_ends_when_its_topic_is_deleted() {
         .expect("deleted");
     let records = within("the answer", fetching).await.expect("no panic");
     assert!(records.error.is_some(), "{records:?}");
+    broker.stop().await;
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ async fn filled() -> TestBroker {
     let broker = TestBroker::with(|config| {
         config.partition.retention_interval = Duration::from_millis(50);
         config.storage.table_bytes = MIB;
+        // Entries go up to a checkpoint.
+        config.raft.checkpoint_bytes = MIB;
         // Durability is not at stake here.
         config.storage.sync = streambus::storage::Sync::Interval;
     })
@@ -27,12 +29,13 @@ async fn filled() -> TestBroker {
     broker.create_topic_with("orders", 1, config).await;
     for seed in 0..BATCHES {
         append(&broker, "orders", 0, batch::noise(seed, 8, 128 * 1024)).await;
+        // Journals hold everything once, tables hold it once more. What waits to be written comes into one file, and
+        // files go as a whole, so each batch waits for the one before.
+        eventually(PATIENCE, "tables are written", async || {
+            (used(&broker).await >= (2 * seed + 1) * MIB).then_some(())
+        })
+        .await;
     }
-    // Journals hold everything once, tables hold it once more.
-    eventually(PATIENCE, "tables are written", async || {
-        (used(&broker).await > (2 * BATCHES - 3) * MIB).then_some(())
-    })
-    .await;
     broker
 }
 
@@ -51,14 +54,16 @@ async fn partition(broker: &TestBroker) -> v1::PartitionDescription {
     described.partitions.into_iter().next().expect("one partition")
 }
 
-/// Waits until the disk is this much emptier than `before`.
-async fn falls(broker: &TestBroker, before: u64, bytes: u64) {
-    eventually(PATIENCE, "disk usage falls", async || (used(broker).await + bytes < before).then_some(()))
-        .await;
+/// Waits until no more of the disk is used than for the journals, which have every batch once, and `tables` MiB.
+async fn falls(broker: &TestBroker, tables: u64) {
+    eventually(PATIENCE, "disk usage falls", async || {
+        (used(broker).await <= (BATCHES + tables) * MIB).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn retention_by_size_keeps_the_newest() {
+async fn retention_by_size_keeps_the_newest_and_frees_the_disk() {
     let broker = filled().await;
 
     alter(&broker, v1::TopicConfig { retention_bytes: Some(3 * MIB), ..Default::default() }).await;
@@ -75,13 +80,14 @@ async fn retention_by_size_keeps_the_newest() {
     let rest = read(&broker, "orders", 0, At::Earliest(()), &[]).await;
     let expected: Vec<_> = (BATCHES - 3..BATCHES).map(|seed| batch::noise(seed, 8, 128 * 1024)).collect();
     assert!(rest.batches.iter().map(|stored| &stored.batch).eq(&expected));
+    falls(&broker, 3 + 1).await;
     // Less is kept than was allowed only when nothing is missing.
     assert_eq!(partition(&broker).await.log_start_offset, kept.log_start_offset);
     broker.stop().await;
 }
 
 #[tokio::test]
-async fn retention_by_time_deletes_what_is_too_old() {
+async fn retention_by_time_deletes_what_is_too_old_and_frees_the_disk() {
     let broker = filled().await;
 
     alter(
@@ -96,6 +102,7 @@ async fn retention_by_time_deletes_what_is_too_old() {
     })
     .await;
     assert_eq!((kept.high_watermark, kept.size_bytes), (end, 0));
+    falls(&broker, 1).await;
     // The partition goes on where it was.
     assert_eq!(append(&broker, "orders", 0, batch::values(["new"])).await.base_offset, end);
     assert_eq!(read(&broker, "orders", 0, At::Earliest(()), &[]).await.log_start_offset, end);
@@ -105,14 +112,13 @@ async fn retention_by_time_deletes_what_is_too_old() {
 #[tokio::test]
 async fn a_deleted_topic_frees_the_disk() {
     let broker = filled().await;
-    let before = used(&broker).await;
     broker
         .topics()
         .await
         .delete_topic(v1::DeleteTopicRequest { name: "orders".to_owned() })
         .await
         .expect("deleted");
-    falls(&broker, before, BATCHES / 2 * MIB).await;
+    falls(&broker, 1).await;
     broker.stop().await;
 }
 
@@ -150,7 +156,8 @@ async fn topics_deleted_while_their_tables_are_written_leave_the_store_working()
     })
     .await;
     broker.create_topic("other", 1).await;
-    for round in 0..5 {
+    const ROUNDS: u64 = 5;
+    for round in 0..ROUNDS {
         broker.create_topic("orders", 1).await;
         for seed in 0..6 {
             append(&broker, "orders", 0, batch::noise(seed, 8, 128 * 1024)).await;
@@ -160,5 +167,16 @@ async fn topics_deleted_while_their_tables_are_written_leave_the_store_working()
         assert_eq!(append(&broker, "other", 0, batch::values(["a"])).await.base_offset, round);
     }
     assert_eq!(broker.health("/health").await.0, 200);
+    // Journals have all of it, tables none of what was deleted.
+    eventually(PATIENCE, "the tables go", async || {
+        (used(&broker).await < (ROUNDS * 6 + 2) * MIB).then_some(())
+    })
+    .await;
+    let broker = broker.restart_with(|_| {}).await;
+    let listed = broker.topics().await.list_topics(v1::ListTopicsRequest::default()).await.expect("listed");
+    let names: Vec<_> = listed.into_inner().topics.into_iter().map(|topic| topic.name).collect();
+    assert_eq!(names, ["other"]);
+    assert_eq!(read(&broker, "other", 0, At::Earliest(()), &[]).await.high_watermark, ROUNDS);
+    assert_eq!(append(&broker, "other", 0, batch::values(["b"])).await.base_offset, ROUNDS);
     broker.stop().await;
 }

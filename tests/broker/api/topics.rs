@@ -93,7 +93,10 @@ async fn partitions_can_be_added_and_used_but_not_taken_away() {
         Refusal::of(topics.add_topic_partitions(add(count)).await)
             .is(Code::InvalidArgument, "INVALID_ARGUMENT")
             .says("4");
+        let described = topics.describe_topic(describe("orders")).await.expect("there").into_inner();
+        assert_eq!((described.topic.expect("a topic").partition_count, described.partitions.len()), (4, 4));
     }
+    assert_eq!(append(&broker, "orders", 3, batch::values(["b"])).await.base_offset, 1);
 }
 
 #[tokio::test]

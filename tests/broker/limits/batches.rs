@@ -38,9 +38,11 @@ async fn high_watermark(broker: &Endpoint) -> u64 {
     answer.into_inner().partitions[0].high_watermark
 }
 
+/// A refusal that a retry cannot help, which says that the batch is to blame.
 async fn refused(broker: &Endpoint, batch: Bytes) -> Refusal {
     let refusal = Refusal::of(broker.produce().await.produce(produce("orders", 0, batch)).await);
     assert!(!refusal.advises_retry, "{refusal:?}");
+    assert_eq!(refusal.fact("field"), "batch", "{refusal:?}");
     refusal
 }
 
@@ -57,7 +59,13 @@ async fn a_record_may_be_as_large_as_allowed_and_not_a_byte_larger() {
         .is(Code::InvalidArgument, "RECORD_TOO_LARGE")
         .says("record 1 ")
         .says("1001")
-        .says("record_bytes_max is 1000");
+        .says("record_bytes_max is 1000")
+        .states(&[
+            ("record", "1"),
+            ("limit", "record_bytes_max"),
+            ("limit_bytes", "1000"),
+            ("found", "1001"),
+        ]);
     // Keys and headers count.
     let header = v1::Header { key: "h".to_owned(), value: vec![0; 1_000].into() };
     let with_header = v1::Record { headers: vec![header], ..batch::record("a") };
@@ -78,7 +86,11 @@ async fn a_batch_may_be_as_large_as_the_topic_allows_and_not_a_byte_larger() {
     assert_eq!(full(997).len(), BATCH_BYTES_MAX as usize);
     accepted(&broker, full(997)).await;
     let refusal = refused(&broker, full(998)).await;
-    refusal.is(Code::InvalidArgument, "BATCH_TOO_LARGE").says("4001").says("batch_bytes_max is 4000");
+    refusal
+        .is(Code::InvalidArgument, "BATCH_TOO_LARGE")
+        .says("4001")
+        .says("batch_bytes_max is 4000")
+        .states(&[("limit", "batch_bytes_max"), ("limit_bytes", "4000"), ("found", "4001")]);
     assert_eq!(high_watermark(&broker).await, 4);
 }
 

@@ -50,6 +50,15 @@ impl Refusal {
         self
     }
 
+    /// Checks facts.
+    #[track_caller]
+    pub fn states(self, facts: &[(&str, &str)]) -> Self {
+        for (name, value) in facts {
+            assert_eq!(self.fact(name), *value, "{name} in {self:?}");
+        }
+        self
+    }
+
     /// A fact.
     #[track_caller]
     pub fn fact(&self, name: &str) -> &str {

@@ -73,7 +73,7 @@ impl Subscriber {
     /// What comes next: a delivery, or the failure of the stream, or `None` at its end.
     pub async fn step(&mut self) -> Result<Option<v1::PartitionRecords>, Status> {
         let response = within("the broker delivers or ends", self.responses.message()).await?;
-        Ok(response.map(|response| response.records.expect("records")))
+        Ok(response.map(|response| response.into_records().expect("records")))
     }
 
     /// The next response.

@@ -1,5 +1,7 @@
 //! Between the protocol's types and the broker's. A failed conversion names the field.
 
+pub(super) mod groups;
+
 use std::time::Duration;
 
 use crate::broker::{
@@ -249,6 +251,7 @@ pub(super) fn records(fetched: Fetched, error: Option<Failure>) -> v1::Partition
         next_offset: fetched.next_offset.0,
         batches: fetched.batches.into_iter().map(Into::into).collect(),
         error: error.map(Failure::into_proto),
+        leases: Vec::new(),
     }
 }
 

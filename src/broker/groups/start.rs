@@ -1,0 +1,157 @@
+//! Where a group begins to read a partition, and what it has missed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::member::OffsetReset;
+use super::offsets::standing_at;
+use crate::broker::produce::in_partition;
+use crate::broker::{Broker, Error};
+use crate::cluster::routing::Route;
+use crate::coordination::{Command, Outcome, PartitionKey};
+use crate::partition::{self, Partition, view::Bounds};
+use crate::record::Offset;
+
+/// A partition that a member is given, found by its key.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) key: PartitionKey,
+    pub(super) route: Arc<Route>,
+    pub(super) partition: Partition,
+}
+
+/// Where a member begins.
+pub(super) struct Start {
+    pub(super) found: Found,
+    /// The first offset to deliver, or why there is none.
+    pub(super) offset: Result<Offset, Error>,
+    /// What was committed with the offset.
+    pub(super) metadata: Arc<str>,
+    /// Records between what was committed and the offset, which are gone.
+    pub(super) missed: u64,
+}
+
+impl Broker {
+    /// Finds partitions by their keys. Those that are gone are left out.
+    pub(super) fn find(&self, keys: &[PartitionKey]) -> Result<Vec<Found>, Error> {
+        let names = self.topic_names()?;
+        let find = |key: &PartitionKey| {
+            let route = names.get(&key.topic)?.clone();
+            let partition = route.partitions.get(key.partition as usize)?.clone()?;
+            Some(Found { key: *key, route, partition })
+        };
+        Ok(keys.iter().filter_map(find).collect())
+    }
+
+    /// Where `group` begins to read partitions that a member is given.
+    ///
+    /// A partition without a committed offset gets one at once, where the reset policy says: so what is produced from
+    /// now on is not skipped if the member dies before its first commit, and lag is defined. The look-up goes through
+    /// the coordinator's log, behind everything that earlier owners have committed.
+    ///
+    /// # Errors
+    /// The coordinator failed. What is wrong with one partition is said in its [`Start::offset`].
+    pub(super) async fn starts(
+        &self,
+        group: &Arc<str>,
+        reset: OffsetReset,
+        found: Vec<Found>,
+    ) -> Result<Vec<Start>, Error> {
+        let groups = self.groups()?;
+        let coordinator = groups.coordinators.of(group);
+        let at = |bounds: Bounds| match reset {
+            // Without a committed offset the beginning is as good an end of the log as the other to answer with an
+            // error, and shows all records as lag.
+            OffsetReset::Earliest | OffsetReset::Error => bounds.log_start,
+            OffsetReset::Latest => bounds.high_watermark,
+        };
+        let known =
+            |key| coordinator.read(|state| state.group(group).is_some_and(|g| standing_at(g, key).is_some()));
+        let refused: Vec<_> = match reset {
+            OffsetReset::Error => found.iter().map(|f| f.key).filter(|key| !known(*key)).collect(),
+            _ => Vec::new(),
+        };
+        let wanted = found.iter().filter(|found| !refused.contains(&found.key));
+        let offsets: Vec<_> = wanted.map(|found| (found.key, at(found.partition.bounds()))).collect();
+        let command = Command::InitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
+        let Outcome::Offsets(standing) = coordinator.change(command).await? else {
+            return Err(Error::Internal("offsets were asked for and something else given"));
+        };
+        let standing: HashMap<_, _> = standing.into_iter().collect();
+        let mut starts = Vec::with_capacity(found.len());
+        for found in found {
+            let committed = standing.get(&found.key).copied();
+            starts.push(self.start(group, reset, found, committed).await?);
+        }
+        Ok(starts)
+    }
+
+    /// Where to go on in a partition whose next record is gone.
+    ///
+    /// # Errors
+    /// See [`Broker::starts`].
+    pub(super) async fn restart(
+        &self,
+        group: &Arc<str>,
+        reset: OffsetReset,
+        found: Found,
+        next: Offset,
+    ) -> Result<Start, Error> {
+        self.start(group, reset, found, Some(next)).await
+    }
+
+    async fn start(
+        &self,
+        group: &Arc<str>,
+        reset: OffsetReset,
+        found: Found,
+        committed: Option<Offset>,
+    ) -> Result<Start, Error> {
+        let bounds = found.partition.bounds();
+        let metadata = self.groups()?.coordinators.of(group).read(|state| {
+            let standing = state.group(group).and_then(|group| standing_at(group, found.key));
+            standing.map_or_else(|| "".into(), |(_, metadata, _)| metadata)
+        });
+        let name = found.route.topic.name.clone();
+        let number = found.key.partition;
+        let out_of_range = |offset| {
+            let Bounds { log_start, high_watermark } = bounds;
+            let source = partition::Error::OffsetOutOfRange { offset, log_start, high_watermark };
+            in_partition(&name, number, source)
+        };
+        let Some(from) = committed else {
+            let offset = Err(out_of_range(Offset::ZERO));
+            return Ok(Start { found, offset, metadata, missed: 0 });
+        };
+        // A log that lost its end, by hand or by a disk, is shorter than what was committed.
+        if (bounds.log_start..=bounds.high_watermark).contains(&from) {
+            return Ok(Start { found, offset: Ok(from), metadata, missed: 0 });
+        }
+        let to = match reset {
+            OffsetReset::Earliest => bounds.log_start,
+            OffsetReset::Latest => bounds.high_watermark,
+            OffsetReset::Error => {
+                warn!(
+                    name: "group.offset_out_of_range",
+                    group = &**group, topic = &*name, partition = number, offset = from.0,
+                    log_start = bounds.log_start.0, high_watermark = bounds.high_watermark.0,
+                    "the group's offset is not in the log; reset it with `streambus group reset`"
+                );
+                return Ok(Start { found, offset: Err(out_of_range(from)), metadata, missed: 0 });
+            }
+        };
+        let missed = to.saturating_since(from);
+        warn!(
+            name: "group.records_missed",
+            group = &**group, topic = &*name, partition = number, offset = from.0, next_offset = to.0, missed,
+            "the group missed records that were deleted before it read them"
+        );
+        self.0.metrics.group(group).missed(&name, missed);
+        let offsets = vec![(found.key, to, metadata.clone())];
+        let command = Command::CommitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
+        self.groups()?.coordinators.of(group).change(command).await?;
+        Ok(Start { found, offset: Ok(to), metadata, missed })
+    }
+}
