@@ -115,7 +115,8 @@ impl Broker {
         }
         let updates = vec![(found.key, updates)];
         let at = self.0.clock.now();
-        let receiver = slot.submit(Command::UpdateShares { group: queue.name.clone(), at, updates });
+        let command = Command::UpdateShares { group: queue.name.clone(), at, updates };
+        let receiver = slot.submit_in(queue.term.into(), command);
         match receiver.await {
             Ok(Ok(_)) => {
                 queue.with(found.key, |leases| leases.committed(range));

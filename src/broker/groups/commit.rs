@@ -85,12 +85,15 @@ impl Broker {
             };
             results.push(CommitResult { topic, partition, offset, error });
         }
-        let command = || Command::CommitOffsets {
-            group: group.into(),
-            at: self.0.clock.now(),
-            offsets: accepted.clone(),
-        };
-        let receiver = (!accepted.is_empty()).then(|| slot.submit(command()));
+        let receiver = (!accepted.is_empty()).then(|| {
+            let at = self.0.clock.now();
+            let command = Command::CommitOffsets { group: group.into(), at, offsets: accepted };
+            match committer {
+                // What was checked against this membership holds in its term only.
+                Committer::Member { live, .. } => slot.submit_in(live.term.into(), command),
+                Committer::Outsider => slot.submit(command),
+            }
+        });
         Ok(PendingCommit { results, receiver, metrics: self.0.metrics.clone(), received })
     }
 

@@ -233,7 +233,8 @@ impl Broker {
         }
         let updates = said.into_iter().map(|said| (said.key, said.updates)).collect();
         let command = Command::UpdateShares { group: queue.name.clone(), at: self.0.clock.now(), updates };
-        drop(groups.coordinators.of(&queue.name).reserve().await?.submit(command));
+        let slot = groups.coordinators.of(&queue.name).reserve().await?;
+        drop(slot.submit_in(queue.term.into(), command));
         groups.dead.notify_one();
         Ok(())
     }
@@ -345,7 +346,8 @@ impl ShareMember {
         }
         let updates = updates.into_iter().collect();
         let at = self.broker.0.clock.now();
-        let receiver = slot.submit(Command::UpdateShares { group: self.queue.name.clone(), at, updates });
+        let command = Command::UpdateShares { group: self.queue.name.clone(), at, updates };
+        let receiver = slot.submit_in(self.queue.term.into(), command);
         let queue = self.queue.clone();
         let (done, answer) = oneshot::channel();
         // On a task of its own: the leases must learn what became of it, also if the stream ends.
