@@ -22,6 +22,7 @@ const FILES: &[&str] = &[
     "streambus/internal/v1/metadata.proto",
     "streambus/internal/v1/partition.proto",
     "streambus/internal/v1/coordination.proto",
+    "streambus/internal/v1/peer.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

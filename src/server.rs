@@ -8,11 +8,13 @@ use tracing::{info, warn};
 
 use crate::broker::{self, Broker, Phase};
 use crate::clock::Clock;
-use crate::cluster::{Cluster, control, identity};
+use crate::cluster::peers::Hub;
+use crate::cluster::{self, Cluster, control, identity, join};
 use crate::config::Config;
 use crate::storage::{self, Store, SyncObservation};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{self, Metrics, Telemetry};
+use crate::metadata::BrokerId;
 use crate::{api, metadata, partition, raft};
 
 /// How long partitions, store and exporters may take to close, each.
@@ -24,6 +26,9 @@ pub enum Error {
     /// The broker's identity cannot be told.
     #[error(transparent)]
     Identity(#[from] identity::Error),
+    /// The broker does not become a member of a cluster.
+    #[error(transparent)]
+    Join(#[from] join::Error),
     /// Telemetry cannot be set up.
     #[error("telemetry cannot be set up")]
     Telemetry(#[from] telemetry::Error),
@@ -65,7 +70,14 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, Error> {
         let started = Instant::now();
         let data_dir = config.storage.data_dir.clone();
-        let identity = blocking(move || identity::Identity::load_or_create(&data_dir)).await?;
+        let identity = join::identity(
+            &data_dir,
+            &config.cluster,
+            config.api.grpc_listen,
+            |grpc| describe(&config, BrokerId(0), grpc, config.api.http_listen, crate::clock::Timestamp(0)),
+            waiting_for,
+        )
+        .await?;
         let telemetry = Telemetry::install(
             &config.telemetry,
             &telemetry::Identity {
@@ -85,10 +97,12 @@ impl Server {
             tracer: telemetry.tracer().clone(),
             clock: clock.clone(),
         });
+        let hub = Hub::new(identity.clone(), &tasks);
         let api = api::Server::bind(
             &config.api,
             api::Environment {
                 broker: broker.clone(),
+                peers: hub.clone(),
                 metrics: metrics.clone(),
                 tracer: telemetry.tracer().clone(),
                 scraper: scraper(telemetry.clone()),
@@ -104,12 +118,16 @@ impl Server {
         let storage_config = config.storage.clone();
         let observer = observe_syncs(metrics.clone());
         let store = blocking(move || Store::open(&storage_config, Some(observer))).await?;
+        {
+            let (identity, store) = (identity.clone(), store.clone());
+            blocking(move || identity.establish(&data_dir, &store)).await?;
+        }
         broker.lifecycle().enter(Phase::Starting { waiting_for: "partitions".to_owned() });
         let raft = raft::Env {
             store: store.clone(),
             tasks: tasks.clone(),
             config: config.raft.clone(),
-            transport: Arc::new(raft::NoPeers),
+            transport: Arc::new(hub.clone()),
         };
         let partitions = partition::Env::new(
             store.clone(),
@@ -118,16 +136,15 @@ impl Server {
             metrics.clone(),
             config.partition.clone(),
         );
-        let registration = metadata::Broker {
-            id: identity.broker,
-            grpc_address: config.server.grpc_advertised(grpc_addr),
-            http_address: config.server.http_advertised(http_addr),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started: clock.now(),
+        let open = cluster::Open {
+            identity: identity.clone(),
+            broker: describe(&config, identity.broker, grpc_addr, http_addr, clock.now()),
+            config: config.cluster.clone(),
+            coordinator: &config.coordinator,
+            hub,
+            env: partitions.clone(),
         };
-        let cluster =
-            Cluster::open(identity.clone(), registration, &config.coordinator, partitions.clone(), &tasks)
-                .await?;
+        let cluster = Cluster::open(open, &tasks).await?;
         let coordinators = cluster.coordinators().clone();
         let groups =
             broker::groups::Groups::new(config.groups.clone(), coordinators, metrics.clone(), tasks.child());
@@ -170,6 +187,7 @@ impl Server {
         let Server { telemetry, broker, api, store, tasks, drain_timeout, .. } = self;
         info!(name: "broker.draining", "draining");
         broker.lifecycle().enter(Phase::Draining);
+        broker.hand_over().await;
         if !api.drain(drain_timeout).await {
             warn!(name: "broker.drain_cut", "calls that did not finish in time were cut");
         }
@@ -221,6 +239,33 @@ pub async fn run(config: Config) -> Result<(), Error> {
         _ = interrupt.recv() => std::process::exit(1),
     }
     if failed { Err(Error::TaskFailed) } else { Ok(()) }
+}
+
+/// What the cluster should know of this broker.
+fn describe(
+    config: &Config,
+    id: BrokerId,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    started: crate::clock::Timestamp,
+) -> metadata::Broker {
+    metadata::Broker {
+        id,
+        grpc_address: config.server.grpc_advertised(grpc),
+        http_address: config.server.http_advertised(http),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started,
+        rack: config.cluster.rack.clone(),
+        draining: false,
+        replaced_by: None,
+    }
+}
+
+/// Logs come later: they carry who the broker is, which is what it waits to learn.
+fn waiting_for(what: &str) {
+    use std::io::Write as _;
+    // Nobody may listen.
+    let _ = writeln!(std::io::stderr(), "waiting for {what}");
 }
 
 fn stopped_early() {

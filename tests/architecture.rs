@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cluster",
         &[
+            "proto",
             "clock",
             "telemetry",
             "record",
@@ -48,7 +49,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "units",
         ],
     ),
-    ("api", &["proto", "clock", "telemetry", "record", "task", "metadata", "broker", "units"]),
+    ("api", &["proto", "clock", "telemetry", "record", "task", "metadata", "cluster", "broker", "units"]),
     ("client", &["proto", "clock", "telemetry", "record", "task", "units"]),
     ("config", &["telemetry", "storage", "raft", "partition", "cluster", "broker", "api", "units"]),
     (

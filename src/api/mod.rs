@@ -39,6 +39,7 @@ pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
+use crate::cluster::peers::Hub;
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, MetricsOff, Scrape, Status, Tracer};
@@ -70,6 +71,8 @@ pub enum Error {
 pub struct Environment {
     /// Answers the requests.
     pub broker: Broker,
+    /// What other brokers ask.
+    pub peers: Hub,
     /// Counts them.
     pub metrics: Metrics,
     /// Traces them.
@@ -111,7 +114,7 @@ impl Server {
     /// # Errors
     /// If an address cannot be listened on.
     pub async fn bind(config: &Config, environment: Environment) -> Result<Self, Error> {
-        let Environment { broker, metrics, tracer, scraper, tasks, batch_bytes_max } = environment;
+        let Environment { broker, peers, metrics, tracer, scraper, tasks, batch_bytes_max } = environment;
         let (grpc_listener, grpc_address) = listen("api.grpc_listen", config.grpc_listen)?;
         let (http_listener, http_address) = listen("api.http_listen", config.http_listen)?;
         let (grpc_tasks, http_tasks) = (tasks.child(), tasks.child());
@@ -129,7 +132,7 @@ impl Server {
             grpc_stop.drain.clone(),
         );
         let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
-        let routes = grpc::routes(&context, health, decoded_bytes_max)?;
+        let routes = grpc::routes(&context, health, peers.service(), decoded_bytes_max)?;
         let watchers_told = CancellationToken::new();
         let calls = Calls::new(
             routes,

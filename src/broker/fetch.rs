@@ -8,9 +8,10 @@ use bytes::Bytes;
 use super::produce::in_partition;
 use super::{Broker, Error};
 use crate::clock::Timestamp;
+use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
 use crate::partition::signal::Signal;
-use crate::partition::{self, Partition, StoredBatch};
+use crate::partition::{self, StoredBatch};
 use crate::record::{Codec, CodecSet, Offset, SpanLink, decompress_batch};
 use crate::telemetry::{FetchPhases, Metrics, RequestTrace, TraceIds};
 
@@ -158,7 +159,7 @@ impl Responding {
 pub(super) struct Cursor {
     pub(super) route: Arc<Route>,
     pub(super) number: u32,
-    pub(super) partition: Partition,
+    pub(super) partition: PartitionRef,
     pub(super) next: Offset,
 }
 
@@ -178,7 +179,7 @@ impl Broker {
         let signal = Signal::new();
         for (slot, cursor) in cursors.iter().enumerate() {
             if let Ok(cursor) = cursor {
-                cursor.partition.view().listen(&signal, slot);
+                cursor.partition.listen(&signal, slot);
             }
         }
         let max_bytes = u64::from(request.max_bytes).min(self.0.config.fetch_bytes_max);
@@ -246,8 +247,13 @@ impl Broker {
     pub(super) async fn cursor(&self, wanted: &FetchPartition) -> Result<Cursor, Error> {
         let route = self.route(&wanted.topic)?;
         let partition = self.partition(&route, wanted.partition)?.clone();
-        let bounds = partition.bounds();
         let fail = |source| in_partition(&wanted.topic, wanted.partition, source);
+        let bounds = match wanted.position {
+            Position::Offset(offset) => partition.bounds_for(offset).await.map_err(fail)?,
+            // The leader's word counts: what was acknowledged must not be passed over.
+            Position::Earliest | Position::Latest => partition.fresh_bounds().await.map_err(fail)?,
+            Position::Time(_) => partition.bounds(),
+        };
         let next = match wanted.position {
             Position::Earliest => bounds.log_start,
             Position::Latest => bounds.high_watermark,

@@ -192,7 +192,7 @@ fn check_cluster(open: &Open) -> Check {
     for route in open.cluster.routing().all().values() {
         for (number, partition) in route.partitions.iter().enumerate() {
             total += 1;
-            if partition.as_ref().is_none_or(|partition| partition.status().borrow().leader.is_none()) {
+            if partition.leader().is_none() {
                 leaderless += 1;
                 example.get_or_insert_with(|| format!("{}/{number}", route.topic.name));
             }

@@ -5,10 +5,12 @@
 //! | [`produce`] | append a batch |
 //! | [`fetch`], [`subscription`] | read batches, once or as they come |
 //! | [`topics`] | manage topics and offsets |
+//! | [`cluster`] | look at the cluster, move replicas and leaderships |
 //! | [`groups`] | consumer and share groups |
 //! | [`health`] | whether the broker can do its work |
 //! | [`error`] | everything that can be wrong with a request |
 
+mod cluster;
 mod config;
 mod error;
 mod fetch;
@@ -29,11 +31,13 @@ use levels::Levels;
 
 use crate::clock::{Clock, Timestamp};
 use crate::cluster::Cluster;
+use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
-use crate::partition::{self, Partition};
+use crate::partition;
 use crate::storage;
 use crate::telemetry::{Metrics, Tracer};
 
+pub use cluster::{BrokerStatus, ClusterStatus, PartitionProblem, Problem};
 pub use config::Config;
 pub use error::{Error, ErrorCode};
 pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position, Responding};
@@ -99,6 +103,8 @@ pub struct BrokerInfo {
     pub started: Timestamp,
     /// When it forces writes to the disk: `always` or `interval`. Empty for other brokers than this.
     pub storage_sync: String,
+    /// Where it stands.
+    pub rack: String,
 }
 
 /// A topic and who leads its partitions.
@@ -188,6 +194,7 @@ impl Broker {
             version: broker.version.clone(),
             started: broker.started,
             storage_sync: if broker.id == identity.broker { sync.to_owned() } else { String::new() },
+            rack: broker.rack.clone(),
         });
         let routes = topics.iter().filter_map(|name| cluster.routing().topic(name));
         Ok(ClusterInfo {
@@ -197,6 +204,58 @@ impl Broker {
             brokers: brokers.collect(),
             topics: routes.map(|route| routing(&route)).collect(),
         })
+    }
+
+    /// This broker's number, once it is open.
+    pub fn id(&self) -> Option<u64> {
+        self.0.open.get().map(|open| open.cluster.identity().broker.0)
+    }
+
+    /// The broker that leads the control group, if it is another one.
+    pub fn controller_elsewhere(&self) -> Option<u64> {
+        let cluster = &self.0.open.get()?.cluster;
+        cluster.controller().map(|id| id.0).filter(|id| *id != cluster.identity().broker.0)
+    }
+
+    /// The broker that coordinates a group, if it is another one.
+    pub fn coordinator_elsewhere(&self, group: &str) -> Option<u64> {
+        let cluster = &self.0.open.get()?.cluster;
+        let leader = cluster.coordinators().of(group).leader();
+        leader.filter(|id| *id != cluster.identity().broker.0)
+    }
+
+    /// The other brokers that are reached.
+    pub fn peers(&self) -> Vec<u64> {
+        let Some(open) = self.0.open.get() else { return Vec::new() };
+        open.cluster.hub().peers().into_iter().filter(|(_, up)| *up).map(|(id, _)| id).collect()
+    }
+
+    /// A connection to another broker that calls share; none if its address is not known.
+    pub fn channel(&self, broker: u64) -> Option<tonic::transport::Channel> {
+        self.0.open.get()?.cluster.hub().channel(broker)
+    }
+
+    /// A new connection to another broker.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn connect(&self, broker: u64) -> Result<tonic::transport::Channel, String> {
+        let open = self.0.open.get().ok_or("the broker is starting")?;
+        open.cluster.hub().connect(broker).await
+    }
+
+    /// Waits until this broker knows what the leader of the control group knew at some moment after the call.
+    pub async fn catch_up(&self) {
+        if let Some(open) = self.0.open.get() {
+            open.cluster.catch_up().await;
+        }
+    }
+
+    /// Hands all leaderships to other brokers, as far as they can take them.
+    pub async fn hand_over(&self) {
+        if let Some(open) = self.0.open.get() {
+            open.cluster.hand_over().await;
+        }
     }
 
     /// Closes the partitions and the control group.
@@ -220,20 +279,16 @@ impl Broker {
         self.running()?.cluster.routing().topic(topic).ok_or_else(unknown)
     }
 
-    fn partition<'a>(&self, route: &'a Route, number: u32) -> Result<&'a Partition, Error> {
-        match route.partitions.get(number as usize) {
-            Some(Some(partition)) => Ok(partition),
-            Some(None) => Err(Error::NotReady("opening the partition")),
-            None => Err(Error::UnknownPartition {
-                topic: route.topic.name.to_string(),
-                partition: number,
-                partitions: route.partitions.len() as u32,
-            }),
-        }
+    fn partition<'a>(&self, route: &'a Route, number: u32) -> Result<&'a PartitionRef, Error> {
+        route.partitions.get(number as usize).ok_or_else(|| Error::UnknownPartition {
+            topic: route.topic.name.to_string(),
+            partition: number,
+            partitions: route.partitions.len() as u32,
+        })
     }
 }
 
 fn routing(route: &Route) -> RoutingInfo {
-    let leader = |partition: &Option<Partition>| partition.as_ref()?.status().borrow().leader;
+    let leader = |partition: &PartitionRef| partition.leader().map(|id| id.0);
     RoutingInfo { topic: Topic::from(&*route.topic), leaders: route.partitions.iter().map(leader).collect() }
 }

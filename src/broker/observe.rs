@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cluster::partition_ref::PartitionRef;
 use super::Broker;
 use crate::raft::{Role, Status};
 use crate::telemetry::{BufferLevels, ClusterLevels, RaftLevels, StorageLevels, TopicLevels};
@@ -55,8 +56,8 @@ impl Broker {
             count(&coordinator.status().borrow());
         }
         for route in cluster.routing().all().values() {
-            for partition in route.partitions.iter().flatten() {
-                count(&partition.status().borrow());
+            for replica in route.partitions.iter().filter_map(PartitionRef::replica) {
+                count(&replica.status().borrow());
             }
         }
         let commit_index = control.committed.unwrap_or(0);

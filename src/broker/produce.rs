@@ -40,6 +40,9 @@ pub struct Produce {
     pub trace: RequestTrace,
     /// When the broker had read the request.
     pub received: Instant,
+    /// Whether the batch may go to the partition's leader through this broker. Otherwise another leader is an error
+    /// that names it.
+    pub may_forward: bool,
 }
 
 /// A committed batch.
@@ -91,7 +94,8 @@ impl Broker {
         let span = ids.map(|TraceIds { trace, span }| SpanLink { trace_id: trace, span_id: span });
         let header = FrameHeader::new(&skimmed, request.producer, span);
         let bytes = request.batch.len() as u64;
-        let submitted = partition.submit(request.batch, header, request.received).await;
+        let submitted =
+            partition.submit(request.batch, header, request.received, request.may_forward).await;
         let outcome = submitted.map_err(|source| in_partition(&route.topic.name, request.partition, source));
         let outcome = outcome.inspect_err(|_| {
             if owns_span {

@@ -58,7 +58,7 @@ impl Subscription {
                     self.forget(&wanted.topic, wanted.partition);
                     let slot = self.next_slot;
                     self.next_slot += 1;
-                    cursor.partition.view().listen(&self.signal, slot);
+                    cursor.partition.listen(&self.signal, slot);
                     self.cursors.insert(slot, cursor);
                     self.ready.push_back(slot);
                 }
@@ -163,7 +163,7 @@ impl Subscription {
 
     fn drop_slot(&mut self, slot: usize) {
         if let Some(cursor) = self.cursors.remove(&slot) {
-            cursor.partition.view().unlisten(&self.signal, slot);
+            cursor.partition.unlisten(&self.signal, slot);
         }
         self.signal.forget(slot);
         self.ready.retain(|ready| *ready != slot);

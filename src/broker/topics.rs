@@ -121,7 +121,7 @@ impl Broker {
             settings,
             replication_factor,
             created: self.0.clock.now(),
-            partitions: cluster.place(partitions),
+            partitions: cluster.place(partitions, replication_factor).map_err(|e| invalid("replication_factor", e.to_string()))?,
         };
         let outcome = if validate_only {
             metadata::State::clone(&state)
@@ -162,27 +162,15 @@ impl Broker {
         let partitions = route.topic.partitions.iter().zip(&route.partitions).enumerate();
         let partitions = partitions.map(|(number, (assignment, partition))| {
             let replicas = assignment.replicas.iter().map(|id| id.0).collect();
-            let Some(partition) = partition else {
-                return PartitionInfo {
-                    partition: number as u32,
-                    leader: None,
-                    replicas,
-                    log_start: Offset(0),
-                    high_watermark: Offset(0),
-                    size_bytes: 0,
-                    term: 0,
-                };
-            };
-            let status = partition.status().borrow().clone();
             let bounds = partition.bounds();
             PartitionInfo {
                 partition: number as u32,
-                leader: status.leader,
+                leader: partition.leader().map(|id| id.0),
                 replicas,
                 log_start: bounds.log_start,
                 high_watermark: bounds.high_watermark,
-                size_bytes: partition.view().size_bytes(),
-                term: status.term,
+                size_bytes: partition.size_bytes(),
+                term: partition.term(),
             }
         });
         Ok((Topic::from(&*route.topic), partitions.collect()))
@@ -206,7 +194,8 @@ impl Broker {
     pub async fn add_topic_partitions(&self, name: &str, count: u32) -> Result<Topic, Error> {
         let cluster = &self.running()?.cluster;
         let _alone = self.0.changing.lock().await;
-        let present = self.route(name)?.topic.partitions.len() as u32;
+        let topic = self.route(name)?.topic.clone();
+        let present = topic.partitions.len() as u32;
         if count <= present {
             return Err(Error::Metadata(metadata::Error::PartitionsNotMore {
                 name: name.to_owned(),
@@ -215,7 +204,8 @@ impl Broker {
             }));
         }
         self.check_room(&cluster.state(), 0, count - present)?;
-        let partitions = cluster.place(count - present);
+        let placed = cluster.place(count - present, topic.replication_factor);
+        let partitions = placed.map_err(|e| invalid("partition_count", e.to_string()))?;
         topic_of(cluster.change(&Command::AddPartitions { name: name.into(), partitions }).await?)
     }
 
@@ -238,7 +228,7 @@ impl Broker {
         let route = self.route(topic)?;
         let replica = self.partition(&route, partition)?;
         let fail = |source| in_partition(topic, partition, source);
-        let bounds = replica.bounds();
+        let bounds = replica.fresh_bounds().await.map_err(fail)?;
         if before > bounds.high_watermark {
             return Err(fail(partition::Error::OffsetOutOfRange {
                 offset: before,

@@ -1,51 +1,137 @@
 //! `streambus cluster`.
 
+use std::time::{Duration, Instant};
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::client::BrokerDescription;
-
 use super::Global;
 use super::connect::connect;
-use super::output::{self, Format, line, table};
+use super::output::{self, Format, line, note, table};
+use crate::client::{Admin, BrokerDescription, BrokerStatus, ClusterStatus, PartitionProblem, ProblemKind};
 
-/// Looks at the cluster.
+/// How often the progress of a drain is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Looks at the cluster, and changes who is in it and who has which replicas.
 #[derive(Debug, Subcommand)]
 pub(super) enum Cluster {
     /// Show the cluster and its brokers
     Describe,
+    /// Show what is not as it should be; exits with 1 if a partition has no leader
+    Status,
+    /// Show brokers with their replicas and leaderships
+    Brokers,
+    /// Move all replicas away from a broker, and show the progress until it has none
+    Drain {
+        /// The broker
+        broker_id: u64,
+        /// Let it have replicas again instead
+        #[arg(long)]
+        cancel: bool,
+        /// Return at once; the moves go on
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Remove a broker that has no replicas
+    Remove {
+        /// The broker
+        broker_id: u64,
+    },
+    /// Give a partition other replicas
+    Reassign {
+        /// The topic
+        topic: String,
+        /// The partition
+        partition: u32,
+        /// The brokers that are to have its replicas; the first should lead
+        #[arg(required = true, value_delimiter = ',', value_name = "BROKER_ID")]
+        replicas: Vec<u64>,
+    },
+    /// Hand the leadership of a partition to another of its replicas
+    TransferLeader {
+        /// The topic
+        topic: String,
+        /// The partition
+        partition: u32,
+        /// The broker that is to lead
+        broker_id: u64,
+    },
+    /// Hand leaderships to the first replica of each partition
+    Balance,
 }
 
 impl Cluster {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let Cluster::Describe = self;
-        let cluster = connect(global).await?.admin().describe_cluster().await?;
-        if global.output == Format::Json {
-            return line(json!({
-                "cluster_id": cluster.cluster_id,
-                "broker_id": cluster.broker_id,
-                "controller_id": cluster.controller_id,
-                "brokers": cluster.brokers.iter().map(broker_json).collect::<Vec<_>>(),
-            }));
+        let admin = connect(global).await?.admin();
+        let json = global.output == Format::Json;
+        match self {
+            Cluster::Describe => describe(&admin, json).await,
+            Cluster::Status => status(&admin, json).await,
+            Cluster::Brokers => brokers(&admin, json).await,
+            Cluster::Drain { broker_id, cancel, no_wait } => {
+                let left = admin.drain_broker(broker_id, cancel).await?;
+                if !cancel && !no_wait {
+                    return wait_for_drain(&admin, broker_id, json).await;
+                }
+                if json {
+                    return line(json!({ "broker_id": broker_id, "draining": !cancel, "replicas": left }));
+                }
+                match cancel {
+                    true => line(format_args!("broker {broker_id} may have replicas again; it has {left}")),
+                    false => line(format_args!("broker {broker_id} has {left} replicas left")),
+                }
+            }
+            Cluster::Remove { broker_id } => {
+                admin.remove_broker(broker_id).await?;
+                if json { line(json!({ "removed": broker_id })) } else { line(format_args!("broker {broker_id} removed")) }
+            }
+            Cluster::Reassign { topic, partition, replicas } => {
+                admin.reassign_partition(&topic, partition, replicas.clone()).await?;
+                if json {
+                    return line(json!({ "topic": topic, "partition": partition, "replicas": replicas }));
+                }
+                let ids = list(&replicas);
+                line(format_args!("{topic}/{partition} moves to brokers {ids}; `streambus cluster status` shows how far"))
+            }
+            Cluster::TransferLeader { topic, partition, broker_id } => {
+                admin.transfer_leader(&topic, partition, broker_id).await?;
+                if json {
+                    return line(json!({ "topic": topic, "partition": partition, "leader": broker_id }));
+                }
+                line(format_args!("broker {broker_id} leads {topic}/{partition}"))
+            }
+            Cluster::Balance => {
+                let moved = admin.balance_leaders().await?;
+                if json { line(json!({ "transferred": moved })) } else { line(format_args!("{moved} leaderships handed over")) }
+            }
         }
-        line(format_args!(
-            "cluster     {}\ncontroller  {}\n",
-            cluster.cluster_id,
-            cluster.controller_id.map_or_else(|| "none".to_owned(), |id| id.to_string()),
-        ))?;
-        let row = |broker: &BrokerDescription| {
-            [
-                broker.broker_id.to_string(),
-                broker.grpc_address.clone(),
-                broker.http_address.clone(),
-                broker.version.clone(),
-                if broker.storage_sync.is_empty() { "?".to_owned() } else { broker.storage_sync.clone() },
-                broker.started.map_or_else(|| "unknown".to_owned(), output::time),
-            ]
-        };
-        let rows: Vec<_> = cluster.brokers.iter().map(row).collect();
-        table(["BROKER", "GRPC", "HTTP", "VERSION", "SYNC", "STARTED"], &rows)
     }
+}
+
+async fn describe(admin: &Admin, json: bool) -> anyhow::Result<()> {
+    let cluster = admin.describe_cluster().await?;
+    if json {
+        return line(json!({
+            "cluster_id": cluster.cluster_id,
+            "broker_id": cluster.broker_id,
+            "controller_id": cluster.controller_id,
+            "brokers": cluster.brokers.iter().map(broker_json).collect::<Vec<_>>(),
+        }));
+    }
+    line(format_args!("cluster     {}\ncontroller  {}\n", cluster.cluster_id, id(cluster.controller_id)))?;
+    let row = |broker: &BrokerDescription| {
+        [
+            broker.broker_id.to_string(),
+            broker.grpc_address.clone(),
+            broker.http_address.clone(),
+            broker.version.clone(),
+            if broker.storage_sync.is_empty() { "?".to_owned() } else { broker.storage_sync.clone() },
+            broker.started.map_or_else(|| "unknown".to_owned(), output::time),
+        ]
+    };
+    let rows: Vec<_> = cluster.brokers.iter().map(row).collect();
+    table(["BROKER", "GRPC", "HTTP", "VERSION", "SYNC", "STARTED"], &rows)
 }
 
 fn broker_json(broker: &BrokerDescription) -> Value {
@@ -57,4 +143,149 @@ fn broker_json(broker: &BrokerDescription) -> Value {
         "storage_sync": (!broker.storage_sync.is_empty()).then_some(&broker.storage_sync),
         "started": broker.started.map(output::time),
     })
+}
+
+/// Something is so wrong that partitions cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} partitions have no leader")]
+struct Leaderless(usize);
+
+async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
+    let status = admin.cluster_status().await?;
+    let count = |kind| status.problems.iter().filter(|problem| problem.kind == kind).count();
+    let leaderless = count(ProblemKind::Leaderless);
+    if json {
+        line(status_json(&status))?;
+    } else {
+        line(format_args!(
+            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}\nunder-replicated  {}\nmoving            {}",
+            id(status.controller_id),
+            list(&status.controller_voters),
+            status.coordinators.iter().map(|at| id(*at)).collect::<Vec<_>>().join(", "),
+            status.brokers.len(),
+            status.brokers.iter().filter(|broker| !broker.reached).count(),
+            status.partitions,
+            count(ProblemKind::UnderReplicated),
+            count(ProblemKind::Moving),
+        ))?;
+        if !status.problems.is_empty() {
+            let row = |problem: &PartitionProblem| {
+                [
+                    format!("{}/{}", problem.topic, problem.partition),
+                    kind(problem.kind).to_owned(),
+                    id(problem.leader),
+                    list(&problem.replicas),
+                    problem.reason.clone(),
+                ]
+            };
+            let rows: Vec<_> = status.problems.iter().map(row).collect();
+            line("")?;
+            table(["PARTITION", "PROBLEM", "LEADER", "REPLICAS", "REASON"], &rows)?;
+        }
+    }
+    if leaderless > 0 { Err(Leaderless(leaderless).into()) } else { Ok(()) }
+}
+
+async fn brokers(admin: &Admin, json: bool) -> anyhow::Result<()> {
+    let status = admin.cluster_status().await?;
+    if json {
+        return line(status_json(&status)["brokers"].clone());
+    }
+    let row = |broker: &BrokerStatus| {
+        let state = match broker {
+            BrokerStatus { replaced_by: Some(by), .. } => format!("replaced by {by}"),
+            BrokerStatus { draining: true, reached: false, .. } => "draining, not reached".to_owned(),
+            BrokerStatus { draining: true, .. } => "draining".to_owned(),
+            BrokerStatus { reached: false, .. } => "not reached".to_owned(),
+            _ => "ok".to_owned(),
+        };
+        [
+            broker.broker_id.to_string(),
+            broker.grpc_address.clone(),
+            broker.rack.clone(),
+            broker.version.clone(),
+            state,
+            broker.replicas.to_string(),
+            broker.leaders.to_string(),
+        ]
+    };
+    let rows: Vec<_> = status.brokers.iter().map(row).collect();
+    table(["BROKER", "GRPC", "RACK", "VERSION", "STATE", "REPLICAS", "LEADERS"], &rows)
+}
+
+async fn wait_for_drain(admin: &Admin, broker_id: u64, json: bool) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut told = None;
+    loop {
+        let status = admin.cluster_status().await?;
+        let broker = status.brokers.iter().find(|broker| broker.broker_id == broker_id);
+        let left = broker.map_or(0, |broker| broker.replicas + broker.leaders);
+        if left == 0 {
+            let seconds = started.elapsed().as_secs_f64();
+            if json {
+                return line(json!({ "broker_id": broker_id, "replicas": 0, "seconds": seconds }));
+            }
+            return line(format_args!(
+                "broker {broker_id} has no replicas left, after {seconds:.1} s; `streambus cluster remove {broker_id}` removes it"
+            ));
+        }
+        let replicas = broker.map_or(0, |broker| broker.replicas);
+        if told != Some(replicas) {
+            told = Some(replicas);
+            note(format_args!("broker {broker_id}: {replicas} replicas left"));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn status_json(status: &ClusterStatus) -> Value {
+    let broker = |broker: &BrokerStatus| {
+        json!({
+            "broker_id": broker.broker_id,
+            "grpc_address": broker.grpc_address,
+            "version": broker.version,
+            "rack": broker.rack,
+            "reached": broker.reached,
+            "draining": broker.draining,
+            "replaced_by": broker.replaced_by,
+            "replicas": broker.replicas,
+            "leaders": broker.leaders,
+        })
+    };
+    let problem = |problem: &PartitionProblem| {
+        json!({
+            "topic": problem.topic,
+            "partition": problem.partition,
+            "problem": kind(problem.kind),
+            "leader": problem.leader,
+            "replicas": problem.replicas,
+            "lagging": problem.lagging,
+            "reason": problem.reason,
+        })
+    };
+    json!({
+        "controller_id": status.controller_id,
+        "controller_voters": status.controller_voters,
+        "coordinators": status.coordinators,
+        "partitions": status.partitions,
+        "brokers": status.brokers.iter().map(broker).collect::<Vec<_>>(),
+        "problems": status.problems.iter().map(problem).collect::<Vec<_>>(),
+    })
+}
+
+fn kind(kind: ProblemKind) -> &'static str {
+    match kind {
+        ProblemKind::Leaderless => "leaderless",
+        ProblemKind::UnderReplicated => "under-replicated",
+        ProblemKind::Moving => "moving",
+        ProblemKind::Other => "other",
+    }
+}
+
+fn id(id: Option<u64>) -> String {
+    id.map_or_else(|| "none".to_owned(), |id| id.to_string())
+}
+
+fn list(ids: &[u64]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

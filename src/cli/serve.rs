@@ -33,6 +33,10 @@ pub(super) struct Settings {
     /// default: always]
     #[arg(long, value_name = "WHEN")]
     sync: Option<Sync>,
+    /// gRPC addresses of the brokers of a cluster to join, with commas between [cluster.seeds; default: none, which founds
+    /// a cluster]
+    #[arg(long, value_name = "HOST:PORT,...")]
+    seeds: Option<String>,
     /// How log lines look [telemetry.log.format; default: json]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -90,6 +94,7 @@ impl Settings {
             ("--http-listen", "api.http_listen", self.http_listen),
             ("--otlp-endpoint", "telemetry.otlp.endpoint", self.otlp_endpoint),
             ("--sync", "storage.sync", sync),
+            ("--seeds", "cluster.seeds", self.seeds),
             ("--log-format", "telemetry.log.format", log_format),
         ];
         for (flag, key, value) in flags {

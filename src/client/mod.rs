@@ -93,7 +93,7 @@ mod testing;
 use std::sync::Arc;
 
 pub use admin::{
-    Admin, BrokerDescription, ClusterDescription, CommittedOffset, GroupDescription, GroupKind, GroupListing,
+    Admin, BrokerDescription, BrokerStatus, ClusterDescription, ClusterStatus, PartitionProblem, ProblemKind, CommittedOffset, GroupDescription, GroupKind, GroupListing,
     GroupMember, GroupPartition, PartitionDescription, ProducerIdentity, ResetOffset, ResetSpec, ResetTo,
     TopicConfig, TopicDescription, TopicSpec, TopicSummary,
 };

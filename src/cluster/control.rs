@@ -1,19 +1,26 @@
 //! The control group: the cluster's metadata, agreed on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::error;
 
+use super::peers::Hub;
 use super::purge::{self, Growth};
-use crate::metadata::{self, Command, Outcome, State};
+use crate::metadata::{self, Broker, BrokerId, Command, Outcome, State};
 use crate::raft::{self, Group, Machine, MachineError, NodeId};
 use crate::storage::{Batch, CommandBuf, GroupId};
 use crate::task::{Criticality, Tasks};
 
 /// The control group's number.
 pub const GROUP: GroupId = GroupId(0);
+/// How long a change is offered to one leader after the other before it fails.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause between two attempts.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Why a change of metadata did not happen.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -31,17 +38,21 @@ pub enum Error {
 pub struct Control {
     group: Group<Replica>,
     state: watch::Receiver<Arc<State>>,
+    hub: Hub,
+    node: NodeId,
 }
 
 impl Control {
-    /// Opens the replica. `voters` found the group if it is new. Its log is purged every `log_bytes`.
+    /// Opens the replica. A broker that `founds` the cluster founds the group, if it is new. Its log is purged every
+    /// `log_bytes`.
     ///
     /// # Errors
     /// The store failed, or holds something else.
     pub async fn open(
         node: NodeId,
-        voters: &[NodeId],
+        founds: bool,
         log_bytes: u64,
+        hub: Hub,
         env: &raft::Env,
         tasks: &Tasks,
     ) -> Result<Self, Error> {
@@ -49,35 +60,128 @@ impl Control {
         let growth = Growth::new(log_bytes);
         let machine = Replica { state: State::default(), publish, growth: growth.clone() };
         let group = Group::open(GROUP, node, machine, env).await?;
-        if group.status().borrow().last_index.is_none() {
-            group.bootstrap(voters.iter().copied()).await?;
+        if founds && group.status().borrow().last_index.is_none() {
+            group.bootstrap([node]).await?;
         }
         let purger = purge::run(group.clone(), growth);
         tasks.spawn_until_stopped("control log", Criticality::Critical, purger);
-        Ok(Control { group, state })
+        Ok(Control { group, state, hub, node })
     }
 
-    /// Waits until this replica leads and has applied what was agreed on before.
+    /// Waits until the group has a leader, and this replica, if it is that, has applied what was agreed on before.
     ///
     /// # Errors
     /// The replica failed.
     pub async fn ready(&self) -> Result<(), Error> {
         let mut status = self.status();
-        match status.wait_for(|s| s.is_ready_leader() || s.failed.is_some()).await {
+        let node = self.node;
+        let ready = move |s: &raft::Status| {
+            s.is_ready_leader() || s.leader.is_some_and(|leader| leader != node)
+        };
+        match status.wait_for(|s| ready(s) || s.failed.is_some()).await {
             Ok(status) => status.failed.clone().map_or(Ok(()), |error| Err(error.into())),
             Err(_) => Err(raft::Error::Stopped.into()),
         }
     }
 
-    /// Changes the metadata. The change is applied on this broker when this returns.
+    /// The leader, if there is one and this replica, in case it is that, has applied what was agreed on before.
+    pub fn ready_now(&self) -> Option<BrokerId> {
+        let status = self.status();
+        let status = status.borrow();
+        let leader = status.leader.filter(|leader| *leader != self.node || status.is_ready_leader());
+        leader.filter(|_| status.applied.is_some()).map(BrokerId)
+    }
+
+    /// Changes the metadata, here or at the broker that leads. The change is applied on this broker when this returns. If
+    /// the leader changes meanwhile, the change is offered to the next one.
     ///
     /// # Errors
     /// [`Error::Refused`] if the change does not fit, otherwise agreement failed.
     pub async fn change(&self, command: &Command) -> Result<Outcome, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leader = self.status().borrow().leader;
+            let changed = match leader {
+                Some(leader) if leader != self.node => {
+                    self.hub.change_metadata(leader, command.encode()).await
+                }
+                _ => self.change_here(command).await,
+            };
+            match changed {
+                Ok((index, outcome)) => {
+                    self.applied(index).await;
+                    return Ok(outcome?);
+                }
+                Err(raft::Error::NotLeader { .. } | raft::Error::Busy) if Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Changes the metadata if this broker leads the group. Gives the change's log index and what it gave.
+    ///
+    /// # Errors
+    /// Agreement failed.
+    pub async fn change_here(
+        &self,
+        command: &Command,
+    ) -> Result<(u64, Result<Outcome, metadata::Error>), raft::Error> {
         let encoded = command.encode();
         let mut buf = CommandBuf::with_capacity(encoded.len());
         buf.extend_from_slice(&encoded);
-        Ok(self.group.propose(buf).await?.reply?)
+        let proposed = self.group.propose(buf).await?;
+        Ok((proposed.index, proposed.reply))
+    }
+
+    /// How far the leader has applied its log, if it answers.
+    pub(super) async fn leader_index(&self) -> Option<u64> {
+        let leader = self.status().borrow().leader?;
+        if leader == self.node {
+            return self.status().borrow().applied;
+        }
+        self.hub.metadata_index(leader).await.ok()
+    }
+
+    /// Waits until this replica has applied the entry at `index`; not for long.
+    pub(super) async fn applied(&self, index: u64) {
+        let mut status = self.status();
+        let applied = status.wait_for(|status| status.applied >= Some(index) || status.failed.is_some());
+        // Whoever needs it will see it a moment later.
+        let _ = tokio::time::timeout(PATIENCE, applied).await;
+    }
+
+    /// Makes a broker a member of the cluster, and gives its number. One that was at its address is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a living broker has the address, otherwise agreement failed.
+    pub async fn admit(&self, broker: Broker) -> Result<BrokerId, Error> {
+        let address = broker.grpc_address.clone();
+        let state = self.state();
+        let mut holders = state.brokers().filter(|known| known.replaced_by.is_none());
+        if let Some(holder) = holders.find(|known| known.grpc_address == address) {
+            let answers = match holder.id.0 == self.node {
+                true => true,
+                false => super::peers::identify(&address).await.is_ok_and(|who| who.broker_id == holder.id.0),
+            };
+            if answers {
+                let text = format!(
+                    "broker {} is alive at {address}: give the new one its own server.grpc_advertise",
+                    holder.id
+                );
+                return Err(metadata::Error::Refused(text).into());
+            }
+        }
+        match self.change(&Command::AdmitBroker(broker)).await? {
+            Outcome::Broker(id) => Ok(id),
+            _ => Err(raft::Error::OutcomeUnknown.into()),
+        }
+    }
+
+    /// The members of the group.
+    pub fn members(&self) -> raft::Members {
+        self.group.members()
     }
 
     /// The metadata as this broker knows it.

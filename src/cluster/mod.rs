@@ -2,19 +2,30 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | [`config`] | settings |
+//! | [`identity`], [`join`] | who this broker is, and how it became a member of its cluster |
 //! | [`control`] | the group that agrees on metadata |
 //! | [`coordinator`] | the groups that agree on consumer groups and their offsets |
 //! | [`purge`] | keeps the logs of these groups short |
-//! | [`reconciler`] | makes partitions what the metadata says |
-//! | [`routing`] | finds a partition by topic and number |
+//! | [`peers`] | the other brokers: connections, and what they ask |
+//! | [`placement`] | which brokers get replicas |
+//! | [`membership`] | moves replicas and leaderships to where they should be |
+//! | [`reconciler`] | makes the replicas on this broker what the metadata says |
+//! | [`routing`], [`partition_ref`] | a partition, wherever its leader is |
 //! | [`retention`] | trims what topics do not keep |
-//! | [`identity`] | who this broker is, kept on its disk |
 //!
-//! A broker alone is a cluster of one and runs the same code.
+//! A broker alone is a cluster of one and runs the same code. All brokers have copies of the metadata and of the
+//! coordinator shards; some of them vote there. A partition has replicas on those that the metadata names.
 
+pub mod config;
 pub mod control;
 pub mod coordinator;
 pub mod identity;
+pub mod join;
+mod membership;
+pub mod partition_ref;
+pub mod peers;
+pub mod placement;
 mod purge;
 mod reconciler;
 mod retention;
@@ -29,64 +40,101 @@ use tracing::warn;
 use control::Control;
 use coordinator::Coordinators;
 use identity::Identity;
+use membership::Membership;
+use partition_ref::PartitionRef;
+use peers::Hub;
 use reconciler::Reconciler;
 use routing::Routing;
 
 use crate::metadata::{Broker, BrokerId, Command, Outcome, State};
+use crate::raft;
 use crate::partition;
 use crate::task::{Criticality, Tasks};
 
+pub use config::Config;
 pub use reconciler::group_of;
+
+/// How long a new topic may take to have all its leaders before its creation is answered anyway.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+const LEADERS_LOOK: Duration = Duration::from_millis(5);
 
 /// A handle of the cluster. Clones share it.
 #[derive(Clone)]
 pub struct Cluster {
     identity: Identity,
+    config: Config,
     control: Control,
     coordinators: Coordinators,
     routing: Arc<Routing>,
+    hub: Hub,
     reconciled: watch::Receiver<Arc<State>>,
     /// Of the reconciler and everything below it.
     tasks: Tasks,
 }
 
+/// What a cluster is opened with.
+pub struct Open<'a> {
+    /// Who this broker is.
+    pub identity: Identity,
+    /// What the others should know of it.
+    pub broker: Broker,
+    /// Settings.
+    pub config: Config,
+    /// Settings of the coordinator shards.
+    pub coordinator: &'a coordinator::Config,
+    /// The other brokers.
+    pub hub: Hub,
+    /// What partitions share.
+    pub env: partition::Env,
+}
+
 impl Cluster {
-    /// Opens the control group, registers this broker, and opens the coordinator shards and its partitions. Returns when
-    /// all of them can be written and read, but for partitions that cannot be opened, which the log and the health
-    /// checks name.
+    /// Opens the control group and this broker's partitions, registers it, and opens the coordinator shards. Returns when
+    /// metadata and offsets can be read and written; partitions that cannot be opened, or have no leader yet, are named
+    /// by the log and the health checks.
     ///
     /// # Errors
-    /// The store failed, or holds something else.
-    pub async fn open(
-        identity: Identity,
-        broker: Broker,
-        config: &coordinator::Config,
-        env: partition::Env,
-        tasks: &Tasks,
-    ) -> Result<Self, control::Error> {
-        let node = identity.broker;
+    /// The store failed or holds something else, or the cluster does not want this broker (any more).
+    pub async fn open(open: Open<'_>, tasks: &Tasks) -> Result<Self, control::Error> {
+        let Open { identity, broker, config, coordinator, hub, env } = open;
+        let (node, founds) = (identity.broker, identity.founds());
         let tasks = tasks.child();
-        let control = Control::open(node.0, &[node.0], config.log_bytes, &env.raft, &tasks).await?;
-        control.ready().await?;
-        control.change(&Command::RegisterBroker(broker)).await?;
-        let shards = fixed_shards(&control, config).await?;
-        let coordinators = Coordinators::open(shards, config, node.0, &[node.0], &env.raft, &tasks).await?;
-        coordinators.ready().await?;
+        let control =
+            Control::open(node.0, founds, coordinator.log_bytes, hub.clone(), &env.raft, &tasks).await?;
         let routing = Arc::new(Routing::default());
+        hub.serve(control.clone(), routing.clone());
         let (reconciled_to, reconciled) = watch::channel(Arc::new(State::default()));
         let reconciler = Reconciler {
             node,
             control: control.clone(),
+            hub: hub.clone(),
             env: env.clone(),
             routing: routing.clone(),
             tasks: tasks.clone(),
             reconciled: reconciled_to,
             open: Default::default(),
+            known: Default::default(),
         };
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
+        control.ready().await?;
+        register(&control, broker).await?;
+        let shards = fixed_shards(&control, coordinator).await?;
+        let coordinators =
+            Coordinators::open(shards, coordinator, node.0, founds, &env.raft, &tasks).await?;
+        let membership = Membership {
+            node,
+            config: config.clone(),
+            control: control.clone(),
+            coordinators: coordinators.clone(),
+            routing: routing.clone(),
+            hub: hub.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn_until_stopped("membership", Criticality::Critical, membership.run());
+        coordinators.ready().await?;
         let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval);
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
-        let cluster = Cluster { identity, control, coordinators, routing, reconciled, tasks };
+        let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
         cluster.settled(&cluster.control.state()).await;
         Ok(cluster)
     }
@@ -94,6 +142,11 @@ impl Cluster {
     /// Who this broker is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Settings.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The metadata as this broker knows it.
@@ -106,7 +159,7 @@ impl Cluster {
         self.reconciled.clone()
     }
 
-    /// The partitions that this broker can reach.
+    /// The partitions of the cluster.
     pub fn routing(&self) -> &Routing {
         &self.routing
     }
@@ -116,12 +169,22 @@ impl Cluster {
         &self.coordinators
     }
 
+    /// The other brokers.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     /// The state of the control group.
-    pub fn control_status(&self) -> watch::Receiver<crate::raft::Status> {
+    pub fn control_status(&self) -> watch::Receiver<raft::Status> {
         self.control.status()
     }
 
-    /// Changes the metadata, and waits until this broker's partitions follow.
+    /// The members of the control group.
+    pub fn control_members(&self) -> raft::Members {
+        self.control.members()
+    }
+
+    /// Changes the metadata, and waits until this broker's partitions follow and those of a new topic have leaders.
     ///
     /// # Errors
     /// See [`Control::change`].
@@ -130,7 +193,24 @@ impl Cluster {
         if !matches!(command, Command::AllocateProducerId) {
             self.settled(&self.control.state()).await;
         }
+        if let (Command::CreateTopic { name, .. } | Command::AddPartitions { name, .. }, Outcome::Topic(_)) =
+            (command, &outcome)
+        {
+            let led = async {
+                while !self.is_led(name) {
+                    tokio::time::sleep(LEADERS_LOOK).await;
+                }
+            };
+            // A broker that is down delays the leaders of its partitions; they come without anybody waiting.
+            let _ = tokio::time::timeout(LEADERS_TIMEOUT, led).await;
+        }
         Ok(outcome)
+    }
+
+    fn is_led(&self, topic: &str) -> bool {
+        self.routing
+            .topic(topic)
+            .is_none_or(|route| route.partitions.iter().all(|partition| partition.leader().is_some()))
     }
 
     /// Waits until the partitions were made to follow `state` or something newer.
@@ -141,15 +221,29 @@ impl Cluster {
         let _ = reconciled.wait_for(|now| now == state || *now == control.state()).await;
     }
 
+    /// Waits until this broker knows what the leader of the control group knew at some moment after the call.
+    pub async fn catch_up(&self) {
+        if let Some(index) = self.control.leader_index().await {
+            self.control.applied(index).await;
+        }
+        self.settled(&self.control.state()).await;
+    }
+
     /// Replicas that each partition of a topic created now gets, by partition number.
-    pub fn place(&self, partitions: u32) -> Vec<crate::metadata::PartitionAssignment> {
-        let replicas = vec![self.identity.broker];
-        vec![crate::metadata::PartitionAssignment { replicas }; partitions as usize]
+    ///
+    /// # Errors
+    /// There are too few brokers.
+    pub fn place(
+        &self,
+        partitions: u32,
+        factor: u32,
+    ) -> Result<Vec<crate::metadata::PartitionAssignment>, placement::TooFew> {
+        placement::place(placement::candidates(&self.state()), partitions, factor)
     }
 
     /// How many brokers a topic's replicas can be spread over.
     pub fn broker_count(&self) -> u32 {
-        self.state().brokers().count() as u32
+        self.state().brokers().filter(|broker| broker.takes_replicas()).count() as u32
     }
 
     /// The broker that leads the control group.
@@ -157,11 +251,56 @@ impl Cluster {
         self.control.status().borrow().leader.map(BrokerId)
     }
 
+    /// Hands the leadership of a partition that this broker leads to another one that has a replica.
+    ///
+    /// # Errors
+    /// What ended the replica.
+    pub async fn transfer(&self, partition: &PartitionRef, to: BrokerId) -> Result<(), raft::Error> {
+        match partition.replica() {
+            Some(replica) => replica.members().transfer_leadership(to.0).await,
+            None => Err(raft::Error::NotLeader { leader: partition.leader().map(|id| id.0) }),
+        }
+    }
+
+    /// Hands leaderships that this broker has to those who should have them, and gives how many.
+    pub async fn balance(&self) -> usize {
+        let state = self.control.state();
+        membership::balance(self.identity.broker, &state, &self.routing, &self.coordinators, &self.hub).await
+    }
+
+    /// Hands all leaderships to other brokers, as far as they can take them.
+    pub async fn hand_over(&self) {
+        let partitions = self.routing.partitions();
+        let replicas = partitions.values().filter_map(PartitionRef::replica).map(|replica| replica.members());
+        let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
+        let leads = |members: &raft::Members| members.status().borrow().leader == Some(self.identity.broker.0);
+        let groups: Vec<raft::Members> =
+            replicas.chain(coordinators).chain([self.control.members()]).filter(leads).collect();
+        if groups.iter().all(|members| members.status().borrow().voters.len() < 2) {
+            return;
+        }
+        Membership::hand_over(self.identity.broker, groups, &self.hub, self.config.handover_timeout).await;
+    }
+
     /// Closes all partitions, the coordinator shards and the control group.
     pub async fn close(&self, deadline: Duration) {
         self.tasks.stop(deadline).await;
         self.coordinators.close().await;
         self.control.close().await;
+        self.hub.close(deadline).await;
+    }
+}
+
+/// Tells the cluster where this broker is now. Waits for a leader as long as it takes.
+async fn register(control: &Control, broker: Broker) -> Result<(), control::Error> {
+    loop {
+        match control.change(&Command::RegisterBroker(broker.clone())).await {
+            Ok(_) => return Ok(()),
+            Err(control::Error::Raft(
+                raft::Error::NotLeader { .. } | raft::Error::Busy | raft::Error::OutcomeUnknown,
+            )) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -171,7 +310,7 @@ async fn fixed_shards(control: &Control, config: &coordinator::Config) -> Result
         Some(shards) => shards,
         None => match control.change(&Command::FixCoordinatorShards { shards: config.shards }).await? {
             Outcome::CoordinatorShards(shards) => shards,
-            Outcome::Done | Outcome::Topic(_) | Outcome::ProducerId(_) => config.shards,
+            _ => config.shards,
         },
     };
     if shards != config.shards {

@@ -1,7 +1,7 @@
 //! Makes this broker's partitions what the metadata says: opens, closes, deletes, applies settings.
 //!
-//! One task owns the open partitions. It compares and acts whenever the metadata changes, and at the start deletes the
-//! data of partitions that no topic has any more, which a crash during a deletion can leave behind.
+//! One task owns the open replicas. It compares and acts whenever the metadata changes, and at the start deletes the
+//! data of partitions that this broker is not to have, which a crash during a deletion can leave behind.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,27 +12,51 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::control::Control;
+use super::partition_ref::PartitionRef;
+use super::peers::Hub;
 use super::routing::{Route, Routes, Routing};
-use crate::metadata::{BrokerId, State, Topic};
+use crate::metadata::{BrokerId, PartitionAssignment, State, Topic};
 use crate::partition::{self, Partition};
 use crate::storage::GroupId;
-use crate::task::Tasks;
+use crate::task::{Criticality, Tasks};
 
 /// Partitions that are opened at a time: each waits for the disk.
 const OPENING: usize = 16;
 /// After a failure the reconciler tries again this much later.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the first replica of a new partition asks the others for their votes, which may not be open yet, and for how
+/// long.
+const ELECT_EVERY: Duration = Duration::from_millis(50);
+const ELECT_FOR: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub(super) struct Reconciler {
     pub(super) node: BrokerId,
     pub(super) control: Control,
+    pub(super) hub: Hub,
     pub(super) env: partition::Env,
     pub(super) routing: Arc<Routing>,
     pub(super) tasks: Tasks,
     /// The last metadata that the partitions were made to follow.
     pub(super) reconciled: watch::Sender<Arc<State>>,
+    /// Replicas on this broker.
     pub(super) open: HashMap<GroupId, Partition>,
+    /// All partitions of the cluster.
+    pub(super) known: HashMap<GroupId, PartitionRef>,
+}
+
+/// A replica that this broker is to have.
+#[derive(Clone)]
+struct Wanted {
+    group: GroupId,
+    topic: Arc<Topic>,
+    number: u32,
+}
+
+impl Wanted {
+    fn assignment(&self) -> &PartitionAssignment {
+        &self.topic.partitions[self.number as usize]
+    }
 }
 
 /// The group of a partition.
@@ -45,9 +69,10 @@ impl Reconciler {
     pub(super) async fn run(mut self) {
         let mut metadata = self.control.watch();
         let stop = self.tasks.token().clone();
-        let mut retry = self.delete_orphans().await.is_err();
+        let mut retry = true;
         loop {
             let state = metadata.borrow_and_update().clone();
+            self.hub.know(&state);
             retry |= !self.reconcile(&state).await;
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -55,7 +80,10 @@ impl Reconciler {
                 () = tokio::time::sleep(RETRY), if retry => retry = self.delete_orphans().await.is_err(),
             }
         }
-        self.routing.replace(Routes::new());
+        self.routing.replace(Routes::new(), HashMap::new());
+        for partition in self.known.values() {
+            partition.close();
+        }
         futures_util::stream::iter(self.open.into_values())
             .for_each_concurrent(OPENING, |partition| async move { partition.close().await })
             .await;
@@ -64,30 +92,35 @@ impl Reconciler {
     /// Returns whether everything is as `state` says.
     async fn reconcile(&mut self, state: &Arc<State>) -> bool {
         let wanted = self.wanted(state);
+        self.route(state);
         let missing: Vec<_> =
-            wanted.iter().filter(|(group, ..)| !self.open.contains_key(group)).cloned().collect();
+            wanted.iter().filter(|wanted| !self.open.contains_key(&wanted.group)).cloned().collect();
         let mut complete = true;
         let mut opening = futures_util::stream::iter(missing)
-            .map(|(group, topic, number)| {
+            .map(|wanted| {
                 let (node, env, tasks) = (self.node, &self.env, &self.tasks);
-                async move { (group, number, open(node, group, &topic, number, env, tasks).await, topic) }
+                async move { (open(node, &wanted, env, tasks).await, wanted) }
             })
             .buffer_unordered(OPENING);
         let mut opened = Vec::new();
-        while let Some((group, number, result, topic)) = opening.next().await {
+        while let Some((result, wanted)) = opening.next().await {
             match result {
-                Ok(partition) => opened.push((group, partition)),
+                Ok(replica) => {
+                    if let Some(known) = self.known.get(&wanted.group) {
+                        known.set_replica(Some(replica.clone()));
+                    }
+                    opened.push((wanted.group, replica));
+                }
                 Err(failure) => {
                     complete = false;
-                    error!(topic = %topic.name, partition = number, error = %failure, "partition cannot be opened");
+                    error!(topic = %wanted.topic.name, partition = wanted.number, error = %failure, "partition cannot be opened");
                 }
             }
         }
         drop(opening);
         self.open.extend(opened);
-        let keep: HashSet<GroupId> = wanted.iter().map(|(group, ..)| *group).collect();
+        let keep: HashSet<GroupId> = wanted.iter().map(|wanted| wanted.group).collect();
         let gone: Vec<GroupId> = self.open.keys().filter(|group| !keep.contains(group)).copied().collect();
-        self.route(state);
         for group in gone {
             complete &= self.delete(group).await;
         }
@@ -96,37 +129,53 @@ impl Reconciler {
         complete
     }
 
-    fn wanted(&self, state: &State) -> Vec<(GroupId, Arc<Topic>, u32)> {
+    fn wanted(&self, state: &State) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for topic in state.topics() {
             for (number, assignment) in topic.partitions.iter().enumerate() {
-                if assignment.replicas.contains(&self.node) {
+                if assignment.involves(self.node) {
                     let number = number as u32;
-                    wanted.push((group_of(topic, number), topic.clone(), number));
+                    wanted.push(Wanted { group: group_of(topic, number), topic: topic.clone(), number });
                 }
             }
         }
         wanted
     }
 
-    fn route(&self, state: &State) {
+    /// Shows the topics of `state`; partitions that are new among them have no replica here yet.
+    fn route(&mut self, state: &State) {
         let before = self.routing.all();
         let mut routes = Routes::with_capacity(state.topic_count());
+        let mut known = HashMap::with_capacity(state.partition_count());
         for topic in state.topics() {
-            let partitions = (0..topic.partitions.len() as u32)
-                .map(|number| self.open.get(&group_of(topic, number)).cloned())
-                .collect();
             let metrics = self.env.metrics.topic(&topic.name);
+            let mut partitions = Vec::with_capacity(topic.partitions.len());
+            for number in 0..topic.partitions.len() as u32 {
+                let group = group_of(topic, number);
+                let partition = self.known.remove(&group).unwrap_or_else(|| {
+                    let (hub, env, tasks) = (self.hub.clone(), self.env.clone(), self.tasks.clone());
+                    PartitionRef::new(group, self.node, hub, env, metrics.clone(), tasks)
+                });
+                known.insert(group, partition.clone());
+                partitions.push(partition);
+            }
             routes.insert(topic.name.clone(), Arc::new(Route::new(topic.clone(), metrics, partitions)));
         }
         for name in before.keys().filter(|name| !routes.contains_key(*name)) {
             self.env.metrics.remove_topic(name);
         }
-        self.routing.replace(routes);
+        let gone = std::mem::replace(&mut self.known, known);
+        self.routing.replace(routes, self.known.clone());
+        for partition in gone.into_values() {
+            partition.close();
+        }
     }
 
-    /// Closes a partition that no topic has any more, and deletes its data.
+    /// Closes a replica that this broker is not to have any more, and deletes its data.
     async fn delete(&mut self, group: GroupId) -> bool {
+        if let Some(known) = self.known.get(&group) {
+            known.set_replica(None);
+        }
         if let Some(partition) = self.open.remove(&group) {
             partition.close().await;
         }
@@ -142,6 +191,10 @@ impl Reconciler {
     }
 
     async fn delete_orphans(&mut self) -> Result<(), ()> {
+        // What this broker knows may be old until it has heard of the leader.
+        if self.control.ready_now().is_none() {
+            return Err(());
+        }
         let store = self.env.store.clone();
         let stored = match tokio::task::spawn_blocking(move || store.groups()).await {
             Ok(Ok(stored)) => stored,
@@ -152,10 +205,10 @@ impl Reconciler {
             Err(_) => return Err(()),
         };
         let state = self.control.state();
-        let keep: HashSet<GroupId> = self.wanted(&state).into_iter().map(|(group, ..)| group).collect();
+        let keep: HashSet<GroupId> = self.wanted(&state).into_iter().map(|wanted| wanted.group).collect();
         let mut complete = true;
         for group in stored.into_iter().filter(|group| group.is_partition() && !keep.contains(group)) {
-            info!(%group, "deleting the data of a partition that no topic has");
+            info!(%group, "deleting the data of a partition that this broker is not to have");
             complete &= self.delete(group).await;
         }
         if complete { Ok(()) } else { Err(()) }
@@ -164,15 +217,40 @@ impl Reconciler {
 
 async fn open(
     node: BrokerId,
-    group: GroupId,
-    topic: &Topic,
-    number: u32,
+    wanted: &Wanted,
     env: &partition::Env,
     tasks: &Tasks,
 ) -> Result<Partition, partition::Error> {
-    let voters: Vec<u64> = topic.partitions[number as usize].replicas.iter().map(|id| id.0).collect();
-    let metrics = env.metrics.topic(&topic.name);
-    let partition = Partition::open(group, node.0, &voters, metrics, env, tasks).await?;
-    partition.ready().await?;
+    let assignment = wanted.assignment();
+    let replicas: Vec<u64> = assignment.replicas.iter().map(|id| id.0).collect();
+    // The group is there since an earlier revision, and its leader adds this replica.
+    let founds = assignment.revision == 0 && assignment.replicas.first() == Some(&node);
+    let founders = founds.then_some(&replicas[..]);
+    let metrics = env.metrics.topic(&wanted.topic.name);
+    let partition = Partition::open(wanted.group, node.0, founders, metrics, env, tasks).await?;
+    if replicas == [node.0] && !assignment.is_moving() {
+        partition.ready().await?;
+    } else if founds && partition.status().borrow().leader.is_none() {
+        tasks.spawn_until_stopped("first election", Criticality::BestEffort, elect(partition.clone()));
+    }
     Ok(partition)
+}
+
+/// Makes the first replica of a partition the leader as soon as a majority of the others is there.
+async fn elect(partition: Partition) {
+    let mut status = partition.status();
+    let until_led = status.wait_for(|status| status.leader.is_some() || status.failed.is_some());
+    let asking = async {
+        let over = tokio::time::Instant::now() + ELECT_FOR;
+        while tokio::time::Instant::now() < over {
+            tokio::time::sleep(ELECT_EVERY).await;
+            if partition.members().elect().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = until_led => {}
+        () = asking => {}
+    }
 }

@@ -19,7 +19,7 @@ pub(super) async fn run(routing: Arc<Routing>, clock: Clock, interval: Duration)
             let settings = &route.topic.settings;
             let policy = Policy { time: settings.retention, bytes: settings.retention_bytes };
             for (number, partition) in route.partitions.iter().enumerate() {
-                let Some(partition) = partition else { continue };
+                let Some(partition) = partition.replica() else { continue };
                 if !partition.status().borrow().is_ready_leader() {
                     continue;
                 }

@@ -1,13 +1,14 @@
-//! Which partitions this broker can reach, by topic name.
+//! Topics by name and partitions by group, as this broker reaches them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::partition_ref::PartitionRef;
 use crate::metadata::Topic;
-use crate::partition::Partition;
 use crate::record::Limits;
+use crate::storage::GroupId;
 use crate::telemetry::TopicMetrics;
 
 /// Most headers of a record.
@@ -15,7 +16,7 @@ const HEADERS_MAX: u32 = 128;
 /// Longest header key, in bytes.
 const HEADER_KEY_BYTES_MAX: u32 = 255;
 
-/// A topic and the replicas of its partitions on this broker.
+/// A topic and its partitions.
 pub struct Route {
     /// The topic, as the reconciler last saw it.
     pub topic: Arc<Topic>,
@@ -23,16 +24,12 @@ pub struct Route {
     pub limits: Limits,
     /// The topic's counters.
     pub metrics: Arc<TopicMetrics>,
-    /// By partition number; none where this broker has no open replica.
-    pub partitions: Vec<Option<Partition>>,
+    /// By partition number.
+    pub partitions: Vec<PartitionRef>,
 }
 
 impl Route {
-    pub(super) fn new(
-        topic: Arc<Topic>,
-        metrics: Arc<TopicMetrics>,
-        partitions: Vec<Option<Partition>>,
-    ) -> Self {
+    pub(super) fn new(topic: Arc<Topic>, metrics: Arc<TopicMetrics>, partitions: Vec<PartitionRef>) -> Self {
         let limits = Limits {
             record_bytes_max: topic.settings.record_bytes_max,
             batch_bytes_max: topic.settings.batch_bytes_max,
@@ -51,6 +48,7 @@ pub type Routes = HashMap<Arc<str>, Arc<Route>>;
 #[derive(Default)]
 pub struct Routing {
     routes: ArcSwap<Routes>,
+    partitions: ArcSwap<HashMap<GroupId, PartitionRef>>,
 }
 
 impl Routing {
@@ -64,7 +62,18 @@ impl Routing {
         self.routes.load_full()
     }
 
-    pub(super) fn replace(&self, routes: Routes) {
+    /// The partition whose group this is.
+    pub fn partition(&self, group: GroupId) -> Option<PartitionRef> {
+        self.partitions.load().get(&group).cloned()
+    }
+
+    /// All partitions.
+    pub fn partitions(&self) -> Arc<HashMap<GroupId, PartitionRef>> {
+        self.partitions.load_full()
+    }
+
+    pub(super) fn replace(&self, routes: Routes, partitions: HashMap<GroupId, PartitionRef>) {
+        self.partitions.store(Arc::new(partitions));
         self.routes.store(Arc::new(routes));
     }
 }

@@ -43,6 +43,8 @@ pub struct Config {
     pub groups: broker::groups::Config,
     /// The way of batches into the log and out of memory.
     pub partition: partition::Config,
+    /// The cluster: how it is found, and how it spreads its work.
+    pub cluster: cluster::Config,
     /// The groups that keep offsets.
     pub coordinator: cluster::coordinator::Config,
     /// Agreement.
@@ -62,6 +64,7 @@ impl Config {
         problems.extend(Problem::of_section("broker", self.broker.problems()));
         problems.extend(Problem::of_section("groups", self.groups.problems()));
         problems.extend(Problem::of_section("partition", self.partition.problems()));
+        problems.extend(Problem::of_section("cluster", self.cluster.problems()));
         problems.extend(Problem::of_section("coordinator", self.coordinator.problems()));
         problems.extend(Problem::of_section("raft", self.raft.problems()));
         problems.extend(Problem::of_section("storage", self.storage.problems()));

@@ -2,6 +2,7 @@
 //!
 //! Maps are written in key order, so equal states have equal bytes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,29 @@ impl Command {
             Command::FixCoordinatorShards { shards } => {
                 StoredCommand::FixCoordinatorShards(stored::FixCoordinatorShards { shards: *shards })
             }
+            Command::AdmitBroker(broker) => {
+                StoredCommand::AdmitBroker(stored::AdmitBroker { broker: Some(store_broker(broker)) })
+            }
+            Command::DrainBroker { id, draining } => {
+                StoredCommand::DrainBroker(stored::DrainBroker { broker_id: id.0, draining: *draining })
+            }
+            Command::RemoveBroker { id } => {
+                StoredCommand::RemoveBroker(stored::RemoveBroker { broker_id: id.0 })
+            }
+            Command::ReassignPartition { name, partition, replicas } => {
+                StoredCommand::ReassignPartition(stored::ReassignPartition {
+                    topic: name.to_string(),
+                    partition: *partition,
+                    replicas: store_ids(replicas),
+                })
+            }
+            Command::FinishMove { topic, partition, revision } => {
+                StoredCommand::FinishMove(stored::FinishMove {
+                    topic_id: topic.0,
+                    partition: *partition,
+                    revision: *revision,
+                })
+            }
         };
         stored::ControlCommand { command: Some(command) }.encode_to_vec()
     }
@@ -78,6 +102,23 @@ impl Command {
             StoredCommand::DeleteTopic(c) => Command::DeleteTopic { name: c.name.into() },
             StoredCommand::AllocateProducerId(_) => Command::AllocateProducerId,
             StoredCommand::FixCoordinatorShards(c) => Command::FixCoordinatorShards { shards: c.shards },
+            StoredCommand::AdmitBroker(c) => {
+                Command::AdmitBroker(load_broker(c.broker.ok_or_else(|| missing("broker"))?))
+            }
+            StoredCommand::DrainBroker(c) => {
+                Command::DrainBroker { id: BrokerId(c.broker_id), draining: c.draining }
+            }
+            StoredCommand::RemoveBroker(c) => Command::RemoveBroker { id: BrokerId(c.broker_id) },
+            StoredCommand::ReassignPartition(c) => Command::ReassignPartition {
+                name: c.topic.into(),
+                partition: c.partition,
+                replicas: load_ids(c.replicas),
+            },
+            StoredCommand::FinishMove(c) => Command::FinishMove {
+                topic: TopicId(c.topic_id),
+                partition: c.partition,
+                revision: c.revision,
+            },
         })
     }
 }
@@ -91,6 +132,7 @@ impl State {
             next_topic_id: self.next_topic_id,
             next_producer_id: self.next_producer_id,
             coordinator_shards: self.coordinator_shards,
+            next_broker_id: Some(self.next_broker_id),
         }
         .encode_to_vec()
     }
@@ -101,7 +143,9 @@ impl State {
     /// [`Error::Malformed`]: the bytes are no state of this format.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         let state = stored::ControlState::decode(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
-        let brokers = state.brokers.into_iter().map(load_broker).map(|broker| (broker.id, broker)).collect();
+        let brokers: BTreeMap<BrokerId, Broker> =
+            state.brokers.into_iter().map(load_broker).map(|broker| (broker.id, broker)).collect();
+        let after_last = brokers.keys().next_back().map_or(1, |last| last.0 + 1);
         let topics = state
             .topics
             .into_iter()
@@ -113,6 +157,7 @@ impl State {
             next_topic_id: state.next_topic_id,
             next_producer_id: state.next_producer_id,
             coordinator_shards: state.coordinator_shards,
+            next_broker_id: state.next_broker_id.unwrap_or(after_last),
         })
     }
 }
@@ -121,23 +166,31 @@ fn missing(field: &str) -> Error {
     Error::Malformed(format!("field `{field}` is missing"))
 }
 
-fn store_broker(broker: &Broker) -> stored::BrokerRecord {
+/// As brokers tell each other.
+pub(crate) fn store_broker(broker: &Broker) -> stored::BrokerRecord {
     stored::BrokerRecord {
         broker_id: broker.id.0,
         grpc_address: broker.grpc_address.clone(),
         http_address: broker.http_address.clone(),
         version: broker.version.clone(),
         started_ms: broker.started.0,
+        rack: broker.rack.clone(),
+        draining: broker.draining,
+        replaced_by: broker.replaced_by.map_or(0, |id| id.0),
     }
 }
 
-fn load_broker(broker: stored::BrokerRecord) -> Broker {
+/// See [`store_broker`].
+pub(crate) fn load_broker(broker: stored::BrokerRecord) -> Broker {
     Broker {
         id: BrokerId(broker.broker_id),
         grpc_address: broker.grpc_address,
         http_address: broker.http_address,
         version: broker.version,
         started: Timestamp(broker.started_ms),
+        rack: broker.rack,
+        draining: broker.draining,
+        replaced_by: (broker.replaced_by != 0).then_some(BrokerId(broker.replaced_by)),
     }
 }
 
@@ -166,18 +219,35 @@ fn load_settings(settings: Option<stored::TopicSettings>) -> Result<Settings, Er
 fn store_partitions(partitions: &[PartitionAssignment]) -> Vec<stored::PartitionRecord> {
     partitions
         .iter()
-        .map(|p| stored::PartitionRecord { replicas: p.replicas.iter().map(|id| id.0).collect() })
+        .map(|p| stored::PartitionRecord {
+            replicas: store_ids(&p.replicas),
+            moving_from: store_ids(&p.moving_from),
+            revision: p.revision,
+        })
         .collect()
+}
+
+fn store_ids(ids: &[BrokerId]) -> Vec<u64> {
+    ids.iter().map(|id| id.0).collect()
+}
+
+fn load_ids(ids: Vec<u64>) -> Vec<BrokerId> {
+    ids.into_iter().map(BrokerId).collect()
 }
 
 fn load_partitions(partitions: Vec<stored::PartitionRecord>) -> Vec<PartitionAssignment> {
     partitions
         .into_iter()
-        .map(|p| PartitionAssignment { replicas: p.replicas.into_iter().map(BrokerId).collect() })
+        .map(|p| PartitionAssignment {
+            replicas: load_ids(p.replicas),
+            moving_from: load_ids(p.moving_from),
+            revision: p.revision,
+        })
         .collect()
 }
 
-fn store_topic(topic: &Topic) -> stored::TopicRecord {
+/// As brokers tell each other.
+pub(crate) fn store_topic(topic: &Topic) -> stored::TopicRecord {
     stored::TopicRecord {
         topic_id: topic.id.0,
         name: topic.name.to_string(),
@@ -188,7 +258,11 @@ fn store_topic(topic: &Topic) -> stored::TopicRecord {
     }
 }
 
-fn load_topic(topic: stored::TopicRecord) -> Result<Topic, Error> {
+/// See [`store_topic`].
+///
+/// # Errors
+/// [`Error::Malformed`].
+pub(crate) fn load_topic(topic: stored::TopicRecord) -> Result<Topic, Error> {
     Ok(Topic {
         id: TopicId(topic.topic_id),
         name: topic.name.into(),
@@ -214,15 +288,22 @@ mod tests {
     }
 
     fn commands() -> Vec<Command> {
-        let partitions = vec![PartitionAssignment { replicas: vec![BrokerId(1), BrokerId(2)] }; 2];
+        let partitions = vec![PartitionAssignment::new(vec![BrokerId(1), BrokerId(2)]); 2];
+        let broker = Broker {
+            id: BrokerId(1),
+            grpc_address: "a:9092".into(),
+            http_address: "a:8080".into(),
+            version: "1.0".into(),
+            started: Timestamp(5),
+            rack: "r1".into(),
+            draining: false,
+            replaced_by: None,
+        };
         vec![
-            Command::RegisterBroker(Broker {
-                id: BrokerId(1),
-                grpc_address: "a:9092".into(),
-                http_address: "a:8080".into(),
-                version: "1.0".into(),
-                started: Timestamp(5),
-            }),
+            Command::RegisterBroker(broker.clone()),
+            Command::AdmitBroker(Broker { id: BrokerId(0), grpc_address: "b:9092".into(), ..broker.clone() }),
+            Command::AdmitBroker(Broker { id: BrokerId(0), ..broker }),
+            Command::DrainBroker { id: BrokerId(2), draining: true },
             Command::CreateTopic {
                 name: "orders".into(),
                 settings: settings(),
@@ -235,9 +316,13 @@ mod tests {
                 settings: Settings { retention: None, ..settings() },
             },
             Command::AddPartitions { name: "orders".into(), partitions },
+            Command::ReassignPartition { name: "orders".into(), partition: 1, replicas: vec![BrokerId(2)] },
+            Command::FinishMove { topic: TopicId(1), partition: 1, revision: 1 },
+            Command::ReassignPartition { name: "orders".into(), partition: 1, replicas: vec![BrokerId(3)] },
             Command::AllocateProducerId,
             Command::FixCoordinatorShards { shards: 4 },
             Command::DeleteTopic { name: "orders".into() },
+            Command::RemoveBroker { id: BrokerId(2) },
         ]
     }
 

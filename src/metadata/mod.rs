@@ -4,7 +4,7 @@
 //! so every replica that applies the same commands holds the same bytes of state. A command that does not fit the
 //! state is refused with an [`Error`] and changes nothing.
 
-mod codec;
+pub(crate) mod codec;
 mod state;
 mod topic;
 
@@ -48,6 +48,12 @@ pub enum Error {
         /// How many were asked for.
         requested: u32,
     },
+    /// There is no broker of that number (any more).
+    #[error("there is no broker {0} in the cluster; a broker that was removed joins anew with an empty data directory")]
+    UnknownBroker(BrokerId),
+    /// The change contradicts the state; the text says why and what to do.
+    #[error("{0}")]
+    Refused(String),
     /// Stored bytes are not a command or state of this format.
     #[error("stored metadata cannot be read: {0}")]
     Malformed(String),

@@ -20,13 +20,58 @@ pub struct Broker {
     pub version: String,
     /// When it started, by its own clock.
     pub started: Timestamp,
+    /// Where it stands: replicas of a partition are spread over racks. Empty if nobody said.
+    pub rack: String,
+    /// It is to lose all its replicas. Kept when it registers again.
+    pub draining: bool,
+    /// The broker that took over its address with an empty disk. This one never comes back.
+    pub replaced_by: Option<BrokerId>,
+}
+
+impl Broker {
+    /// Whether it may be given replicas.
+    pub fn takes_replicas(&self) -> bool {
+        !self.draining && self.replaced_by.is_none()
+    }
 }
 
 /// A change of the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Adds a broker, or replaces what is known of it.
+    /// Replaces what is known of a broker, or adds the first one.
     RegisterBroker(Broker),
+    /// Adds a broker, whose number the state chooses. One that was at the same address is replaced by it.
+    AdmitBroker(Broker),
+    /// Says whether a broker is to lose all its replicas.
+    DrainBroker {
+        /// The broker.
+        id: BrokerId,
+        /// Or may have replicas again.
+        draining: bool,
+    },
+    /// Removes a broker that has no replicas.
+    RemoveBroker {
+        /// The broker.
+        id: BrokerId,
+    },
+    /// Gives a partition other replicas. While earlier ones still move, these take the place of their goal.
+    ReassignPartition {
+        /// The topic.
+        name: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// The brokers that are to hold replicas.
+        replicas: Vec<BrokerId>,
+    },
+    /// The partition's leader has moved its replicas.
+    FinishMove {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: u32,
+        /// The revision whose replicas are there. A later one makes this void.
+        revision: u32,
+    },
     /// Creates a topic. Placement is decided by the leader.
     CreateTopic {
         /// Its name.
@@ -79,6 +124,8 @@ pub enum Outcome {
     ProducerId(u64),
     /// How many coordinator shards the cluster has.
     CoordinatorShards(u32),
+    /// The number of a new broker.
+    Broker(BrokerId),
 }
 
 /// The state. Cheap to clone: topics are shared.
@@ -92,6 +139,8 @@ pub struct State {
     pub(super) next_producer_id: u64,
     /// Which shard a group belongs to depends on it, so it never changes once it is there.
     pub(super) coordinator_shards: Option<u32>,
+    /// INVARIANT: larger than the id of every broker that ever existed.
+    pub(super) next_broker_id: u64,
 }
 
 impl Default for State {
@@ -102,6 +151,7 @@ impl Default for State {
             next_topic_id: 1,
             next_producer_id: 1,
             coordinator_shards: None,
+            next_broker_id: 1,
         }
     }
 }
@@ -154,9 +204,22 @@ impl State {
     /// The command does not fit the state, which is then unchanged.
     pub fn apply(&mut self, command: Command) -> Result<Outcome, Error> {
         match command {
-            Command::RegisterBroker(broker) => {
-                self.brokers.insert(broker.id, broker);
+            Command::RegisterBroker(broker) => self.register(broker),
+            Command::AdmitBroker(broker) => Ok(Outcome::Broker(self.admit(broker))),
+            Command::DrainBroker { id, draining } => self.broker_mut(id).and_then(|broker| {
+                if !draining && broker.replaced_by.is_some() {
+                    let text = format!("broker {id} was replaced and cannot come back");
+                    return Err(Error::Refused(text));
+                }
+                broker.draining = draining;
                 Ok(Outcome::Done)
+            }),
+            Command::RemoveBroker { id } => self.remove(id),
+            Command::ReassignPartition { name, partition, replicas } => {
+                self.reassign(&name, partition, replicas)
+            }
+            Command::FinishMove { topic, partition, revision } => {
+                Ok(self.finish_move(topic, partition, revision))
             }
             Command::CreateTopic { name, settings, replication_factor, created, partitions } => {
                 self.create(name, settings, replication_factor, created, partitions)
@@ -193,6 +256,120 @@ impl State {
                 Ok(Outcome::CoordinatorShards(*self.coordinator_shards.get_or_insert(shards)))
             }
         }
+    }
+
+    fn register(&mut self, broker: Broker) -> Result<Outcome, Error> {
+        let first = self.brokers.is_empty();
+        match self.brokers.get_mut(&broker.id) {
+            Some(known) => {
+                let (draining, replaced_by) = (known.draining, known.replaced_by);
+                if let Some(by) = replaced_by {
+                    let id = broker.id;
+                    return Err(Error::Refused(format!(
+                        "broker {id} was replaced by broker {by}, which has its address; empty the data directory to join anew"
+                    )));
+                }
+                *known = Broker { draining, replaced_by, ..broker };
+            }
+            // The first broker numbers itself.
+            None if first => {
+                self.next_broker_id = self.next_broker_id.max(broker.id.0 + 1);
+                self.brokers.insert(broker.id, broker);
+            }
+            None => return Err(Error::UnknownBroker(broker.id)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn admit(&mut self, broker: Broker) -> BrokerId {
+        let id = BrokerId(self.next_broker_id);
+        self.next_broker_id += 1;
+        for known in self.brokers.values_mut() {
+            if known.grpc_address == broker.grpc_address {
+                known.replaced_by = Some(id);
+            }
+        }
+        self.brokers.insert(id, Broker { id, draining: false, replaced_by: None, ..broker });
+        id
+    }
+
+    fn broker_mut(&mut self, id: BrokerId) -> Result<&mut Broker, Error> {
+        self.brokers.get_mut(&id).ok_or(Error::UnknownBroker(id))
+    }
+
+    fn remove(&mut self, id: BrokerId) -> Result<Outcome, Error> {
+        self.broker_mut(id)?;
+        let holds = self.replicas_of(id);
+        if holds > 0 {
+            return Err(Error::Refused(format!(
+                "broker {id} still has replicas of {holds} partitions; drain it first: `streambus cluster drain {id}`"
+            )));
+        }
+        if self.brokers.len() == 1 {
+            return Err(Error::Refused(format!("broker {id} is the only one")));
+        }
+        self.brokers.remove(&id);
+        Ok(Outcome::Done)
+    }
+
+    /// Partitions of which a broker holds a replica, or is to hold one.
+    pub fn replicas_of(&self, id: BrokerId) -> usize {
+        let assignments = self.topics.values().flat_map(|topic| &topic.partitions);
+        assignments.filter(|assignment| assignment.involves(id)).count()
+    }
+
+    fn reassign(
+        &mut self,
+        name: &Arc<str>,
+        partition: u32,
+        replicas: Vec<BrokerId>,
+    ) -> Result<Outcome, Error> {
+        if replicas.is_empty() {
+            return Err(Error::Refused("a partition needs at least one replica".to_owned()));
+        }
+        for (at, id) in replicas.iter().enumerate() {
+            let broker = self.brokers.get(id).ok_or(Error::UnknownBroker(*id))?;
+            if replicas[..at].contains(id) {
+                return Err(Error::Refused(format!("broker {id} is named twice")));
+            }
+            if broker.replaced_by.is_some() {
+                return Err(Error::Refused(format!("broker {id} was replaced")));
+            }
+        }
+        self.change(name, |topic| {
+            let partitions = topic.partitions.len();
+            let assignment = topic.partitions.get_mut(partition as usize).ok_or_else(|| {
+                Error::Refused(format!("topic {name:?} has no partition {partition}: it has {partitions}"))
+            })?;
+            if assignment.replicas == replicas {
+                return Ok(());
+            }
+            let before = std::mem::replace(&mut assignment.replicas, replicas);
+            // What an interrupted move left behind is still to be tidied up.
+            for id in before {
+                if !assignment.moving_from.contains(&id) {
+                    assignment.moving_from.push(id);
+                }
+            }
+            assignment.revision += 1;
+            Ok(())
+        })
+    }
+
+    fn finish_move(&mut self, topic: TopicId, partition: u32, revision: u32) -> Outcome {
+        let Some(shared) = self.topics.values_mut().find(|known| known.id == topic) else {
+            return Outcome::Done; // It was deleted meanwhile.
+        };
+        let finished = shared
+            .partitions
+            .get(partition as usize)
+            .is_some_and(|assignment| assignment.revision == revision && assignment.is_moving());
+        if finished {
+            let mut changed = Topic::clone(shared);
+            changed.partitions[partition as usize].moving_from.clear();
+            *shared = Arc::new(changed);
+        }
+        Outcome::Done
     }
 
     fn create(
@@ -249,7 +426,7 @@ mod tests {
             settings: settings(),
             replication_factor: 1,
             created: Timestamp(7),
-            partitions: vec![PartitionAssignment { replicas: vec![BrokerId(1)] }],
+            partitions: vec![PartitionAssignment::new(vec![BrokerId(1)])],
         }
     }
 
@@ -303,8 +480,85 @@ mod tests {
     fn partitions_are_appended() {
         let mut state = State::default();
         state.apply(create("a")).expect("created");
-        let more = vec![PartitionAssignment { replicas: vec![BrokerId(1)] }; 3];
+        let more = vec![PartitionAssignment::new(vec![BrokerId(1)]); 3];
         state.apply(Command::AddPartitions { name: "a".into(), partitions: more }).expect("added");
         assert_eq!(state.partition_count(), 4);
+    }
+
+    fn broker(address: &str) -> Broker {
+        Broker {
+            id: BrokerId(0),
+            grpc_address: address.to_owned(),
+            http_address: String::new(),
+            version: String::new(),
+            started: Timestamp(0),
+            rack: String::new(),
+            draining: false,
+            replaced_by: None,
+        }
+    }
+
+    fn three_brokers() -> State {
+        let mut state = State::default();
+        state.apply(Command::RegisterBroker(Broker { id: BrokerId(1), ..broker("a") })).expect("the first");
+        for (address, id) in [("b", 2), ("c", 3)] {
+            let admitted = state.apply(Command::AdmitBroker(broker(address)));
+            assert_eq!(admitted, Ok(Outcome::Broker(BrokerId(id))));
+        }
+        state
+    }
+
+    #[test]
+    fn only_the_first_broker_numbers_itself() {
+        let mut state = three_brokers();
+        let stranger = Broker { id: BrokerId(9), ..broker("z") };
+        let refused = state.apply(Command::RegisterBroker(stranger));
+        assert_eq!(refused, Err(Error::UnknownBroker(BrokerId(9))));
+    }
+
+    #[test]
+    fn a_broker_with_the_address_of_another_replaces_it() {
+        let mut state = three_brokers();
+        assert_eq!(state.apply(Command::AdmitBroker(broker("b"))), Ok(Outcome::Broker(BrokerId(4))));
+        assert_eq!(state.broker(BrokerId(2)).expect("kept").replaced_by, Some(BrokerId(4)));
+        let back = state.apply(Command::RegisterBroker(Broker { id: BrokerId(2), ..broker("b") }));
+        assert!(matches!(back, Err(Error::Refused(_))));
+        assert!(!state.broker(BrokerId(2)).expect("kept").takes_replicas());
+    }
+
+    #[test]
+    fn a_broker_that_registers_again_goes_on_draining() {
+        let mut state = three_brokers();
+        state.apply(Command::DrainBroker { id: BrokerId(2), draining: true }).expect("known");
+        state.apply(Command::RegisterBroker(Broker { id: BrokerId(2), ..broker("b2") })).expect("known");
+        assert!(state.broker(BrokerId(2)).expect("known").draining);
+        assert_eq!(state.broker(BrokerId(2)).expect("known").grpc_address, "b2");
+    }
+
+    #[test]
+    fn replicas_move_until_the_leader_says_so() {
+        let mut state = three_brokers();
+        state.apply(create("a")).expect("created");
+        let id = state.topic("a").expect("there").id;
+        let to = |ids: &[u64]| Command::ReassignPartition {
+            name: "a".into(),
+            partition: 0,
+            replicas: ids.iter().copied().map(BrokerId).collect(),
+        };
+        state.apply(to(&[2])).expect("known brokers");
+        state.apply(to(&[3])).expect("a move may be redirected");
+        let assignment = state.topic("a").expect("there").partitions[0].clone();
+        assert_eq!(assignment.moving_from, [BrokerId(1), BrokerId(2)]);
+        assert_eq!(assignment.revision, 2);
+        assert!(matches!(state.apply(Command::RemoveBroker { id: BrokerId(2) }), Err(Error::Refused(_))));
+        for (revision, moving) in [(1, true), (2, false)] {
+            state.apply(Command::FinishMove { topic: id, partition: 0, revision }).expect("never refused");
+            assert_eq!(state.topic("a").expect("there").partitions[0].is_moving(), moving);
+        }
+        state.apply(Command::RemoveBroker { id: BrokerId(2) }).expect("it has no replicas");
+        assert_eq!(state.apply(to(&[2])), Err(Error::UnknownBroker(BrokerId(2))));
+        for wrong in [&[][..], &[3, 3]] {
+            assert!(matches!(state.apply(to(wrong)), Err(Error::Refused(_))));
+        }
     }
 }

@@ -30,10 +30,32 @@ pub struct Settings {
 }
 
 /// The replicas of one partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartitionAssignment {
-    /// Brokers that hold a replica; the first is preferred as leader.
+    /// Brokers that are to hold a replica; the first is preferred as leader.
     pub replicas: Vec<BrokerId>,
+    /// While replicas move: the brokers that held them before. The leader moves them, and says when it has.
+    pub moving_from: Vec<BrokerId>,
+    /// How often the replicas were reassigned. Only replicas of revision 0 found their group: those of a later one find
+    /// it there.
+    pub revision: u32,
+}
+
+impl PartitionAssignment {
+    /// The replicas of a new partition.
+    pub fn new(replicas: Vec<BrokerId>) -> Self {
+        PartitionAssignment { replicas, ..PartitionAssignment::default() }
+    }
+
+    /// Whether `broker` holds a replica, or is to hold one.
+    pub fn involves(&self, broker: BrokerId) -> bool {
+        self.replicas.contains(&broker) || self.moving_from.contains(&broker)
+    }
+
+    /// Whether replicas are on their way to other brokers.
+    pub fn is_moving(&self) -> bool {
+        !self.moving_from.is_empty()
+    }
 }
 
 /// A topic.

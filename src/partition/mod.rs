@@ -239,14 +239,15 @@ struct Inner {
 }
 
 impl Partition {
-    /// Opens the replica, which catches up with its log in the background. `voters` found the group if it is new.
+    /// Opens the replica, which catches up with its log in the background. `founders` found the group if it is new; a
+    /// replica without them waits for a leader that adds it.
     ///
     /// # Errors
     /// The store failed, or holds something else than a partition.
     pub async fn open(
         id: GroupId,
         node: NodeId,
-        voters: &[NodeId],
+        founders: Option<&[NodeId]>,
         topic: Arc<TopicMetrics>,
         env: &Env,
         tasks: &Tasks,
@@ -259,8 +260,8 @@ impl Partition {
         let view = View::new(env.tail.clone());
         let replica = Replica::new(id, view.clone(), env.metrics.clone(), topic.clone(), last);
         let group = Group::open(id, node, replica, &env.raft).await?;
-        if last.is_none() {
-            group.bootstrap(voters.iter().copied()).await?;
+        if let (None, Some(founders)) = (last, founders) {
+            group.bootstrap(founders.iter().copied()).await?;
         }
         let (sender, queue) = mpsc::channel(QUEUE_BATCHES);
         let limits = appender::Limits {
@@ -300,7 +301,20 @@ impl Partition {
             Ok(status) => status.failed.clone().map_or(Ok(()), |error| Err(Error::from(error)))?,
             Err(_) => return Err(Error::Stopped),
         }
+        self.measure().await
+    }
+
+    /// Finds out what the retained batches take, for a replica that has not led yet.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn measure(&self) -> Result<(), Error> {
         self.measure_start().await
+    }
+
+    /// The members of the group.
+    pub fn members(&self) -> raft::Members {
+        self.0.group.members()
     }
 
     /// Enqueues a batch that was skimmed; it is appended after those enqueued before. Waits for room in the buffer. The

@@ -53,19 +53,27 @@ impl Signal {
 
 /// The bells to ring when a partition has something new. Dead ones are dropped on the way.
 #[derive(Debug, Default)]
-pub(super) struct Listeners(Vec<(Weak<Signal>, usize)>);
+pub struct Listeners(Vec<(Weak<Signal>, usize)>);
 
 impl Listeners {
-    pub(super) fn add(&mut self, signal: &Arc<Signal>, slot: usize) {
+    /// Rings `signal` at `slot` from now on.
+    pub fn add(&mut self, signal: &Arc<Signal>, slot: usize) {
         self.0.retain(|(listener, _)| listener.strong_count() > 0);
         self.0.push((Arc::downgrade(signal), slot));
     }
 
-    pub(super) fn remove(&mut self, signal: &Arc<Signal>, slot: usize) {
+    /// Rings `signal` at `slot` no more.
+    pub fn remove(&mut self, signal: &Arc<Signal>, slot: usize) {
         self.0.retain(|(listener, s)| !(std::ptr::eq(listener.as_ptr(), Arc::as_ptr(signal)) && *s == slot));
     }
 
-    pub(super) fn ring(&mut self) {
+    /// Every bell that somebody still has.
+    pub fn alive(&self) -> Vec<(Arc<Signal>, usize)> {
+        self.0.iter().filter_map(|(listener, slot)| Some((listener.upgrade()?, *slot))).collect()
+    }
+
+    /// Rings all.
+    pub fn ring(&mut self) {
         self.0.retain(|(listener, slot)| match listener.upgrade() {
             Some(signal) => {
                 signal.ring(*slot);

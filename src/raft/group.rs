@@ -18,7 +18,7 @@ use super::proposal::Waiter;
 use super::shared::Shared;
 use super::tail::Tail;
 use super::types::{Command, Types, position};
-use super::{Config, Error, NodeId, Proposal, Role, Status, message, observe, vote};
+use super::{Config, Error, Members, NodeId, Proposal, Role, Status, message, observe, vote};
 use crate::storage::{Batch, CommandBuf, Durability, GroupId, Store};
 use crate::task::{Criticality, Tasks};
 
@@ -62,6 +62,7 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) agreement: Agreement,
     pub(super) node: NodeId,
+    transport: Arc<dyn Transport>,
     /// Purging is a sequence of steps; one caller at a time does them.
     purging: tokio::sync::Mutex<()>,
     /// Completes when openraft's state machine task has ended.
@@ -118,9 +119,11 @@ impl<M: Machine> Group<M> {
             shared,
             agreement,
             node,
+            transport: Arc::clone(&env.transport),
             purging: tokio::sync::Mutex::new(()),
             ended: Mutex::new(Some(ended)),
         });
+        env.transport.attach(Replica { core: Arc::clone(&core) });
         if let Err(error) = core.start().await {
             core.stop().await;
             return Err(error);
@@ -183,6 +186,11 @@ impl<M> Group<M> {
             }
             Err(RaftError::Fatal(_)) => Err(self.core.shared.stopped()),
         }
+    }
+
+    /// The replica as one that sees and changes the members.
+    pub fn members(&self) -> Members {
+        Members { core: Arc::clone(&self.core) }
     }
 
     /// Adds a member that receives entries but has no vote. Waits until it has caught up.
@@ -297,7 +305,7 @@ impl Core {
         Ok(())
     }
 
-    fn changed<T>(&self, result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> Result<(), Error> {
+    pub(super) fn changed<T>(&self, result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> Result<(), Error> {
         match result {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
@@ -355,6 +363,7 @@ impl Core {
     }
 
     async fn stop(&self) {
+        self.transport.detach(self.shared.group);
         // Fails only for a task that was cancelled, which is as good as stopped.
         let _ = self.agreement.shutdown().await;
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();

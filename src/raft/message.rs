@@ -58,6 +58,30 @@ pub struct Append {
     pub rows: Vec<Bytes>,
     /// What the leader knows to be committed.
     pub committed: Option<Position>,
+    /// The spans of the entries among `rows` that are sampled, which the receiver's spans join.
+    pub traces: Vec<EntryTrace>,
+}
+
+/// The span of a sampled entry, on the leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryTrace {
+    /// The entry's log index.
+    pub index: u64,
+    /// W3C trace id.
+    pub trace: [u8; 16],
+    /// W3C span id.
+    pub span: [u8; 8],
+}
+
+impl Request {
+    /// Bytes of what it carries.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Request::Append(append) => append.rows.iter().map(Bytes::len).sum(),
+            Request::Snapshot(snapshot) => snapshot.checkpoint.len(),
+            Request::Vote(_) | Request::PreVote(_) | Request::TransferLeader(_) => 0,
+        }
+    }
 }
 
 /// What became of the entries.

@@ -19,6 +19,7 @@
 //! | `log_store` | openraft's log trait over [`crate::storage`] |
 //! | `apply` | openraft's state machine trait over a [`Machine`] |
 //! | `checkpoint`, `membership`, `vote` | disk layouts |
+//! | `members` | who belongs to a group, and how that changes |
 //! | `message` | what replicas say to each other |
 //! | `observe` | the status, from what openraft says; rest for idle groups |
 //! | `network` | openraft's network traits over a [`Transport`] |
@@ -33,6 +34,7 @@ mod error;
 mod group;
 mod log_store;
 mod machine;
+mod members;
 mod membership;
 pub mod message;
 mod network;
@@ -52,6 +54,7 @@ pub use config::Config;
 pub use error::Error;
 pub use group::{Env, Group, Replica};
 pub use machine::{Machine, MachineError};
+pub use members::{Follower, Members};
 pub use network::{NoPeers, Transport, TransportError};
 pub use proposal::{Proposal, Proposed, Timing};
 pub use status::{Role, Status};

@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
-use openraft::network::RPCOption;
+use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{self, TransferLeaderError};
 use openraft::{RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 
-use super::NodeId;
+use super::{NodeId, Replica};
 use super::checkpoint::Checkpoint;
 use super::log_store::{entry_from, row_from};
 use super::message::{
@@ -61,7 +61,16 @@ pub trait Transport: Send + Sync + 'static {
         request: Request,
         patience: Duration,
     ) -> BoxFuture<'static, Result<Response, TransportError>>;
+
+    /// A replica can answer from now on.
+    fn attach(&self, _replica: Replica) {}
+
+    /// The replica of `group` answers no more.
+    fn detach(&self, _group: GroupId) {}
 }
+
+/// How long replication to a node rests that was not reached.
+const BACKOFF: Duration = Duration::from_millis(100);
 
 /// The transport of a broker that is alone: nobody can be reached.
 #[derive(Clone, Copy, Debug, Default)]
@@ -163,6 +172,7 @@ impl RaftNetworkV2<Types> for Peer {
             previous: rpc.prev_log_id.as_ref().map(position),
             rows: rpc.entries.into_iter().map(|entry| row_from(entry).bytes().clone()).collect(),
             committed: rpc.leader_commit.as_ref().map(position),
+            traces: Vec::new(),
         };
         match self.call(RPCTypes::AppendEntries, Request::Append(request), option.hard_ttl()).await? {
             Response::Append(Appended::All) => Ok(raft::AppendEntriesResponse::Success),
@@ -215,6 +225,10 @@ impl RaftNetworkV2<Types> for Peer {
             Response::Snapshot(ballot) => Ok(raft::SnapshotResponse { vote: vote(ballot) }),
             _ => Err(mismatch(self.to).into()),
         }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(BACKOFF)))
     }
 
     async fn transfer_leader(

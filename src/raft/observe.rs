@@ -43,16 +43,17 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         ServerState::Shutdown => Role::Stopped,
     };
     // The only voter hears from nobody and has nobody to talk to, so time need not pass for it.
-    let members = observed.membership_config.nodes().count();
-    let alone = role == Role::Leader && members == 1 && voters == [core.node];
-    let rests = alone || members == 0;
+    let members: Vec<NodeId> = observed.membership_config.nodes().map(|(node, _)| *node).collect();
+    let alone = role == Role::Leader && members.len() == 1 && voters == [core.node];
+    let rests = alone || members.is_empty();
     core.agreement.runtime_config().tick(!rests);
     core.shared.status().send_if_modified(|status| {
         let term = observed.vote.leader_id.term;
         let same = status.role == role
             && status.leader == observed.current_leader
             && status.term == term
-            && *status.voters == *voters;
+            && *status.voters == *voters
+            && *status.members == *members;
         if same {
             return false;
         }
@@ -60,6 +61,7 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         status.leader = observed.current_leader;
         status.term = term;
         status.voters = voters.into();
+        status.members = members.into();
         true
     });
 }

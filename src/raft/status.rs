@@ -41,6 +41,8 @@ pub struct Status {
     pub purged: Option<u64>,
     /// Who has a vote, in ascending order; during a change of members, in the old or the new configuration.
     pub voters: Arc<[NodeId]>,
+    /// All members, in ascending order: those with a vote, and those who only receive entries.
+    pub members: Arc<[NodeId]>,
     /// Why the replica stopped, if it did so by itself.
     pub failed: Option<Error>,
 }

@@ -46,7 +46,7 @@ pub use error::Error;
 pub use keys::{GroupId, IndexRow, Position};
 pub use log::Log;
 pub use log_row::{Command, CommandBuf, HEADER_BYTES, Kind, Row};
-pub use note::read_or_write_note;
+pub use note::{read_note, read_or_write_note};
 pub use store::{Store, Usage};
 
 /// What a commit promises when its `done` runs with `Ok`.

@@ -6,6 +6,18 @@ use std::path::Path;
 
 use super::Error;
 
+/// Reads the file `name` of the data directory, if there is one. Blocking.
+///
+/// # Errors
+/// [`Error::Storage`]: the file system failed.
+pub fn read_note(data_dir: &Path, name: &str) -> Result<Option<String>, Error> {
+    match fs::read_to_string(data_dir.join(name)) {
+        Ok(text) => Ok(Some(text)),
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::storage("read what the broker keeps beside its tables", source)),
+    }
+}
+
 /// Reads the file `name` of the data directory; if there is none, writes what `make` gives, durably, and returns it. Of
 /// several processes that do so at once one wins, and all get its content. Blocking.
 ///

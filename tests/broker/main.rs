@@ -7,6 +7,7 @@
 //! | `durability` | what was acknowledged survives the end of the process, however it ends |
 //! | `api` | every call of the API: answers, limits, errors |
 //! | `groups` | consumer and share groups: who owns what, what is committed, what is missed, lag |
+//! | `cluster` | several brokers: any serves any request, leaders die, brokers join and leave |
 //! | `switches` | what is switched off of telemetry is off |
 //! | `overhead` | the measurement of what telemetry costs measures, and cleans up |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
@@ -17,6 +18,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test measured is shown with it")]
 
 mod api;
+mod cluster;
 mod durability;
 mod groups;
 mod journey;

@@ -5,7 +5,7 @@ pub(super) mod groups;
 use std::time::Duration;
 
 use crate::broker::{
-    BrokerInfo, ClusterInfo, FetchPartition, Fetched, FetchedBatch, PartitionInfo, Position, Produced,
+    BrokerInfo, BrokerStatus, ClusterInfo, ClusterStatus, PartitionProblem, Problem, FetchPartition, Fetched, FetchedBatch, PartitionInfo, Position, Produced,
     RoutingInfo, Topic, TopicChanges, TopicSettings,
 };
 use crate::clock::Timestamp;
@@ -338,6 +338,7 @@ impl From<BrokerInfo> for v1::Broker {
             version: info.version,
             start_time: Some(timestamp_to_proto(info.started)),
             storage_sync: info.storage_sync,
+            rack: info.rack,
         }
     }
 }
@@ -361,6 +362,54 @@ impl From<ClusterInfo> for v1::DescribeClusterResponse {
             controller_id: info.controller_id.unwrap_or_default(),
             brokers: info.brokers.into_iter().map(Into::into).collect(),
             topics: info.topics.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<ClusterStatus> for v1::GetClusterStatusResponse {
+    fn from(status: ClusterStatus) -> Self {
+        v1::GetClusterStatusResponse {
+            brokers: status.brokers.into_iter().map(Into::into).collect(),
+            controller_id: status.controller.unwrap_or_default(),
+            controller_voter_ids: status.controller_voters,
+            coordinator_ids: status.coordinators.into_iter().map(Option::unwrap_or_default).collect(),
+            partition_count: status.partitions as u32,
+            problems: status.problems.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<BrokerStatus> for v1::BrokerStatus {
+    fn from(status: BrokerStatus) -> Self {
+        v1::BrokerStatus {
+            broker_id: status.id,
+            grpc_address: status.grpc_address,
+            version: status.version,
+            rack: status.rack,
+            reached: status.reached,
+            draining: status.draining,
+            replaced_by: status.replaced_by.unwrap_or_default(),
+            replica_count: status.replicas as u32,
+            leader_count: status.leaders as u32,
+        }
+    }
+}
+
+impl From<PartitionProblem> for v1::PartitionProblem {
+    fn from(problem: PartitionProblem) -> Self {
+        let kind = match problem.problem {
+            Problem::Leaderless => v1::PartitionProblemKind::Leaderless,
+            Problem::UnderReplicated => v1::PartitionProblemKind::UnderReplicated,
+            Problem::Moving => v1::PartitionProblemKind::Moving,
+        };
+        v1::PartitionProblem {
+            topic: problem.topic,
+            partition: problem.partition,
+            kind: kind.into(),
+            leader_id: problem.leader.unwrap_or_default(),
+            replica_ids: problem.replicas,
+            lagging_ids: problem.lagging,
+            reason: problem.reason,
         }
     }
 }

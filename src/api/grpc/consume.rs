@@ -7,7 +7,7 @@ use opentelemetry::KeyValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::subscribe::{self, Deliveries};
-use super::{Context, request_trace};
+use super::{Context, forward, request_trace};
 use crate::api::convert::{self, FetchPlan};
 use crate::api::rpc::{Deadline, Handover};
 use crate::api::status::Failure;
@@ -62,7 +62,9 @@ impl ConsumeService for Service {
         request: Request<Streaming<v1::SubscribeRequest>>,
     ) -> Result<Response<Deliveries>, Status> {
         let handover = Handover::default();
-        let deliveries = subscribe::deliveries(self.0.clone(), request.into_inner(), handover.clone());
+        let forwarded = forward::is_forwarded(request.metadata());
+        let requests = request.into_inner();
+        let deliveries = subscribe::deliveries(self.0.clone(), requests, handover.clone(), forwarded);
         Ok(with_handover(deliveries, handover))
     }
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod consume;
+mod forward;
 mod group;
 mod membership;
 mod produce;
@@ -21,7 +22,9 @@ use tonic_reflection::server::Builder as Reflection;
 
 use super::status::{Failure, mapping};
 use crate::broker::Broker;
+use crate::cluster::peers::Service;
 use crate::proto::DESCRIPTORS;
+use crate::proto::internal::peer_service_server::PeerServiceServer;
 use crate::proto::v1::cluster_service_server::{self, ClusterServiceServer};
 use crate::proto::v1::consume_service_server::{self, ConsumeServiceServer};
 use crate::proto::v1::group_service_server::{self, GroupServiceServer};
@@ -115,6 +118,7 @@ fn request_trace(extensions: &Extensions) -> RequestTrace {
 pub(super) fn routes<H>(
     context: &Context,
     health: H,
+    peers: PeerServiceServer<Service>,
     message_bytes_max: usize,
 ) -> Result<Routes, tonic_reflection::server::Error>
 where
@@ -140,6 +144,7 @@ where
         .add_service(group.max_decoding_message_size(message_bytes_max))
         .add_service(topic.max_decoding_message_size(message_bytes_max))
         .add_service(cluster.max_decoding_message_size(message_bytes_max))
+        .add_service(peers)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

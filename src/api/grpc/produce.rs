@@ -5,7 +5,7 @@ use std::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::produce_stream::ProduceStream;
-use super::{Context, request_trace};
+use super::{Context, forward, request_trace};
 use crate::api::convert;
 use crate::api::status::Failure;
 use crate::broker;
@@ -19,6 +19,7 @@ impl Service {
     async fn append(
         &self,
         request: v1::ProduceRequest,
+        may_forward: bool,
         trace: RequestTrace,
     ) -> Result<v1::ProduceResponse, Failure> {
         let request = broker::Produce {
@@ -28,6 +29,7 @@ impl Service {
             partition: request.partition,
             producer: request.producer.map(convert::producer),
             trace,
+            may_forward,
         };
         Ok(self.0.broker().produce(request).await?.await?.into())
     }
@@ -40,7 +42,8 @@ impl ProduceService for Service {
         request: Request<v1::ProduceRequest>,
     ) -> Result<Response<v1::ProduceResponse>, Status> {
         let trace = request_trace(request.extensions());
-        match self.append(request.into_inner(), trace).await {
+        let may_forward = forward::may_forward(request.metadata());
+        match self.append(request.into_inner(), may_forward, trace).await {
             Ok(produced) => Ok(Response::new(produced)),
             Err(failure) => Err(self.0.produce_refused(failure).into()),
         }
@@ -52,7 +55,8 @@ impl ProduceService for Service {
         &self,
         request: Request<Streaming<v1::ProduceStreamRequest>>,
     ) -> Result<Response<ProduceStream>, Status> {
-        Ok(Response::new(ProduceStream::new(self.0.clone(), request.into_inner())))
+        let may_forward = forward::may_forward(request.metadata());
+        Ok(Response::new(ProduceStream::new(self.0.clone(), request.into_inner(), may_forward)))
     }
 
     async fn init_producer(

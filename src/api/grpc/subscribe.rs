@@ -11,6 +11,7 @@ use tonic::{Status, Streaming};
 
 use super::Context;
 use super::consume::deliver;
+use super::forward::Relay;
 use super::membership::Session;
 use crate::api::convert;
 use crate::api::rpc::Handover;
@@ -28,9 +29,11 @@ pub(super) fn deliveries(
     context: Context,
     requests: Streaming<v1::SubscribeRequest>,
     handover: Handover,
+    forwarded: bool,
 ) -> Deliveries {
+    let subscriber = Subscriber::new(context, requests, handover, forwarded);
     let stream =
-        stream::unfold(Some(Box::new(Subscriber::new(context, requests, handover))), |subscriber| async {
+        stream::unfold(Some(Box::new(subscriber)), |subscriber| async {
             let mut subscriber = subscriber?;
             match subscriber.next().await {
                 Ok(Some(response)) => Some((Ok(response), Some(subscriber))),
@@ -45,6 +48,8 @@ struct Subscriber {
     context: Context,
     requests: Streaming<v1::SubscribeRequest>,
     handover: Handover,
+    /// Another broker passed the stream on.
+    forwarded: bool,
     /// No further request can come.
     half_closed: bool,
     reading: Reading,
@@ -57,6 +62,8 @@ enum Reading {
     Nothing,
     Partitions(Subscription),
     Group(Box<Session>),
+    /// A member of a group that another broker coordinates.
+    Elsewhere(Box<Relay>),
 }
 
 impl Reading {
@@ -65,15 +72,19 @@ impl Reading {
         &mut self,
         context: &Context,
         handover: &Handover,
-    ) -> Result<v1::SubscribeResponse, Failure> {
+    ) -> Result<Option<v1::SubscribeResponse>, Status> {
         match self {
             Reading::Nothing => std::future::pending().await,
             Reading::Partitions(subscription) => {
                 let (fetched, responding) = subscription.next().await;
                 handover.made(responding);
-                Ok(deliver(context, fetched, &RequestTrace::NONE, None).into())
+                Ok(Some(deliver(context, fetched, &RequestTrace::NONE, None).into()))
             }
-            Reading::Group(session) => session.next(context, handover).await,
+            Reading::Group(session) => {
+                let next = session.next(context, handover).await;
+                next.map(Some).map_err(|failure| context.consume_refused(failure).into())
+            }
+            Reading::Elsewhere(relay) => relay.next().await,
         }
     }
 
@@ -83,6 +94,8 @@ impl Reading {
             Reading::Nothing => true,
             Reading::Partitions(subscription) => !subscription.has_credit(),
             Reading::Group(session) => !session.is_answering(),
+            // The other broker ends the stream.
+            Reading::Elsewhere(_) => false,
         }
     }
 
@@ -91,6 +104,7 @@ impl Reading {
         match self {
             Reading::Nothing | Reading::Partitions(_) => true,
             Reading::Group(session) => session.takes_requests(),
+            Reading::Elsewhere(relay) => relay.takes_requests(),
         }
     }
 
@@ -101,11 +115,17 @@ impl Reading {
 }
 
 impl Subscriber {
-    fn new(context: Context, requests: Streaming<v1::SubscribeRequest>, handover: Handover) -> Self {
+    fn new(
+        context: Context,
+        requests: Streaming<v1::SubscribeRequest>,
+        handover: Handover,
+        forwarded: bool,
+    ) -> Self {
         Subscriber {
             context,
             requests,
             handover,
+            forwarded,
             half_closed: false,
             reading: Reading::Nothing,
             refused: VecDeque::new(),
@@ -129,17 +149,45 @@ impl Subscriber {
                 () = drain.cancelled() => return Err(self.refuse(Failure::stopping())),
                 request = self.requests.message(), if takes_requests => match request? {
                     Some(request) => {
+                        let request = match self.take_elsewhere(request).await? {
+                            Some(request) => request,
+                            None => continue,
+                        };
                         if let Err(failure) = self.act(request).await {
                             return Err(self.refuse(failure));
                         }
                     }
-                    None => self.half_closed = true,
+                    None => {
+                        self.half_closed = true;
+                        if let Reading::Elsewhere(relay) = &mut self.reading {
+                            relay.half_close();
+                        }
+                    }
                 },
-                response = self.reading.next(&self.context, &self.handover) => match response {
-                    Ok(response) => return Ok(Some(response)),
-                    Err(failure) => return Err(self.refuse(failure)),
-                },
+                response = self.reading.next(&self.context, &self.handover) => return response,
             }
+        }
+    }
+
+    /// Takes a request of a member whose group another broker coordinates; gives others back.
+    async fn take_elsewhere(
+        &mut self,
+        request: v1::SubscribeRequest,
+    ) -> Result<Option<v1::SubscribeRequest>, Status> {
+        match (&self.reading, &request.action) {
+            (Reading::Elsewhere(relay), _) => {
+                relay.pass(request);
+                Ok(None)
+            }
+            (Reading::Nothing, Some(Action::Join(join))) if !self.forwarded => {
+                let Some(to) = self.context.broker().coordinator_elsewhere(&join.group) else {
+                    return Ok(Some(request));
+                };
+                let relay = self.context.join_elsewhere(to, request).await?;
+                self.reading = Reading::Elsewhere(Box::new(relay));
+                Ok(None)
+            }
+            _ => Ok(Some(request)),
         }
     }
 
@@ -152,6 +200,7 @@ impl Subscriber {
         match &mut self.reading {
             Reading::Nothing => self.begin(action).await,
             Reading::Group(session) => session.act(action).await,
+            Reading::Elsewhere(_) => Ok(()),
             Reading::Partitions(subscription) => {
                 match action {
                     Action::Credit(credit) => subscription.grant(credit.bytes),

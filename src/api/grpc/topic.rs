@@ -3,6 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::Context;
+use super::forward::Method;
 use crate::api::convert;
 use crate::api::status::Failure;
 use crate::proto::v1;
@@ -17,6 +18,12 @@ impl TopicService for Service {
         &self,
         request: Request<v1::CreateTopicRequest>,
     ) -> Result<Response<v1::CreateTopicResponse>, Status> {
+        const METHOD: Method = Method { path: "/streambus.v1.TopicService/CreateTopic", writes: true };
+        if let Some(to) = self.0.controller_elsewhere(&request) {
+            let answer = self.0.forward(to, METHOD, request).await?;
+            self.0.broker().catch_up().await;
+            return Ok(answer);
+        }
         let v1::CreateTopicRequest { name, partition_count, replication_factor, config, validate_only } =
             request.into_inner();
         let changes = convert::changes(config).map_err(Failure::from)?;
@@ -51,6 +58,12 @@ impl TopicService for Service {
         &self,
         request: Request<v1::AlterTopicRequest>,
     ) -> Result<Response<v1::AlterTopicResponse>, Status> {
+        const METHOD: Method = Method { path: "/streambus.v1.TopicService/AlterTopic", writes: true };
+        if let Some(to) = self.0.controller_elsewhere(&request) {
+            let answer = self.0.forward(to, METHOD, request).await?;
+            self.0.broker().catch_up().await;
+            return Ok(answer);
+        }
         let v1::AlterTopicRequest { name, config } = request.into_inner();
         let changes = convert::changes(config).map_err(Failure::from)?;
         let topic = self.0.broker().alter_topic(&name, changes).await.map_err(Failure::from)?;
@@ -61,6 +74,12 @@ impl TopicService for Service {
         &self,
         request: Request<v1::AddTopicPartitionsRequest>,
     ) -> Result<Response<v1::AddTopicPartitionsResponse>, Status> {
+        const METHOD: Method = Method { path: "/streambus.v1.TopicService/AddTopicPartitions", writes: true };
+        if let Some(to) = self.0.controller_elsewhere(&request) {
+            let answer = self.0.forward(to, METHOD, request).await?;
+            self.0.broker().catch_up().await;
+            return Ok(answer);
+        }
         let v1::AddTopicPartitionsRequest { name, partition_count } = request.into_inner();
         let added = self.0.broker().add_topic_partitions(&name, partition_count).await;
         let topic = added.map_err(Failure::from)?;
@@ -71,6 +90,12 @@ impl TopicService for Service {
         &self,
         request: Request<v1::DeleteTopicRequest>,
     ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
+        const METHOD: Method = Method { path: "/streambus.v1.TopicService/DeleteTopic", writes: true };
+        if let Some(to) = self.0.controller_elsewhere(&request) {
+            let answer = self.0.forward(to, METHOD, request).await?;
+            self.0.broker().catch_up().await;
+            return Ok(answer);
+        }
         self.0.broker().delete_topic(&request.into_inner().name).await.map_err(Failure::from)?;
         Ok(Response::new(v1::DeleteTopicResponse {}))
     }

@@ -20,12 +20,27 @@ pub(in crate::api) struct Method(&'static (&'static str, Kind));
 const OTHER: (&str, Kind) = ("_OTHER", Kind::Unary);
 
 /// Sorted by name.
-static METHODS: [(&str, Kind); 24] = [
+static METHODS: [(&str, Kind); 39] = [
     ("grpc.health.v1.Health/Check", Kind::Infrastructure),
     ("grpc.health.v1.Health/Watch", Kind::Infrastructure),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
     ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Append", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/ChangeMetadata", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Exchange", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Identify", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Join", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Locate", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Read", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Report", Kind::Infrastructure),
+    ("streambus.internal.v1.PeerService/Trim", Kind::Infrastructure),
+    ("streambus.v1.ClusterService/BalanceLeaders", Kind::Unary),
     ("streambus.v1.ClusterService/DescribeCluster", Kind::Unary),
+    ("streambus.v1.ClusterService/DrainBroker", Kind::Unary),
+    ("streambus.v1.ClusterService/GetClusterStatus", Kind::Unary),
+    ("streambus.v1.ClusterService/ReassignPartition", Kind::Unary),
+    ("streambus.v1.ClusterService/RemoveBroker", Kind::Unary),
+    ("streambus.v1.ClusterService/TransferLeader", Kind::Unary),
     ("streambus.v1.ConsumeService/Fetch", Kind::Unary),
     ("streambus.v1.ConsumeService/Subscribe", Kind::Stream),
     ("streambus.v1.GroupService/CommitOffsets", Kind::Unary),
@@ -66,9 +81,14 @@ impl Method {
         self.0.1
     }
 
+    /// Whether brokers call it among themselves.
+    pub(in crate::api) fn is_of_peers(self) -> bool {
+        self.name().starts_with("streambus.internal.")
+    }
+
     /// Whether a call may have changed something although it was not answered.
     pub(in crate::api) fn writes(self) -> bool {
-        const READS: [&str; 4] = ["/Describe", "/Fetch", "/List", "/Check"];
+        const READS: [&str; 5] = ["/Describe", "/Fetch", "/Get", "/List", "/Check"];
         self.is_unary() && !READS.iter().any(|verb| self.name().contains(verb))
     }
 

@@ -80,8 +80,9 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let open = self.load.request();
         let started = Instant::now();
         let span = self.span(method, request.headers());
-        let mut request =
-            request.map(|body| Body::new(Limited::new(body, self.message_bytes_max, self.metrics.clone())));
+        // Brokers send each other several batches at once.
+        let limit = if method.is_of_peers() { u64::MAX } else { self.message_bytes_max };
+        let mut request = request.map(|body| Body::new(Limited::new(body, limit, self.metrics.clone())));
         request.extensions_mut().insert(span.clone());
         // A stream lasts as long as its client wants; the client ends it at its deadline.
         let deadline = Deadline::of(request.headers(), started).filter(|_| method.is_unary());

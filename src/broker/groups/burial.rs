@@ -96,6 +96,7 @@ impl Broker {
             producer: None,
             trace: RequestTrace::NONE,
             received: Instant::now(),
+            may_forward: true,
         };
         let produced = self.produce(produce).await?.await?;
         info!(

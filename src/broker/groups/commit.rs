@@ -68,6 +68,15 @@ impl Broker {
         offsets: Vec<OffsetToCommit>,
         received: Instant,
     ) -> Result<PendingCommit, Error> {
+        for wanted in &offsets {
+            // Where this broker does not lead, it may know less of a partition than whoever read it. What it cannot
+            // learn is refused below.
+            if let Ok(route) = self.route(&wanted.topic)
+                && let Ok(partition) = self.partition(&route, wanted.partition)
+            {
+                let _ = partition.bounds_for(wanted.offset).await;
+            }
+        }
         // Room first: between the check of the member and the place in the queue nothing may happen, or a partition
         // could have a new owner by then.
         let slot = self.groups()?.coordinators.of(group).reserve().await?;

@@ -12,7 +12,7 @@ use super::offsets::standing;
 use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
 use crate::coordination::{Kind, PartitionKey};
-use crate::partition::Partition;
+use crate::cluster::partition_ref::PartitionRef;
 use crate::record::Offset;
 use crate::telemetry::{GroupLag, GroupLevels};
 
@@ -27,7 +27,7 @@ type Known = HashMap<(Arc<str>, PartitionKey), (Offset, Timestamp)>;
 struct Behind {
     group: Arc<str>,
     key: PartitionKey,
-    partition: Partition,
+    partition: PartitionRef,
     first: Offset,
 }
 
@@ -51,7 +51,7 @@ impl Broker {
                     let mut leased = 0;
                     for (key, (committed, ..)) in standing(group) {
                         let Some(route) = names.get(&key.topic) else { continue };
-                        let Some(Some(partition)) = route.partitions.get(key.partition as usize) else {
+                        let Some(partition) = route.partitions.get(key.partition as usize) else {
                             continue;
                         };
                         let bounds = partition.bounds();
@@ -92,7 +92,7 @@ impl Broker {
         let mut kept = HashMap::new();
         for behind in self.behind()? {
             let Behind { group, key, partition, first } = behind;
-            if partition.view().append_time(first).is_some() {
+            if partition.append_time_in_memory(first).is_some() {
                 continue;
             }
             let known = groups.ages.of(&group, key).filter(|(offset, _)| *offset == first);
@@ -118,7 +118,7 @@ impl Broker {
                 for group in state.groups() {
                     for (key, (committed, ..)) in standing(group) {
                         let Some(route) = names.get(&key.topic) else { continue };
-                        let Some(Some(partition)) = route.partitions.get(key.partition as usize) else {
+                        let Some(partition) = route.partitions.get(key.partition as usize) else {
                             continue;
                         };
                         let bounds = partition.bounds();
@@ -142,10 +142,10 @@ impl Groups {
         &self,
         group: &Arc<str>,
         key: PartitionKey,
-        partition: &Partition,
+        partition: &PartitionRef,
         first: Offset,
     ) -> Option<Timestamp> {
-        let in_memory = partition.view().append_time(first);
+        let in_memory = partition.append_time_in_memory(first);
         in_memory.or_else(|| self.ages.of(group, key).map(|(_, at)| at))
     }
 }

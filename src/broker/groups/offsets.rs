@@ -11,7 +11,7 @@ use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
 use crate::cluster::routing::Route;
 use crate::coordination::{Command, Group, Kind, PartitionKey};
-use crate::partition::Partition;
+use crate::cluster::partition_ref::PartitionRef;
 use crate::record::Offset;
 
 /// Most groups of a page.
@@ -290,7 +290,8 @@ impl Broker {
     ) -> Result<Offset, Error> {
         let route = self.route(&at.topic)?;
         let partition = self.partition(&route, at.partition)?;
-        let bounds = partition.bounds();
+        let bounds = partition.fresh_bounds().await;
+        let bounds = bounds.map_err(|source| in_partition(&at.topic, at.partition, source))?;
         let offset = match to {
             ResetTo::Position(Position::Earliest) => bounds.log_start,
             ResetTo::Position(Position::Latest) => bounds.high_watermark,
@@ -319,7 +320,7 @@ impl Broker {
         let mut found = groups.with_group(group, |group| {
             let known = |key: PartitionKey| {
                 let route = names.get(&key.topic)?;
-                Some((route.clone(), route.partitions.get(key.partition as usize)?.clone()?))
+                Some((route.clone(), route.partitions.get(key.partition as usize)?.clone()))
             };
             standing(group)
                 .filter_map(|(key, (committed, metadata, at))| {
@@ -385,7 +386,7 @@ pub(super) fn standing_at(group: &Group, key: PartitionKey) -> Option<(Offset, A
 fn one_partition(
     route: &Route,
     key: PartitionKey,
-    partition: &Partition,
+    partition: &PartitionRef,
     committed: Offset,
     done_above: u64,
 ) -> GroupPartition {

@@ -485,7 +485,7 @@ impl ShareMember {
         for key in gone {
             self.given.remove(&key);
             if let Some(found) = self.reading.remove(&key) {
-                found.partition.view().unlisten(&self.member.signal, 1);
+                found.partition.unlisten(&self.member.signal, 1);
                 let topic = found.route.topic.name.to_string();
                 taken.push(TopicPartition { topic, partition: key.partition });
             }
@@ -507,7 +507,7 @@ impl ShareMember {
             };
             self.open_leases(&found);
             // Rings in the one slot that all partitions share: it is looked at all of them in turn.
-            found.partition.view().listen(&self.member.signal, 1);
+            found.partition.listen(&self.member.signal, 1);
             if self.reading.insert(found.key, found).is_none() {
                 assigned.push(AssignedPartition { topic, partition, start, metadata, missed });
             }
@@ -625,7 +625,7 @@ impl ShareMember {
             // Retention was faster; the next turn follows it.
             return None;
         }
-        found.partition.view().unlisten(&self.member.signal, 1);
+        found.partition.unlisten(&self.member.signal, 1);
         self.reading.remove(&found.key);
         self.slots = self.reading.keys().copied().collect();
         self.turn = 0;

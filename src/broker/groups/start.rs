@@ -11,7 +11,8 @@ use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error};
 use crate::cluster::routing::Route;
 use crate::coordination::{Command, Outcome, PartitionKey};
-use crate::partition::{self, Partition, view::Bounds};
+use crate::cluster::partition_ref::PartitionRef;
+use crate::partition::{self, view::Bounds};
 use crate::record::Offset;
 
 /// A partition that a member is given, found by its key.
@@ -19,7 +20,7 @@ use crate::record::Offset;
 pub(super) struct Found {
     pub(super) key: PartitionKey,
     pub(super) route: Arc<Route>,
-    pub(super) partition: Partition,
+    pub(super) partition: PartitionRef,
 }
 
 /// Where a member begins.
@@ -39,7 +40,7 @@ impl Broker {
         let names = self.topic_names()?;
         let find = |key: &PartitionKey| {
             let route = names.get(&key.topic)?.clone();
-            let partition = route.partitions.get(key.partition as usize)?.clone()?;
+            let partition = route.partitions.get(key.partition as usize)?.clone();
             Some(Found { key: *key, route, partition })
         };
         Ok(keys.iter().filter_map(find).collect())
@@ -74,7 +75,12 @@ impl Broker {
             _ => Vec::new(),
         };
         let wanted = found.iter().filter(|found| !refused.contains(&found.key));
-        let offsets: Vec<_> = wanted.map(|found| (found.key, at(found.partition.bounds()))).collect();
+        let mut offsets = Vec::new();
+        for found in wanted {
+            let known = found.partition.bounds();
+            // Without a leader nothing is appended either, so what is known is the end.
+            offsets.push((found.key, at(found.partition.fresh_bounds().await.unwrap_or(known))));
+        }
         let command = Command::InitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
         let Outcome::Offsets(standing) = coordinator.change(command).await? else {
             return Err(Error::Internal("offsets were asked for and something else given"));
@@ -109,22 +115,31 @@ impl Broker {
         found: Found,
         committed: Option<Offset>,
     ) -> Result<Start, Error> {
-        let bounds = found.partition.bounds();
+        let mut bounds = found.partition.bounds();
+        // What this broker knows may be older than what was committed; only the leader can say that it is not there.
+        let fresh = match committed {
+            Some(from) if from > bounds.high_watermark => found.partition.fresh_bounds().await.ok(),
+            _ => Some(bounds),
+        };
         let metadata = self.groups()?.coordinators.of(group).read(|state| {
             let standing = state.group(group).and_then(|group| standing_at(group, found.key));
             standing.map_or_else(|| "".into(), |(_, metadata, _)| metadata)
         });
         let name = found.route.topic.name.clone();
         let number = found.key.partition;
-        let out_of_range = |offset| {
+        let out_of_range = |offset, bounds: Bounds| {
             let Bounds { log_start, high_watermark } = bounds;
             let source = partition::Error::OffsetOutOfRange { offset, log_start, high_watermark };
             in_partition(&name, number, source)
         };
         let Some(from) = committed else {
-            let offset = Err(out_of_range(Offset::ZERO));
+            let offset = Err(out_of_range(Offset::ZERO, bounds));
             return Ok(Start { found, offset, metadata, missed: 0 });
         };
+        let Some(fresh) = fresh else {
+            return Ok(Start { found, offset: Ok(from), metadata, missed: 0 });
+        };
+        bounds = fresh;
         // A log that lost its end, by hand or by a disk, is shorter than what was committed.
         if (bounds.log_start..=bounds.high_watermark).contains(&from) {
             return Ok(Start { found, offset: Ok(from), metadata, missed: 0 });
@@ -139,7 +154,7 @@ impl Broker {
                     log_start = bounds.log_start.0, high_watermark = bounds.high_watermark.0,
                     "the group's offset is not in the log; reset it with `streambus group reset`"
                 );
-                return Ok(Start { found, offset: Err(out_of_range(from)), metadata, missed: 0 });
+                return Ok(Start { found, offset: Err(out_of_range(from, bounds)), metadata, missed: 0 });
             }
         };
         let missed = to.saturating_since(from);

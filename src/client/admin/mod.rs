@@ -1,10 +1,12 @@
 //! Managing topics and consumer groups, and looking at the cluster.
 
+mod cluster;
 mod groups;
 mod types;
 
 use std::sync::Arc;
 
+pub use cluster::{BrokerStatus, ClusterStatus, PartitionProblem, ProblemKind};
 pub(super) use groups::fetch_offsets;
 pub use groups::{
     CommittedOffset, GroupDescription, GroupKind, GroupListing, GroupMember, GroupPartition, ResetOffset,

@@ -121,7 +121,10 @@ async fn connect(
     outgoing: Taken,
 ) -> Result<Streaming<v1::ProduceStreamResponse>, Error> {
     let connection = router.connections().open(&router.address(broker)?).await?;
-    Ok(connection.produce().produce_stream(outgoing).await?.into_inner())
+    let mut request = tonic::Request::new(outgoing);
+    // This client goes to leaders, and wants to hear of another one rather than have its batches passed on.
+    request.metadata_mut().insert("streambus-routing", tonic::metadata::MetadataValue::from_static("leader"));
+    Ok(connection.produce().produce_stream(request).await?.into_inner())
 }
 
 fn closed(error: Error, taken: &AtomicU64) -> (News, State) {

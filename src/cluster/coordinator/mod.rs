@@ -97,7 +97,7 @@ pub enum Error {
 pub struct Coordinators(Arc<[Coordinator]>);
 
 impl Coordinators {
-    /// Opens all shards. `voters` found their groups if they are new.
+    /// Opens all shards. A broker that `founds` the cluster founds their groups, if they are new.
     ///
     /// # Errors
     /// The store failed, or holds something else.
@@ -105,11 +105,11 @@ impl Coordinators {
         shards: u32,
         config: &Config,
         node: NodeId,
-        voters: &[NodeId],
+        founds: bool,
         env: &raft::Env,
         tasks: &Tasks,
     ) -> Result<Self, raft::Error> {
-        let open = (0..shards).map(|shard| Coordinator::open(shard, config, node, voters, env, tasks));
+        let open = (0..shards).map(|shard| Coordinator::open(shard, config, node, founds, env, tasks));
         Ok(Coordinators(try_join_all(open).await?.into()))
     }
 
@@ -158,7 +158,7 @@ impl Coordinator {
         shard: u32,
         config: &Config,
         node: NodeId,
-        voters: &[NodeId],
+        founds: bool,
         env: &raft::Env,
         tasks: &Tasks,
     ) -> Result<Self, raft::Error> {
@@ -167,8 +167,8 @@ impl Coordinator {
         let growth = Growth::new(config.log_bytes);
         let machine = Replica { state: state.clone(), changes: publish, growth: growth.clone() };
         let group = Group::open(group_of_shard(shard), node, machine, env).await?;
-        if group.status().borrow().last_index.is_none() {
-            group.bootstrap(voters.iter().copied()).await?;
+        if founds && group.status().borrow().last_index.is_none() {
+            group.bootstrap([node]).await?;
         }
         let tasks = tasks.child();
         let (queue, commands) = mpsc::channel(QUEUE_COMMANDS);
@@ -191,6 +191,16 @@ impl Coordinator {
         let status = self.0.group.status();
         let status = status.borrow();
         status.is_ready_leader().then_some(status.term)
+    }
+
+    /// The broker that leads the shard, as far as this one knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.0.group.status().borrow().leader
+    }
+
+    /// The members of the shard's Raft group.
+    pub fn members(&self) -> raft::Members {
+        self.0.group.members()
     }
 
     /// The state of the shard's Raft group.

@@ -3,6 +3,7 @@
 pub mod asking;
 pub mod batch;
 pub mod broker;
+pub mod cluster;
 pub mod collector;
 pub mod endpoint;
 pub mod group;
@@ -15,6 +16,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use broker::TestBroker;
+pub use cluster::Cluster;
 pub use collector::Collector;
 pub use endpoint::Endpoint;
 pub use group::GroupStream;
@@ -22,6 +24,20 @@ pub use process::Process;
 pub use refusal::Refusal;
 pub use subscriber::Subscriber;
 pub use view::View;
+
+/// An address that nobody listens on, for a port that must be known before it is opened. Outside of the range from which
+/// the system chooses ports.
+pub fn free_address() -> String {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let next = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + std::process::id() * 101;
+        let address = format!("127.0.0.1:{}", 20_000 + next % 12_000);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
 
 /// How long anything may take that has no deadline of its own. Far above what it takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);

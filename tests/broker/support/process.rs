@@ -41,7 +41,7 @@ impl Process {
         Self::spawn(settings, Arc::new(tempfile::tempdir().expect("a temporary directory"))).await
     }
 
-    async fn spawn(settings: Vec<(String, String)>, directory: Arc<TempDir>) -> Self {
+    fn run(settings: &[(String, String)], directory: &TempDir) -> (Child, Lines) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_streambus"));
         command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for (name, _) in std::env::vars_os() {
@@ -58,7 +58,7 @@ impl Process {
         set("api.http_listen", "127.0.0.1:0");
         set("storage.data_dir", &directory.path().join("data").to_string_lossy());
         set("storage.reserve_bytes", "1048576");
-        for (key, value) in &settings {
+        for (key, value) in settings {
             set(key, value);
         }
         let mut child = command.spawn().expect("the binary runs");
@@ -70,6 +70,11 @@ impl Process {
                 seen.lock().expect("no panic while held").push(line);
             }
         });
+        (child, lines)
+    }
+
+    async fn spawn(settings: Vec<(String, String)>, directory: Arc<TempDir>) -> Self {
+        let (mut child, lines) = Self::run(&settings, &directory);
         let ready = eventually(PATIENCE, "the broker is ready", async || {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("the broker ended with {status}:\n{}", lines.lock().expect("no panic").join("\n"));
@@ -82,6 +87,11 @@ impl Process {
         };
         let endpoint = Endpoint { grpc: address("grpc"), http: address("http") };
         Process { endpoint, child, lines, settings, directory }
+    }
+
+    /// Its number in the cluster.
+    pub fn broker_id(&self) -> u64 {
+        self.events("broker.ready")[0]["broker_id"].as_u64().expect("a number")
     }
 
     /// Its process id.
@@ -179,6 +189,19 @@ impl Remains {
         self.settings.retain(|(existing, _)| existing != key);
         self.settings.push((key.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Starts a broker on the data that must not come up, and gives what it says.
+    pub async fn fails(self) -> String {
+        let (mut child, lines) = Process::run(&self.settings, &self.directory);
+        let ended = eventually(PATIENCE, "the process ends", async || child.try_wait().expect("a child")).await;
+        assert!(!ended.success());
+        // The reader of its output may be a moment behind.
+        eventually(PATIENCE, "it says why", async || {
+            let said = lines.lock().expect("no panic while held").join("\n");
+            said.contains("error").then_some(said)
+        })
+        .await
     }
 
     /// Starts a broker on the data.

@@ -35,6 +35,7 @@ type Admission = (Broker, Result<PendingProduce, broker::Error>);
 pub(super) struct ProduceStream {
     context: Context,
     requests: Streaming<v1::ProduceStreamRequest>,
+    may_forward: bool,
     input: Input,
     /// The broker's answer to the batch that was read last. One allocation serves all batches.
     admission: ReusableBoxFuture<'static, Admission>,
@@ -74,7 +75,11 @@ enum State {
 }
 
 impl ProduceStream {
-    pub(super) fn new(context: Context, requests: Streaming<v1::ProduceStreamRequest>) -> Self {
+    pub(super) fn new(
+        context: Context,
+        requests: Streaming<v1::ProduceStreamRequest>,
+        may_forward: bool,
+    ) -> Self {
         let drain = Box::pin(context.drain().clone().cancelled_owned());
         ProduceStream {
             admission: ReusableBoxFuture::new(std::future::pending()),
@@ -82,6 +87,7 @@ impl ProduceStream {
             lanes: Lanes::default(),
             input: Input::Open,
             done: false,
+            may_forward,
             context,
             requests,
             drain,
@@ -121,6 +127,7 @@ impl ProduceStream {
             producer: request.producer.map(convert::producer),
             trace: ticket.trace.clone(),
             received,
+            may_forward: self.may_forward,
         };
         if let Err(broker) = std::mem::replace(&mut self.admitting, Ok(ticket)) {
             self.admission.set(async move {

@@ -1,0 +1,283 @@
+//! Looking at the cluster, and changing who is in it and who has which replicas.
+
+use std::time::Duration;
+
+use super::produce::in_partition;
+use super::{Broker, Error};
+use crate::cluster::partition_ref::PartitionRef;
+use crate::metadata::{BrokerId, Command, PartitionAssignment};
+use crate::{partition, raft};
+
+/// How long a hand-over may take before it counts as failed.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The cluster as this broker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// Every broker, by id.
+    pub brokers: Vec<BrokerStatus>,
+    /// Who leads the control group.
+    pub controller: Option<u64>,
+    /// Who votes in it.
+    pub controller_voters: Vec<u64>,
+    /// Who coordinates the groups of each shard.
+    pub coordinators: Vec<Option<u64>>,
+    /// Partitions of the cluster.
+    pub partitions: usize,
+    /// Those that are not as they should be.
+    pub problems: Vec<PartitionProblem>,
+}
+
+/// How a broker does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerStatus {
+    /// Its number.
+    pub id: u64,
+    /// Where clients reach it.
+    pub grpc_address: String,
+    /// Its version.
+    pub version: String,
+    /// Where it stands.
+    pub rack: String,
+    /// Whether this broker reaches it.
+    pub reached: bool,
+    /// It is to lose all its replicas.
+    pub draining: bool,
+    /// Who took over its address.
+    pub replaced_by: Option<u64>,
+    /// Replicas that it has, or is to have.
+    pub replicas: usize,
+    /// Partitions that it leads.
+    pub leaders: usize,
+}
+
+/// What is wrong with a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// It has no leader.
+    Leaderless,
+    /// Replicas lack records or are not reached.
+    UnderReplicated,
+    /// Replicas are on their way to other brokers.
+    Moving,
+}
+
+/// A partition that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionProblem {
+    /// Topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: u32,
+    /// What is wrong.
+    pub problem: Problem,
+    /// Its leader.
+    pub leader: Option<u64>,
+    /// Brokers that have its replicas, or are to have them.
+    pub replicas: Vec<u64>,
+    /// Those that lack records or are not reached.
+    pub lagging: Vec<u64>,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+impl Broker {
+    /// What is not as it should be, and how brokers share the work.
+    ///
+    /// # Errors
+    /// The broker is not ready.
+    pub fn cluster_status(&self) -> Result<ClusterStatus, Error> {
+        let cluster = &self.running()?.cluster;
+        let state = cluster.state();
+        let hub = cluster.hub();
+        let routes = cluster.routing().all();
+        let mut problems = Vec::new();
+        let mut leaders = std::collections::BTreeMap::<BrokerId, usize>::new();
+        let mut names: Vec<_> = routes.keys().collect();
+        names.sort();
+        for route in names.into_iter().filter_map(|name| routes.get(name)) {
+            for (number, (assignment, partition)) in
+                route.topic.partitions.iter().zip(&route.partitions).enumerate()
+            {
+                let leader = partition.leader();
+                if let Some(leader) = leader {
+                    *leaders.entry(leader).or_default() += 1;
+                }
+                if let Some((problem, lagging, reason)) = problem_of(assignment, partition, |id| hub.is_up(id.0)) {
+                    problems.push(PartitionProblem {
+                        topic: route.topic.name.to_string(),
+                        partition: number as u32,
+                        problem,
+                        leader: leader.map(|id| id.0),
+                        replicas: assignment.replicas.iter().map(|id| id.0).collect(),
+                        lagging: lagging.iter().map(|id| id.0).collect(),
+                        reason,
+                    });
+                }
+            }
+        }
+        let brokers = state.brokers().map(|broker| BrokerStatus {
+            id: broker.id.0,
+            grpc_address: broker.grpc_address.clone(),
+            version: broker.version.clone(),
+            rack: broker.rack.clone(),
+            reached: hub.is_up(broker.id.0),
+            draining: broker.draining,
+            replaced_by: broker.replaced_by.map(|id| id.0),
+            replicas: state.replicas_of(broker.id),
+            leaders: leaders.get(&broker.id).copied().unwrap_or(0),
+        });
+        let control = cluster.control_status().borrow().clone();
+        Ok(ClusterStatus {
+            brokers: brokers.collect(),
+            controller: control.leader,
+            controller_voters: control.voters.to_vec(),
+            coordinators: cluster.coordinators().all().iter().map(|shard| shard.leader()).collect(),
+            partitions: state.partition_count(),
+            problems,
+        })
+    }
+
+    /// Makes a broker lose all its replicas, or lets it have some again. Gives how many it has now.
+    ///
+    /// # Errors
+    /// There is no such broker, the others are too few for what topics want, or agreement failed.
+    pub async fn drain_broker(&self, id: u64, draining: bool) -> Result<usize, Error> {
+        let cluster = &self.running()?.cluster;
+        let _alone = self.0.changing.lock().await;
+        let (id, state) = (BrokerId(id), cluster.state());
+        let others = state.brokers().filter(|broker| broker.takes_replicas() && broker.id != id).count();
+        let most = state.topics().filter(|topic| topic.partitions.iter().any(|one| one.involves(id)));
+        if let Some(topic) = most.max_by_key(|topic| topic.replication_factor)
+            && draining
+            && topic.replication_factor as usize > others
+        {
+            return Err(Error::InvalidArgument {
+                field: "broker_id",
+                problem: format!(
+                    "topic {:?} needs {} replicas and only {others} other brokers can have one: add a broker first",
+                    topic.name, topic.replication_factor
+                ),
+            });
+        }
+        cluster.change(&Command::DrainBroker { id, draining }).await?;
+        Ok(cluster.state().replicas_of(id))
+    }
+
+    /// Removes a broker that has no replicas.
+    ///
+    /// # Errors
+    /// There is no such broker, it has replicas, or agreement failed.
+    pub async fn remove_broker(&self, id: u64) -> Result<(), Error> {
+        self.running()?.cluster.change(&Command::RemoveBroker { id: BrokerId(id) }).await?;
+        Ok(())
+    }
+
+    /// Gives a partition other replicas, which move from now on.
+    ///
+    /// # Errors
+    /// There is no such partition or broker, or agreement failed.
+    pub async fn reassign(&self, topic: &str, partition: u32, replicas: Vec<u64>) -> Result<(), Error> {
+        let route = self.route(topic)?;
+        self.partition(&route, partition)?;
+        let replicas = replicas.into_iter().map(BrokerId).collect();
+        let command = Command::ReassignPartition { name: topic.into(), partition, replicas };
+        self.running()?.cluster.change(&command).await?;
+        Ok(())
+    }
+
+    /// The broker that leads a partition, if it is another one.
+    ///
+    /// # Errors
+    /// There is no such partition.
+    pub fn leader_elsewhere(&self, topic: &str, partition: u32) -> Result<Option<u64>, Error> {
+        let route = self.route(topic)?;
+        let leader = self.partition(&route, partition)?.leader().map(|id| id.0);
+        Ok(leader.filter(|leader| Some(*leader) != self.id()))
+    }
+
+    /// Hands the leadership of a partition that this broker leads to `to`, and waits until that leads.
+    ///
+    /// # Errors
+    /// There is no such partition, this broker does not lead it, `to` has no replica, or it cannot lead now.
+    pub async fn transfer_leader(&self, topic: &str, partition: u32, to: u64) -> Result<(), Error> {
+        let cluster = &self.running()?.cluster;
+        let route = self.route(topic)?;
+        let known = self.partition(&route, partition)?;
+        let fail = |source| in_partition(topic, partition, source);
+        let assignment = &route.topic.partitions[partition as usize];
+        if !assignment.replicas.contains(&BrokerId(to)) {
+            return Err(Error::InvalidArgument {
+                field: "broker_id",
+                problem: format!("broker {to} has no replica; those are {:?}", assignment.replicas),
+            });
+        }
+        if known.leader() == Some(BrokerId(to)) {
+            return Ok(());
+        }
+        if !known.leads_here() {
+            let leader = known.leader().map(|id| id.0);
+            return Err(fail(partition::Error::Raft(raft::Error::NotLeader { leader })));
+        }
+        cluster.transfer(known, BrokerId(to)).await.map_err(|error| fail(error.into()))?;
+        let led = async {
+            while known.leader() != Some(BrokerId(to)) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        match tokio::time::timeout(TRANSFER_TIMEOUT, led).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Error::NotReady("waiting for a replica that does not keep up to lead")),
+        }
+    }
+
+    /// Hands leaderships that this broker has to those who should have them. Gives how many.
+    ///
+    /// # Errors
+    /// The broker is not ready.
+    pub async fn balance_leaders(&self) -> Result<usize, Error> {
+        Ok(self.running()?.cluster.balance().await)
+    }
+}
+
+/// What is wrong with a partition, which replicas it concerns, and why.
+fn problem_of(
+    assignment: &PartitionAssignment,
+    partition: &PartitionRef,
+    reached: impl Fn(BrokerId) -> bool,
+) -> Option<(Problem, Vec<BrokerId>, String)> {
+    let list = |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
+    if partition.leader().is_none() {
+        let reason = match away.as_slice() {
+            [] => "an election is under way".to_owned(),
+            away if away.len() * 2 >= assignment.replicas.len() => {
+                format!("brokers {} are not reached, so there is no majority: start them", list(away))
+            }
+            away => format!("brokers {} are not reached; an election is under way", list(away)),
+        };
+        return Some((Problem::Leaderless, away, reason));
+    }
+    let mut lagging = partition.lagging();
+    lagging.retain(|id| assignment.replicas.contains(id));
+    for id in away {
+        if !lagging.contains(&id) {
+            lagging.push(id);
+        }
+    }
+    lagging.sort();
+    if assignment.is_moving() {
+        let reason = format!(
+            "replicas move from {} to {}",
+            list(&assignment.moving_from),
+            list(&assignment.replicas)
+        );
+        return Some((Problem::Moving, lagging, reason));
+    }
+    if lagging.is_empty() {
+        return None;
+    }
+    let reason = format!("brokers {} lack records or are not reached", list(&lagging));
+    Some((Problem::UnderReplicated, lagging, reason))
+}

@@ -1,0 +1,215 @@
+//! How a broker becomes a member of a cluster: it founds one, or joins the one of its seeds.
+//!
+//! A cluster is founded once. A broker with an empty data directory that has seeds founds one only if it is the first of
+//! them and every other seed answers that it belongs to no cluster either: a founder whose disk was lost finds the
+//! cluster it founded, and joins it as a new broker.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use uuid::Uuid;
+
+use super::identity::{self, Identity};
+use super::{Config, peers};
+use crate::metadata::codec::store_broker;
+use crate::metadata::{Broker, BrokerId};
+use crate::proto::internal::peer_service_server::PeerServiceServer;
+
+/// The pause between two rounds of asking.
+const ROUND: Duration = Duration::from_millis(300);
+
+/// Why a broker does not become a member of a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The identity cannot be read or kept.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// A seed belongs to another cluster than the data of this broker.
+    #[error(
+        "the data directory belongs to broker {broker} of cluster {ours}, but {seed} belongs to cluster {theirs}: correct cluster.seeds, or use another data directory"
+    )]
+    OtherCluster {
+        /// This broker.
+        broker: BrokerId,
+        /// Its cluster.
+        ours: Uuid,
+        /// The seed.
+        seed: String,
+        /// Its cluster.
+        theirs: String,
+    },
+    /// The cluster refused the broker.
+    #[error("the cluster of {seed} refuses this broker: {reason}")]
+    Refused {
+        /// Who was asked.
+        seed: String,
+        /// Why.
+        reason: String,
+    },
+    /// The port on which this broker answers that it is new cannot be opened.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The disk work was cut off.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What a seed answered.
+enum Answer {
+    /// It belongs to this cluster.
+    Member(String),
+    /// It belongs to none.
+    New,
+    /// Nothing, and why.
+    Silent(String),
+}
+
+/// Finds out who this broker is: reads it, founds a cluster or joins one. Waits as long as it takes, and tells `waiting`
+/// for what.
+///
+/// `listen` is where the gRPC port will be; as long as the broker is new, it says so there. `describe` gives what the
+/// cluster should know of the broker, by its listening address.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn identity(
+    data_dir: &Path,
+    config: &Config,
+    listen: SocketAddr,
+    describe: impl Fn(SocketAddr) -> Broker,
+    waiting: impl Fn(&str),
+) -> Result<Identity, Error> {
+    let known = {
+        let data_dir = data_dir.to_owned();
+        blocking(move || Identity::load(&data_dir)).await?
+    };
+    if let Some(known) = known {
+        check_seeds(&known, config).await?;
+        return Ok(known);
+    }
+    let data_dir = data_dir.to_owned();
+    if config.seeds.is_empty() {
+        return blocking(move || Identity::found(&data_dir)).await;
+    }
+    let fail = |source| Error::Listen { address: listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(fail)?;
+    let address = listener.local_addr().map_err(fail)?;
+    let listener = listener.into_std().map_err(fail)?;
+    let newcomer = Newcomer::serve(listener).map_err(fail)?;
+    let identity = join(data_dir, config, describe(address), waiting).await;
+    newcomer.end().await;
+    identity
+}
+
+/// Answers other brokers that this one is new. It has a runtime of its own, which takes its connections with it when it
+/// ends: nobody must go on asking it.
+struct Newcomer(tokio::runtime::Runtime);
+
+impl Newcomer {
+    fn serve(listener: std::net::TcpListener) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        let serving = tonic::transport::Server::builder()
+            .add_service(PeerServiceServer::new(peers::Newcomer))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        // If it fails nobody hears that this broker is new, and a founder goes on waiting.
+        runtime.spawn(async { drop(serving.await) });
+        Ok(Newcomer(runtime))
+    }
+
+    /// Frees the port.
+    async fn end(self) {
+        let ending = tokio::task::spawn_blocking(|| self.0.shutdown_timeout(ROUND));
+        // A panic leaves a port that cannot be opened, which is told then.
+        let _ = ending.await;
+    }
+}
+
+async fn join(
+    data_dir: PathBuf,
+    config: &Config,
+    this: Broker,
+    waiting: impl Fn(&str),
+) -> Result<Identity, Error> {
+    let others: Vec<&String> = config.seeds.iter().filter(|seed| **seed != this.grpc_address).collect();
+    let first = config.seeds.first() == Some(&this.grpc_address);
+    let mut told = String::new();
+    loop {
+        let answers = join_all(others.iter().map(|seed| ask(seed))).await;
+        let member = others.iter().zip(&answers).find_map(|(seed, answer)| match answer {
+            Answer::Member(cluster) => Some((*seed, cluster)),
+            _ => None,
+        });
+        let wait_for = if let Some((seed, cluster)) = member {
+            match peers::join(seed, store_broker(&this)).await {
+                Ok((cluster, broker, _)) => {
+                    let refused = |reason| Error::Refused { seed: seed.to_string(), reason };
+                    let cluster = Uuid::parse_str(&cluster).map_err(|error| refused(error.to_string()))?;
+                    let given = Identity { cluster, broker: BrokerId(broker) };
+                    return blocking(move || Identity::keep(&data_dir, given)).await;
+                }
+                Err(reason) if reason.contains(" is alive at ") => {
+                    return Err(Error::Refused { seed: seed.to_string(), reason });
+                }
+                Err(reason) => format!("{seed} of cluster {cluster} to admit this broker: {reason}"),
+            }
+        } else if first && answers.iter().all(|answer| matches!(answer, Answer::New)) {
+            return blocking(move || Identity::found(&data_dir)).await;
+        } else {
+            let silent = others.iter().zip(&answers).find_map(|(seed, answer)| match answer {
+                Answer::Silent(reason) => Some(format!("{seed}: {reason}")),
+                _ => None,
+            });
+            silent.unwrap_or_else(|| format!("{} to found a cluster", config.seeds[0]))
+        };
+        if wait_for != told {
+            waiting(&wait_for);
+            told = wait_for;
+        }
+        tokio::time::sleep(ROUND).await;
+    }
+}
+
+async fn ask(seed: &str) -> Answer {
+    match peers::identify(seed).await {
+        Ok(who) if who.cluster_id.is_empty() => Answer::New,
+        Ok(who) => Answer::Member(who.cluster_id),
+        Err(reason) => Answer::Silent(reason),
+    }
+}
+
+/// Refuses to start with the data of another cluster than that of the seeds. Seeds that do not answer prove nothing.
+async fn check_seeds(known: &Identity, config: &Config) -> Result<(), Error> {
+    let answers = join_all(config.seeds.iter().map(|seed| ask(seed))).await;
+    for (seed, answer) in config.seeds.iter().zip(answers) {
+        if let Answer::Member(theirs) = answer
+            && theirs != known.cluster.to_string()
+        {
+            let (broker, ours) = (known.broker, known.cluster);
+            return Err(Error::OtherCluster { broker, ours, seed: seed.clone(), theirs });
+        }
+    }
+    Ok(())
+}
+
+/// Runs disk work off the runtime.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, identity::Error> + Send + 'static,
+) -> impl Future<Output = Result<T, Error>> {
+    let work = tokio::task::spawn_blocking(work);
+    async move { Ok(work.await.map_err(|_| Error::Interrupted)??) }
+}

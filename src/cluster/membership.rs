@@ -1,0 +1,470 @@
+//! Makes the members of each group those that the metadata wants. The leader of a group does it, wherever that is.
+//!
+//! One step at a time and group: a missing member is invited, then, when it has caught up, votes are given as wanted, then
+//! who is not wanted any more is expelled. Every step is decided from what is, so whoever leads next goes on where the last
+//! one was interrupted. When the replicas of a partition have moved, its leader says so to the control group.
+//!
+//! The control leader also gives the partitions of draining brokers other replicas, a few at a time, and removes brokers
+//! that were replaced once they have nothing left.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::control::Control;
+use super::coordinator::Coordinators;
+use super::peers::Hub;
+use super::placement::{self, Candidate};
+use super::routing::Routing;
+use super::{Config, group_of};
+use crate::metadata::{BrokerId, Command, State};
+use crate::raft::{Follower, Members, NodeId, Status};
+use crate::storage::GroupId;
+use crate::task::{Criticality, Tasks};
+
+/// How often the groups are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Groups whose members change at the same time.
+const STEPS_AT_ONCE: usize = 16;
+/// Entries that a member may lack when it is given a vote.
+const CAUGHT_UP_ENTRIES: u64 = 100;
+/// Leaderships of partitions that are handed over in one round.
+const TRANSFERS_PER_ROUND: usize = 50;
+/// A broker that did not answer for so long is not handed a leadership.
+const HEARD: Duration = Duration::from_secs(1);
+
+/// One change of a group's members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Invite(NodeId),
+    GiveVotes(BTreeSet<NodeId>),
+    Expel(NodeId),
+}
+
+/// Who should be in a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    voters: BTreeSet<NodeId>,
+    /// Members without a vote.
+    learners: BTreeSet<NodeId>,
+}
+
+/// What is to be done next, if anything.
+fn next_step(wanted: &Wanted, status: &Status, followers: &[Follower]) -> Option<Step> {
+    let is_member = |node: &NodeId| status.members.contains(node);
+    let missing = wanted.voters.iter().chain(&wanted.learners).find(|node| !is_member(node));
+    if let Some(missing) = missing {
+        return Some(Step::Invite(*missing));
+    }
+    let voters: BTreeSet<NodeId> = status.voters.iter().copied().collect();
+    if voters != wanted.voters {
+        let last = status.last_index.map_or(0, |last| last + 1);
+        let caught_up = |node: &NodeId| {
+            let follower = followers.iter().find(|follower| follower.node == *node);
+            // This node leads, so it lacks nothing.
+            follower.is_none_or(|follower| {
+                let has = follower.matched.map_or(0, |matched| matched + 1);
+                has > 0 && has + CAUGHT_UP_ENTRIES >= last
+            })
+        };
+        let ready = wanted.voters.iter().filter(|node| !voters.contains(node)).all(caught_up);
+        return ready.then(|| Step::GiveVotes(wanted.voters.clone()));
+    }
+    let all: BTreeSet<NodeId> = wanted.voters.union(&wanted.learners).copied().collect();
+    status.members.iter().find(|node| !all.contains(node)).map(|node| Step::Expel(*node))
+}
+
+/// Which brokers are in the groups that all brokers share: all of them, and as many as allowed with a vote.
+fn wanted_in_system_groups(state: &State, status: &Status, config: &Config) -> Wanted {
+    let lasting = |broker: &&crate::metadata::Broker| broker.replaced_by.is_none();
+    let brokers: Vec<_> = state.brokers().filter(lasting).collect();
+    let able = brokers.iter().filter(|broker| broker.takes_replicas()).count();
+    let most = (config.voters as usize).min(able.max(1));
+    let most = most - usize::from(most.is_multiple_of(2));
+    // Who votes now goes on, and who has to leave comes last.
+    let rank = |broker: &crate::metadata::Broker| {
+        (broker.draining, !status.voters.contains(&broker.id.0), broker.id)
+    };
+    let mut ranked = brokers.clone();
+    ranked.sort_by_key(|broker| rank(broker));
+    let voters: BTreeSet<NodeId> = ranked.iter().take(most).map(|broker| broker.id.0).collect();
+    let learners =
+        brokers.iter().map(|broker| broker.id.0).filter(|node| !voters.contains(node)).collect();
+    Wanted { voters, learners }
+}
+
+/// See the module.
+pub(super) struct Membership {
+    pub(super) node: BrokerId,
+    pub(super) config: Config,
+    pub(super) control: Control,
+    pub(super) coordinators: Coordinators,
+    pub(super) routing: Arc<Routing>,
+    pub(super) hub: Hub,
+    pub(super) tasks: Tasks,
+}
+
+/// What is under way.
+#[derive(Default)]
+struct UnderWay {
+    groups: Mutex<HashSet<GroupId>>,
+}
+
+impl UnderWay {
+    fn begin(&self, group: GroupId) -> bool {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(group)
+    }
+
+    fn end(&self, group: GroupId) {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+}
+
+impl Membership {
+    /// Runs until it is dropped.
+    pub(super) async fn run(self) {
+        let under_way = Arc::new(UnderWay::default());
+        let room = Arc::new(Semaphore::new(STEPS_AT_ONCE));
+        let mut measured: HashMap<GroupId, u64> = HashMap::new();
+        let mut balanced = Instant::now();
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let state = self.control.state();
+            self.look_at_system_groups(&state, &under_way, &room);
+            self.look_at_partitions(&state, &under_way, &room, &mut measured);
+            if self.control.status().borrow().is_ready_leader() {
+                self.relieve(&state).await;
+            }
+            if balanced.elapsed() >= self.config.balance_interval {
+                balanced = Instant::now();
+                balance(self.node, &state, &self.routing, &self.coordinators, &self.hub).await;
+            }
+        }
+    }
+
+    fn look_at_system_groups(&self, state: &State, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
+        let coordinators = self.coordinators.all().iter().map(super::coordinator::Coordinator::members);
+        for members in std::iter::once(self.control.members()).chain(coordinators) {
+            let status = members.status().borrow().clone();
+            if !status.is_ready_leader() {
+                continue;
+            }
+            let wanted = wanted_in_system_groups(state, &status, &self.config);
+            if let Some(step) = next_step(&wanted, &status, &members.followers()) {
+                self.spawn_step(members, step, under_way, room);
+            }
+        }
+    }
+
+    fn look_at_partitions(
+        &self,
+        state: &State,
+        under_way: &Arc<UnderWay>,
+        room: &Arc<Semaphore>,
+        measured: &mut HashMap<GroupId, u64>,
+    ) {
+        for topic in state.topics() {
+            for (number, assignment) in topic.partitions.iter().enumerate() {
+                let group = group_of(topic, number as u32);
+                let Some(replica) = self.routing.partition(group).and_then(|known| known.replica()) else {
+                    continue;
+                };
+                let status = replica.status().borrow().clone();
+                if !status.is_ready_leader() {
+                    continue;
+                }
+                if measured.insert(group, status.term) != Some(status.term) {
+                    let replica = replica.clone();
+                    self.tasks.spawn_until_stopped("measure", Criticality::BestEffort, async move {
+                        // Its size is shown too large until the next trim.
+                        let _ = replica.measure().await;
+                    });
+                }
+                let replicas: BTreeSet<NodeId> = assignment.replicas.iter().map(|id| id.0).collect();
+                let wanted = Wanted { voters: replicas, learners: BTreeSet::new() };
+                let members = replica.members();
+                // A leader that is to go leads until others can, and hands over before it loses its vote.
+                match next_step(&wanted, &status, &members.followers()) {
+                    Some(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => {
+                        let heir = voters.iter().find(|node| status.voters.contains(node)).copied();
+                        match heir {
+                            Some(heir) => self.spawn_transfer(members, heir),
+                            // Nobody of the new ones votes yet: let them, beside this one.
+                            None => {
+                                let both = voters.into_iter().chain([self.node.0]).collect();
+                                self.spawn_step(members, Step::GiveVotes(both), under_way, room);
+                            }
+                        }
+                    }
+                    Some(step) => self.spawn_step(members, step, under_way, room),
+                    None if assignment.is_moving() => {
+                        let (topic, partition) = (topic.id, number as u32);
+                        let finish =
+                            Command::FinishMove { topic, partition, revision: assignment.revision };
+                        self.spawn_change(group, finish, under_way, room);
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn spawn_step(&self, members: Members, step: Step, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
+        let group = members.group();
+        if !under_way.begin(group) {
+            return;
+        }
+        let (under_way, room) = (Arc::clone(under_way), Arc::clone(room));
+        self.tasks.spawn_until_stopped("change members", Criticality::BestEffort, async move {
+            let _permit = room.acquire_owned().await;
+            info!(name: "members.changing", %group, step = ?step, "changing the members of a group");
+            let done = match &step {
+                Step::Invite(node) => members.invite(*node).await,
+                Step::GiveVotes(voters) => members.give_votes(voters.clone()).await,
+                Step::Expel(node) => members.expel(*node).await,
+            };
+            if let Err(error) = done {
+                warn!(%group, step = ?step, error = %error, "the members of a group did not change; trying again");
+            }
+            under_way.end(group);
+        });
+    }
+
+    fn spawn_transfer(&self, members: Members, to: NodeId) {
+        self.tasks.spawn_until_stopped("transfer", Criticality::BestEffort, async move {
+            // Tried again at the next look.
+            let _ = members.transfer_leadership(to).await;
+        });
+    }
+
+    fn spawn_change(&self, group: GroupId, command: Command, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
+        if !under_way.begin(group) {
+            return;
+        }
+        let (control, under_way, room) = (self.control.clone(), Arc::clone(under_way), Arc::clone(room));
+        self.tasks.spawn_until_stopped("finish move", Criticality::BestEffort, async move {
+            let _permit = room.acquire_owned().await;
+            if let Err(error) = control.change(&command).await {
+                warn!(%group, error = %error, "the end of a move was not noted; trying again");
+            }
+            under_way.end(group);
+        });
+    }
+
+    /// Gives partitions of brokers that are to lose their replicas other ones, as far as fewer move than may.
+    async fn relieve(&self, state: &State) {
+        let leaving: BTreeSet<BrokerId> =
+            state.brokers().filter(|broker| !broker.takes_replicas()).map(|broker| broker.id).collect();
+        if leaving.is_empty() {
+            return;
+        }
+        let mut assignments = Vec::new();
+        for topic in state.topics() {
+            for (number, assignment) in topic.partitions.iter().enumerate() {
+                assignments.push((topic.clone(), number as u32, assignment.clone()));
+            }
+        }
+        let moving = assignments.iter().filter(|(.., one)| one.is_moving()).count();
+        let mut free = (self.config.moves_at_once as usize).saturating_sub(moving);
+        let mut candidates: Vec<Candidate> = placement::candidates(state);
+        for (topic, partition, assignment) in assignments {
+            if free == 0 {
+                return;
+            }
+            if assignment.is_moving() || !assignment.replicas.iter().any(|id| leaving.contains(id)) {
+                continue;
+            }
+            let Ok(replicas) = placement::replace(&candidates, &assignment) else { continue };
+            for candidate in candidates.iter_mut().filter(|one| replicas.contains(&one.id)) {
+                candidate.replicas += usize::from(!assignment.replicas.contains(&candidate.id));
+            }
+            info!(name: "partition.moving", topic = &*topic.name, partition, to = ?replicas, "a partition moves away from a broker that is to go");
+            let name = topic.name.clone();
+            if let Err(error) = self.control.change(&Command::ReassignPartition { name, partition, replicas }).await {
+                warn!(topic = &*topic.name, partition, error = %error, "a partition was not given other replicas; trying again");
+                return;
+            }
+            free -= 1;
+        }
+        let replaced: Vec<BrokerId> =
+            state.brokers().filter(|broker| broker.replaced_by.is_some()).map(|broker| broker.id).collect();
+        for id in replaced {
+            if state.replicas_of(id) == 0 && self.control.change(&Command::RemoveBroker { id }).await.is_ok() {
+                info!(name: "broker.removed", broker_id = id.0, "a broker that was replaced is removed");
+            }
+        }
+    }
+
+    /// Hands all leaderships to other brokers, as far as they can take them, within `deadline`.
+    pub(super) async fn hand_over(
+        node: BrokerId,
+        groups: Vec<Members>,
+        hub: &Hub,
+        deadline: Duration,
+    ) {
+        let over = Instant::now() + deadline;
+        let work = groups.into_iter().map(|members| async move {
+            let mut status = members.status();
+            loop {
+                let now = status.borrow().clone();
+                if now.leader != Some(node.0) || now.voters.len() < 2 || Instant::now() >= over {
+                    return now.leader != Some(node.0);
+                }
+                let mut heirs: Vec<Follower> = members.followers();
+                heirs.retain(|heir| now.voters.contains(&heir.node) && hub.is_up(heir.node));
+                // Who has most, and was heard last.
+                heirs.sort_by_key(|heir| (std::cmp::Reverse(heir.matched), heir.heard.unwrap_or(Duration::MAX)));
+                let Some(heir) = heirs.first() else { return false };
+                if members.transfer_leadership(heir.node).await.is_err() {
+                    return false;
+                }
+                let gone = status.wait_for(|status| status.leader != Some(node.0));
+                let _ = tokio::time::timeout(Duration::from_millis(700), gone).await;
+            }
+        });
+        let handed = futures_util::future::join_all(work).await;
+        let count = handed.iter().filter(|handed| **handed).count();
+        info!(name: "broker.handed_over", groups = handed.len(), handed = count, "leaderships are handed over");
+    }
+}
+
+/// Hands leaderships that `node` has to those who should have them, and gives how many.
+pub(super) async fn balance(
+    node: BrokerId,
+    state: &State,
+    routing: &Routing,
+    coordinators: &Coordinators,
+    hub: &Hub,
+) -> usize {
+    let able = |id: BrokerId| state.broker(id).is_some_and(|broker| broker.takes_replicas());
+    let mut transferred = 0;
+    for topic in state.topics() {
+        for (number, assignment) in topic.partitions.iter().enumerate() {
+            let preferred = assignment.replicas.first().copied();
+            let preferred = preferred.filter(|id| *id != node && able(*id) && !assignment.is_moving());
+            let partition = routing.partition(group_of(topic, number as u32));
+            let replica = partition.and_then(|known| known.replica());
+            let (Some(preferred), Some(replica)) = (preferred, replica) else { continue };
+            if transferred < TRANSFERS_PER_ROUND
+                && transfer_if_able(&replica.members(), preferred.0, hub).await
+            {
+                transferred += 1;
+            }
+        }
+    }
+    for (shard, coordinator) in coordinators.all().iter().enumerate() {
+        let members = coordinator.members();
+        let voters = Arc::clone(&members.status().borrow().voters);
+        let Some(preferred) = voters.get(shard % voters.len().max(1)).copied() else { continue };
+        if preferred != node.0
+            && able(BrokerId(preferred))
+            && transfer_if_able(&members, preferred, hub).await
+        {
+            transferred += 1;
+        }
+    }
+    transferred
+}
+
+/// Hands a leadership that this broker has to `to`, if that can take it at once.
+async fn transfer_if_able(members: &Members, to: NodeId, hub: &Hub) -> bool {
+    let status = members.status().borrow().clone();
+    if !status.is_ready_leader() || !status.voters.contains(&to) || !hub.is_up(to) {
+        return false;
+    }
+    let able = members.followers().iter().any(|follower| {
+        let has = follower.matched.map_or(0, |matched| matched + 1);
+        let last = status.last_index.map_or(0, |last| last + 1);
+        follower.node == to
+            && follower.heard.is_some_and(|heard| heard < HEARD)
+            && has + CAUGHT_UP_ENTRIES >= last
+    });
+    able && members.transfer_leadership(to).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::Role;
+
+    fn status(voters: &[NodeId], members: &[NodeId]) -> Status {
+        Status {
+            role: Role::Leader,
+            leader: Some(1),
+            last_index: Some(999),
+            voters: voters.into(),
+            members: members.into(),
+            ..Status::default()
+        }
+    }
+
+    fn wanted(voters: &[NodeId], learners: &[NodeId]) -> Wanted {
+        Wanted { voters: voters.iter().copied().collect(), learners: learners.iter().copied().collect() }
+    }
+
+    fn follower(node: NodeId, matched: Option<u64>) -> Follower {
+        Follower { node, matched, heard: None }
+    }
+
+    #[test]
+    fn a_group_grows_by_inviting_waiting_and_giving_votes() {
+        let goal = wanted(&[1, 2, 3], &[]);
+        let step = |status: &Status, followers: &[Follower]| next_step(&goal, status, followers);
+        assert_eq!(step(&status(&[1], &[1]), &[]), Some(Step::Invite(2)));
+        assert_eq!(step(&status(&[1], &[1, 2]), &[follower(2, None)]), Some(Step::Invite(3)));
+        let all = status(&[1], &[1, 2, 3]);
+        let behind = [follower(2, Some(999)), follower(3, Some(10))];
+        assert_eq!(step(&all, &behind), None, "a member that lacks much gets no vote yet");
+        assert_eq!(step(&all, &[follower(2, Some(999)), follower(3, None)]), None);
+        let there = [follower(2, Some(999)), follower(3, Some(950))];
+        assert_eq!(step(&all, &there), Some(Step::GiveVotes(goal.voters.clone())));
+        assert_eq!(step(&status(&[1, 2, 3], &[1, 2, 3]), &there), None);
+    }
+
+    #[test]
+    fn a_replica_moves_and_the_old_one_leaves_last() {
+        let goal = wanted(&[1, 4], &[]);
+        let there = [follower(2, Some(999)), follower(4, Some(999))];
+        assert_eq!(next_step(&goal, &status(&[1, 2], &[1, 2]), &there), Some(Step::Invite(4)));
+        let invited = status(&[1, 2], &[1, 2, 4]);
+        assert_eq!(next_step(&goal, &invited, &there), Some(Step::GiveVotes([1, 4].into())));
+        let voted = status(&[1, 4], &[1, 2, 4]);
+        assert_eq!(next_step(&goal, &voted, &there), Some(Step::Expel(2)));
+    }
+
+    #[test]
+    fn an_odd_number_of_brokers_votes_in_the_groups_that_all_share() {
+        let mut state = State::default();
+        let broker = |address: &str| crate::metadata::Broker {
+            id: BrokerId(1),
+            grpc_address: address.to_owned(),
+            http_address: String::new(),
+            version: String::new(),
+            started: crate::clock::Timestamp(0),
+            rack: String::new(),
+            draining: false,
+            replaced_by: None,
+        };
+        state.apply(Command::RegisterBroker(broker("1"))).expect("the first");
+        let of = |state: &State, voters: &[NodeId]| {
+            wanted_in_system_groups(state, &status(voters, voters), &Config::default())
+        };
+        assert_eq!(of(&state, &[1]), wanted(&[1], &[]));
+        state.apply(Command::AdmitBroker(broker("2"))).expect("admitted");
+        assert_eq!(of(&state, &[1]), wanted(&[1], &[2]), "two votes would stop with either of two");
+        state.apply(Command::AdmitBroker(broker("3"))).expect("admitted");
+        assert_eq!(of(&state, &[1]), wanted(&[1, 2, 3], &[]));
+        state.apply(Command::AdmitBroker(broker("4"))).expect("admitted");
+        assert_eq!(of(&state, &[2, 3, 4]), wanted(&[2, 3, 4], &[1]), "who votes goes on");
+        state.apply(Command::DrainBroker { id: BrokerId(3), draining: true }).expect("known");
+        assert_eq!(of(&state, &[2, 3, 4]), wanted(&[1, 2, 4], &[3]));
+        state.apply(Command::AdmitBroker(broker("2"))).expect("admitted");
+        assert_eq!(of(&state, &[1, 2, 4]), wanted(&[1, 4, 5], &[3]), "2 was replaced by 5");
+    }
+}

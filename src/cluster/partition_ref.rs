@@ -1,0 +1,525 @@
+//! A partition of the cluster, wherever its leader is: through the replica here, or through the leader elsewhere.
+//!
+//! Batches go to the leader. Reads are served by the replica here as far as it reaches, since what it has applied is
+//! committed; beyond that, and without one, by the leader. While a partition has no leader, reads find nothing new and
+//! readers are woken when it has one again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::peers::Hub;
+use crate::clock::Timestamp;
+use crate::metadata::BrokerId;
+use crate::partition::signal::{Listeners, Signal};
+use crate::partition::view::Bounds;
+use crate::partition::{self, Committed, Partition, StoredBatch, Timing};
+use crate::proto::internal::PartitionReport;
+use crate::proto::internal::locate_request::What;
+use crate::raft::{self, NodeId, Role};
+use crate::record::command::AppendWriter;
+use crate::record::{FrameHeader, Offset};
+use crate::storage::GroupId;
+use crate::task::{Criticality, Tasks};
+use crate::telemetry::TopicMetrics;
+
+/// Batches that may wait to be forwarded, beside the limit in bytes.
+const QUEUE_BATCHES: usize = 1_024;
+/// Readers that met a partition without a leader look again after this time.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A member that was silent for so long, or lacks so many entries, lags.
+const SILENT: Duration = Duration::from_secs(2);
+const BEHIND_ENTRIES: u64 = 1_000;
+
+/// See the module. Clones share it.
+#[derive(Clone)]
+pub struct PartitionRef(Arc<Inner>);
+
+struct Inner {
+    group: GroupId,
+    node: BrokerId,
+    hub: Hub,
+    env: partition::Env,
+    topic: Arc<TopicMetrics>,
+    replica: ArcSwapOption<Partition>,
+    reported: Mutex<Reported>,
+    forwarder: OnceLock<mpsc::Sender<Forward>>,
+    closed: AtomicBool,
+    tasks: Tasks,
+}
+
+/// What other brokers say of the partition, and who is woken when they say something new.
+#[derive(Default)]
+struct Reported {
+    leader: Option<NodeId>,
+    term: u64,
+    bounds: Bounds,
+    size_bytes: u64,
+    lagging: Vec<NodeId>,
+    listeners: Listeners,
+}
+
+/// A batch on its way to the leader.
+struct Forward {
+    header: FrameHeader,
+    batch: Bytes,
+    received: Instant,
+    /// The batch's share of the broker's buffer, held until it is answered.
+    permit: OwnedSemaphorePermit,
+    done: oneshot::Sender<Result<Committed, partition::Error>>,
+}
+
+impl PartitionRef {
+    pub(super) fn new(
+        group: GroupId,
+        node: BrokerId,
+        hub: Hub,
+        env: partition::Env,
+        topic: Arc<TopicMetrics>,
+        tasks: Tasks,
+    ) -> Self {
+        PartitionRef(Arc::new(Inner {
+            group,
+            node,
+            hub,
+            env,
+            topic,
+            replica: ArcSwapOption::empty(),
+            reported: Mutex::default(),
+            forwarder: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            tasks,
+        }))
+    }
+
+    /// The partition's Raft group.
+    pub fn group(&self) -> GroupId {
+        self.0.group
+    }
+
+    /// The replica on this broker, if it has one.
+    pub fn replica(&self) -> Option<Partition> {
+        self.0.replica.load().as_deref().cloned()
+    }
+
+    pub(super) fn is(&self, other: &PartitionRef) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(super) fn set_replica(&self, replica: Option<Partition>) {
+        if let Some(replica) = &replica {
+            for (signal, slot) in self.reported().listeners.alive() {
+                replica.view().listen(&signal, slot);
+            }
+        }
+        self.0.replica.store(replica.map(Arc::new));
+        self.reported().listeners.ring();
+    }
+
+    /// The counters of the topic.
+    pub fn topic(&self) -> &Arc<TopicMetrics> {
+        &self.0.topic
+    }
+
+    /// Who leads, as far as this broker knows.
+    pub fn leader(&self) -> Option<BrokerId> {
+        let here = self.replica().and_then(|replica| replica.status().borrow().leader);
+        here.or_else(|| self.reported().leader).map(BrokerId)
+    }
+
+    /// The newest term that this broker knows of.
+    pub fn term(&self) -> u64 {
+        let here = self.replica().map_or(0, |replica| replica.status().borrow().term);
+        here.max(self.reported().term)
+    }
+
+    /// Whether this broker leads and may answer for the partition.
+    pub fn leads_here(&self) -> bool {
+        self.leading().is_some()
+    }
+
+    fn leading(&self) -> Option<Partition> {
+        self.replica().filter(|replica| replica.status().borrow().is_ready_leader())
+    }
+
+    /// Why the replica here cannot take part, if that is so.
+    pub fn failed(&self) -> Option<raft::Error> {
+        self.replica().and_then(|replica| replica.status().borrow().failed.clone())
+    }
+
+    /// Replicas that do not keep up, as the leader says.
+    pub fn lagging(&self) -> Vec<BrokerId> {
+        let lagging = match self.leading() {
+            Some(replica) => lagging(&replica),
+            None => self.reported().lagging.clone(),
+        };
+        lagging.into_iter().map(BrokerId).collect()
+    }
+
+    /// What can be read, as far as this broker knows.
+    pub fn bounds(&self) -> Bounds {
+        let reported = self.reported().bounds;
+        match self.replica() {
+            Some(replica) => {
+                let here = replica.bounds();
+                Bounds {
+                    log_start: here.log_start.max(reported.log_start),
+                    high_watermark: here.high_watermark.max(reported.high_watermark),
+                }
+            }
+            None => reported,
+        }
+    }
+
+    /// What can be read, as the leader knows it now.
+    ///
+    /// # Errors
+    /// The leader is not known or not reached.
+    pub async fn fresh_bounds(&self) -> Result<Bounds, partition::Error> {
+        if self.leads_here() {
+            return Ok(self.bounds());
+        }
+        let leader = self.leader_elsewhere()?;
+        let (bounds, _) = self.0.hub.locate(leader, self.0.group, None).await?;
+        self.learn_bounds(bounds);
+        Ok(self.bounds())
+    }
+
+    /// [`PartitionRef::bounds`], refreshed if `offset` lies beyond what this broker knows of.
+    ///
+    /// # Errors
+    /// As [`PartitionRef::fresh_bounds`].
+    pub async fn bounds_for(&self, offset: Offset) -> Result<Bounds, partition::Error> {
+        let known = self.bounds();
+        if offset <= known.high_watermark {
+            return Ok(known);
+        }
+        self.fresh_bounds().await
+    }
+
+    /// Bytes of retained batches.
+    pub fn size_bytes(&self) -> u64 {
+        match self.leading() {
+            Some(replica) => replica.view().size_bytes(),
+            None => match self.reported().size_bytes {
+                0 => self.replica().map_or(0, |replica| replica.view().size_bytes()),
+                reported => reported,
+            },
+        }
+    }
+
+    /// Enqueues a batch that was skimmed; see [`Partition::submit`]. If another broker leads, it is forwarded there, or
+    /// refused if `may_forward` is false.
+    ///
+    /// # Errors
+    /// As [`Partition::submit`], and [`raft::Error::NotLeader`]. Nothing was written.
+    pub async fn submit(
+        &self,
+        batch: Bytes,
+        header: FrameHeader,
+        received: Instant,
+        may_forward: bool,
+    ) -> Result<oneshot::Receiver<Result<Committed, partition::Error>>, partition::Error> {
+        if let Some(replica) = self.replica() {
+            let role = replica.status().borrow().role;
+            if role == Role::Leader || role == Role::Stopped && !replica.is_closed() {
+                return replica.submit(batch, header, received).await;
+            }
+        }
+        if self.is_closed() {
+            return Err(partition::Error::Stopped);
+        }
+        let leader = self.leader_elsewhere()?;
+        if !may_forward {
+            return Err(partition::Error::Raft(raft::Error::NotLeader { leader: Some(leader) }));
+        }
+        let env = &self.0.env;
+        let bytes = u32::try_from((batch.len() as u64).min(env.config.buffer_bytes)).unwrap_or(u32::MAX);
+        let room = env.buffer.clone().acquire_many_owned(bytes);
+        let permit = match tokio::time::timeout(env.config.admit_timeout, room).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(partition::Error::Stopped),
+            Err(_) => return Err(partition::Error::Busy),
+        };
+        let (done, outcome) = oneshot::channel();
+        let forward = Forward { header, batch, received, permit, done };
+        self.forwarder().send(forward).await.map_err(|_| partition::Error::Stopped)?;
+        Ok(outcome)
+    }
+
+    /// Committed batches from the one that holds `from` on; see [`Partition::read`].
+    ///
+    /// # Errors
+    /// As [`Partition::read`].
+    pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, partition::Error> {
+        if let Some(replica) = self.replica()
+            && (from < replica.bounds().high_watermark || self.leads_here())
+        {
+            match replica.read(from, max_bytes).await {
+                Err(partition::Error::Stopped) => {}
+                result => return result,
+            }
+        }
+        let Ok(bounds) = self.bounds_for(from).await else { return Ok(self.look_again()) };
+        if from == bounds.high_watermark {
+            return Ok(Vec::new());
+        }
+        if !(bounds.log_start..bounds.high_watermark).contains(&from) {
+            return Err(partition::Error::OffsetOutOfRange {
+                offset: from,
+                log_start: bounds.log_start,
+                high_watermark: bounds.high_watermark,
+            });
+        }
+        let read = match self.leader_elsewhere() {
+            Ok(leader) => self.0.hub.read(leader, self.0.group, from, max_bytes).await,
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok((bounds, batches)) => {
+                self.learn_bounds(bounds);
+                Ok(batches)
+            }
+            Err(partition::Error::Raft(raft::Error::NotLeader { .. })) => Ok(self.look_again()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Wakes readers a moment later, because nobody else may.
+    fn look_again(&self) -> Vec<StoredBatch> {
+        let partition = self.clone();
+        self.0.tasks.spawn_until_stopped("look again", Criticality::BestEffort, async move {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            partition.reported().listeners.ring();
+        });
+        Vec::new()
+    }
+
+    /// Offset of the first record that was appended at or after `time`; the high watermark if there is none.
+    ///
+    /// # Errors
+    /// The store failed, or the leader is not reached.
+    pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, partition::Error> {
+        if let Some(replica) = self.leading() {
+            return replica.offset_at(time).await;
+        }
+        let leader = self.leader_elsewhere()?;
+        let (bounds, found) =
+            self.0.hub.locate(leader, self.0.group, Some(What::OffsetAtMs(time.0))).await?;
+        self.learn_bounds(bounds);
+        Ok(Offset(found.offset))
+    }
+
+    /// When the record at `offset` was appended; none beyond the high watermark.
+    ///
+    /// # Errors
+    /// The store failed, or the leader is not reached.
+    pub async fn append_time(&self, offset: Offset) -> Result<Option<Timestamp>, partition::Error> {
+        if let Some(replica) = self.replica()
+            && (offset < replica.bounds().high_watermark || self.leads_here())
+        {
+            return replica.append_time(offset).await;
+        }
+        let leader = self.leader_elsewhere()?;
+        let (bounds, found) =
+            self.0.hub.locate(leader, self.0.group, Some(What::AppendTimeOf(offset.0))).await?;
+        self.learn_bounds(bounds);
+        Ok(found.append_time_ms.map(Timestamp))
+    }
+
+    /// [`PartitionRef::append_time`] if that is known without asking or reading.
+    pub fn append_time_in_memory(&self, offset: Offset) -> Option<Timestamp> {
+        self.replica()?.view().append_time(offset)
+    }
+
+    /// Deletes the records below `before` and gives the new log start.
+    ///
+    /// # Errors
+    /// Agreement or the store failed, or the leader is not reached.
+    pub async fn trim(&self, before: Offset) -> Result<Offset, partition::Error> {
+        match self.leading() {
+            Some(replica) => replica.trim(before).await,
+            None => self.0.hub.trim(self.leader_elsewhere()?, self.0.group, before).await,
+        }
+    }
+
+    /// Rings `signal` at `slot` whenever something new can be read.
+    pub fn listen(&self, signal: &Arc<Signal>, slot: usize) {
+        let mut reported = self.reported();
+        reported.listeners.add(signal, slot);
+        if let Some(replica) = self.replica() {
+            replica.view().listen(signal, slot);
+        }
+    }
+
+    /// Stops ringing `signal` at `slot`.
+    pub fn unlisten(&self, signal: &Arc<Signal>, slot: usize) {
+        let mut reported = self.reported();
+        reported.listeners.remove(signal, slot);
+        if let Some(replica) = self.replica() {
+            replica.view().unlisten(signal, slot);
+        }
+    }
+
+    /// Whether the partition is gone, because its topic was deleted or the broker stops.
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.reported().listeners.ring();
+    }
+
+    /// What the other brokers should know, if this one leads.
+    pub(super) fn report(&self) -> Option<PartitionReport> {
+        let replica = self.leading()?;
+        let bounds = replica.bounds();
+        Some(PartitionReport {
+            group: self.0.group.0,
+            term: replica.status().borrow().term,
+            log_start: bounds.log_start.0,
+            high_watermark: bounds.high_watermark.0,
+            size_bytes: replica.view().size_bytes(),
+            lagging: lagging(&replica),
+            resigned: false,
+        })
+    }
+
+    /// Takes up what the broker `node` reports.
+    pub(super) fn learn(&self, node: NodeId, report: &PartitionReport) {
+        let mut reported = self.reported();
+        if report.resigned {
+            if reported.leader == Some(node) && report.term >= reported.term {
+                reported.leader = None;
+            }
+            return;
+        }
+        if report.term < reported.term {
+            return;
+        }
+        reported.leader = Some(node);
+        reported.term = report.term;
+        reported.size_bytes = report.size_bytes;
+        reported.lagging.clone_from(&report.lagging);
+        reported.bounds = Bounds {
+            log_start: Offset(report.log_start),
+            high_watermark: Offset(report.high_watermark),
+        };
+        reported.listeners.ring();
+    }
+
+    /// Nothing is heard of the broker `node` any more.
+    pub(super) fn lost(&self, node: NodeId) {
+        let mut reported = self.reported();
+        if reported.leader == Some(node) {
+            reported.leader = None;
+        }
+    }
+
+    fn learn_bounds(&self, bounds: Bounds) {
+        let mut reported = self.reported();
+        let known = &mut reported.bounds;
+        known.log_start = known.log_start.max(bounds.log_start);
+        known.high_watermark = known.high_watermark.max(bounds.high_watermark);
+    }
+
+    /// The leader, if it is known and is not this broker.
+    fn leader_elsewhere(&self) -> Result<NodeId, partition::Error> {
+        let this = self.0.node.0;
+        let here = self.replica().and_then(|replica| replica.status().borrow().leader);
+        let leader = here.or_else(|| self.reported().leader).filter(|leader| *leader != this);
+        leader.ok_or(partition::Error::Raft(raft::Error::NotLeader { leader: None }))
+    }
+
+    fn forwarder(&self) -> &mpsc::Sender<Forward> {
+        self.0.forwarder.get_or_init(|| {
+            let (sender, queue) = mpsc::channel(QUEUE_BATCHES);
+            let partition = Arc::downgrade(&self.0);
+            self.0.tasks.spawn_until_stopped("forward batches", Criticality::BestEffort, forward(partition, queue));
+            sender
+        })
+    }
+
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.0.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Members that do not keep up with a leader.
+fn lagging(leader: &Partition) -> Vec<NodeId> {
+    let status = leader.status();
+    let committed = status.borrow().committed;
+    let followers = leader.members().followers();
+    let lags = |follower: &raft::Follower| {
+        let silent = follower.heard.is_none_or(|heard| heard > SILENT);
+        let missing = committed.map_or(0, |at| at + 1) - follower.matched.map_or(0, |at| at + 1).min(committed.map_or(0, |at| at + 1));
+        silent || missing > BEHIND_ENTRIES
+    };
+    followers.iter().filter(|follower| lags(follower)).map(|follower| follower.node).collect()
+}
+
+/// Sends batches to the leader, one message at a time, so that their order stays.
+async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Forward>) {
+    let mut gathered = Vec::new();
+    while queue.recv_many(&mut gathered, QUEUE_BATCHES).await > 0 {
+        let mut rest = gathered.drain(..).peekable();
+        while rest.peek().is_some() {
+            let Some(inner) = partition.upgrade() else { return };
+            let partition = PartitionRef(inner);
+            let entry_bytes = partition.0.env.config.entry_bytes as usize;
+            let mut command = BytesMut::new();
+            let mut writer = AppendWriter::new(&mut command, 0);
+            let mut waiting = Vec::new();
+            let mut bytes = 0;
+            while let Some(Forward { header, batch, received, permit, done }) =
+                rest.next_if(|next| bytes == 0 || bytes + next.batch.len() <= entry_bytes)
+            {
+                bytes += batch.len();
+                writer.push(&header, &batch);
+                waiting.push((received, permit, done));
+            }
+            writer.finish();
+            let sent = Instant::now();
+            let results = match partition.leader_elsewhere() {
+                Ok(leader) => {
+                    let appended = partition.0.hub.append(leader, partition.0.group, command.freeze()).await;
+                    appended.map_err(partition::Error::from)
+                }
+                Err(error) => Err(error),
+            };
+            let arrived = Instant::now();
+            match results {
+                Ok(results) => {
+                    let mut results = results.into_iter();
+                    for (received, permit, done) in waiting {
+                        let result = results.next().unwrap_or(Err(partition::Error::Raft(raft::Error::OutcomeUnknown)));
+                        let _ = done.send(result.map(|forwarded| Committed {
+                            base_offset: forwarded.base_offset,
+                            append_time: forwarded.append_time,
+                            duplicate: forwarded.duplicate,
+                            timing: Timing {
+                                received,
+                                proposed: sent,
+                                appended: arrived,
+                                committed: arrived,
+                                applied: arrived,
+                            },
+                        }));
+                        drop(permit);
+                    }
+                }
+                Err(error) => {
+                    for (_, permit, done) in waiting {
+                        let _ = done.send(Err(error.clone()));
+                        drop(permit);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The other brokers of the cluster: connections to them, and what they ask of this one.
+//!
+//! | file | idea |
+//! |---|---|
+//! | [`link`] | the connection to one broker: raft messages of all groups on one stream |
+//! | [`service`] | the receiving end, `streambus.internal.v1.PeerService` on the gRPC port |
+//! | [`client`] | calls of partitions and of the control group to their leaders elsewhere |
+//! | [`reports`] | what leaders tell the other brokers of their partitions |
+//! | [`codec`], [`error`] | how messages and errors travel |
+//!
+//! A [`Hub`] exists before the store is open, so that the port can serve peers from the beginning. Invariants: what
+//! comes from a broker of another cluster is refused. Every queue is bounded: what does not fit is lost, as on a network,
+//! and raft sends it again.
+
+mod client;
+mod codec;
+mod error;
+mod link;
+mod reports;
+mod service;
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+
+use link::Link;
+
+use super::control::Control;
+use super::identity::Identity;
+use super::routing::Routing;
+use crate::metadata::State;
+use crate::proto::internal::peer_service_server::PeerServiceServer;
+use crate::raft::message::{Request, Response};
+use crate::raft::{NodeId, Replica, Transport, TransportError};
+use crate::storage::GroupId;
+use crate::task::{Criticality, Tasks};
+
+pub use service::{Newcomer, Service};
+
+pub(super) use client::{identify, join};
+
+/// Metadata of calls between brokers.
+const CLUSTER: &str = "streambus-cluster";
+const BROKER: &str = "streambus-broker";
+
+/// A handle of everything about other brokers. Clones share it.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    identity: Identity,
+    replicas: RwLock<HashMap<GroupId, Replica>>,
+    links: Mutex<BTreeMap<NodeId, Known>>,
+    serving: OnceLock<Serving>,
+    changed: watch::Sender<u64>,
+    tasks: Tasks,
+}
+
+/// Another broker.
+struct Known {
+    address: String,
+    link: Arc<Link>,
+    /// For calls that clients made here and that go on there.
+    forwarding: Channel,
+}
+
+/// What calls of other brokers need.
+struct Serving {
+    control: Control,
+    routing: Arc<Routing>,
+}
+
+impl Hub {
+    /// A hub without peers.
+    pub fn new(identity: Identity, tasks: &Tasks) -> Self {
+        Hub(Arc::new(Inner {
+            identity,
+            replicas: RwLock::default(),
+            links: Mutex::default(),
+            serving: OnceLock::new(),
+            changed: watch::Sender::new(0),
+            tasks: tasks.child(),
+        }))
+    }
+
+    /// The service that other brokers call.
+    pub fn service(&self) -> PeerServiceServer<Service> {
+        PeerServiceServer::new(Service(self.clone()))
+            .max_decoding_message_size(link::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(link::MESSAGE_BYTES_MAX)
+    }
+
+    /// Lets calls of other brokers reach metadata and partitions.
+    pub(super) fn serve(&self, control: Control, routing: Arc<Routing>) {
+        // Opened once.
+        let _ = self.0.serving.set(Serving { control, routing });
+    }
+
+    /// Connects to the brokers that the metadata names, wherever they are now.
+    pub(super) fn know(&self, state: &State) {
+        let this = self.0.identity.broker;
+        let brokers = state.brokers().filter(|broker| broker.id != this && broker.replaced_by.is_none());
+        let wanted: BTreeMap<NodeId, String> =
+            brokers.map(|broker| (broker.id.0, broker.grpc_address.clone())).collect();
+        let mut links = self.links();
+        links.retain(|node, known| wanted.get(node) == Some(&known.address));
+        for (node, address) in wanted {
+            if links.contains_key(&node) {
+                continue;
+            }
+            match Link::open(self, node, &address) {
+                Ok(link) => {
+                    reports::follow(self, node, &link);
+                    match link::endpoint(&address) {
+                        Ok(endpoint) => {
+                            let forwarding = endpoint.connect_lazy();
+                            links.insert(node, Known { address, link, forwarding });
+                        }
+                        Err(problem) => tracing::error!(peer = node, problem, "a broker's address is none"),
+                    }
+                }
+                Err(problem) => {
+                    tracing::error!(peer = node, address, problem, "a broker's address is none");
+                }
+            }
+        }
+        drop(links);
+        self.peer_changed();
+    }
+
+    /// Every other broker, and whether it is reached.
+    pub fn peers(&self) -> Vec<(NodeId, bool)> {
+        self.links().iter().map(|(node, known)| (*node, known.link.is_up())).collect()
+    }
+
+    /// Whether `node` is reached.
+    pub fn is_up(&self, node: NodeId) -> bool {
+        node == self.0.identity.broker.0 || self.links().get(&node).is_some_and(|known| known.link.is_up())
+    }
+
+    /// A number that changes when a broker is reached or is not any more.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    fn peer_changed(&self) {
+        self.0.changed.send_modify(|count| *count += 1);
+    }
+
+    /// A connection to `node` that forwarded calls share.
+    pub fn channel(&self, node: NodeId) -> Option<Channel> {
+        self.links().get(&node).map(|known| known.forwarding.clone())
+    }
+
+    /// A new connection to `node`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn connect(&self, node: NodeId) -> Result<Channel, String> {
+        let address = self.links().get(&node).map(|known| known.address.clone());
+        let address = address.ok_or("its address is not known")?;
+        link::endpoint(&address)?.connect().await.map_err(|error| error.to_string())
+    }
+
+    fn link(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.links().get(&node).map(|known| Arc::clone(&known.link))
+    }
+
+    fn replica(&self, group: GroupId) -> Option<Replica> {
+        self.0.replicas.read().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+    }
+
+    /// A call that says who makes it.
+    fn introduce<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        let Identity { cluster, broker, .. } = &self.0.identity;
+        let metadata = request.metadata_mut();
+        if let Ok(cluster) = MetadataValue::try_from(cluster.to_string()) {
+            metadata.insert(CLUSTER, cluster);
+        }
+        metadata.insert(BROKER, MetadataValue::from(broker.0));
+        request
+    }
+
+    fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn_until_stopped(name, Criticality::BestEffort, future);
+    }
+
+    fn links(&self) -> MutexGuard<'_, BTreeMap<NodeId, Known>> {
+        self.0.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all connections.
+    pub(super) async fn close(&self, deadline: Duration) {
+        self.0.tasks.stop(deadline).await;
+        self.links().clear();
+    }
+}
+
+impl Transport for Hub {
+    fn call(
+        &self,
+        to: NodeId,
+        group: GroupId,
+        request: Request,
+        _patience: Duration,
+    ) -> BoxFuture<'static, Result<Response, TransportError>> {
+        let link = self.link(to);
+        Box::pin(async move {
+            match link {
+                Some(link) => link.call(group, request).await,
+                None => {
+                    let reason = "the metadata does not name it yet".to_owned();
+                    Err(TransportError::Unreachable { node: to, reason })
+                }
+            }
+        })
+    }
+
+    fn attach(&self, replica: Replica) {
+        self.0.replicas.write().unwrap_or_else(PoisonError::into_inner).insert(replica.id(), replica);
+    }
+
+    fn detach(&self, group: GroupId) {
+        self.0.replicas.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+}

@@ -1,0 +1,135 @@
+//! What brokers tell each other of the partitions that they lead.
+//!
+//! A broker that has no replica of a partition learns from these reports who leads it and how far it reaches, and its
+//! readers are woken by them. A report goes out at once when there was none for a while, otherwise a few milliseconds
+//! later with what has changed by then.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::link::Link;
+use super::{Hub, link};
+use crate::cluster::partition_ref::PartitionRef;
+use crate::cluster::routing::Routing;
+use crate::partition::signal::Signal;
+use crate::proto::internal::peer_service_client::PeerServiceClient;
+use crate::proto::internal::{PartitionReport, PartitionReports, ReportRequest};
+use crate::raft::NodeId;
+use crate::storage::GroupId;
+
+/// Changes within this time share a message.
+const GATHER: Duration = Duration::from_millis(2);
+/// How often all partitions are looked at: leaders come and go without ringing.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After how long a broken stream is opened anew.
+const REOPEN: Duration = Duration::from_millis(100);
+
+/// Tells one broker of the partitions that this one leads, until it goes away.
+pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<PartitionReports, Status>>) {
+    let mut teller = Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let reports = tokio::select! {
+            () = outgoing.closed() => return,
+            _ = look.tick() => {
+                teller.listen(&routing);
+                teller.changed_of(0..teller.slots.len())
+            }
+            rung = teller.signal.wait() => teller.changed_of(rung.into_iter()),
+        };
+        if !reports.is_empty() {
+            if outgoing.send(Ok(PartitionReports { reports })).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+}
+
+struct Teller {
+    signal: Arc<Signal>,
+    /// By slot of the signal. Those of partitions that are gone stay, so that slots keep their meaning.
+    slots: Vec<PartitionRef>,
+    by_group: HashMap<GroupId, usize>,
+    sent: HashMap<GroupId, PartitionReport>,
+}
+
+impl Teller {
+    /// Listens to partitions that are new.
+    fn listen(&mut self, routing: &Routing) {
+        for partition in routing.partitions().values() {
+            let group = partition.group();
+            let known = self.by_group.get(&group).and_then(|slot| self.slots.get(*slot));
+            if known.is_some_and(|known| known.is(partition)) {
+                continue;
+            }
+            let slot = self.slots.len();
+            partition.listen(&self.signal, slot);
+            self.slots.push(partition.clone());
+            self.by_group.insert(group, slot);
+        }
+    }
+
+    /// Reports of those slots whose partitions this broker leads, as far as they differ from the last ones.
+    fn changed_of(&mut self, slots: impl Iterator<Item = usize>) -> Vec<PartitionReport> {
+        let mut reports = Vec::new();
+        for slot in slots {
+            let Some(partition) = self.slots.get(slot) else { continue };
+            let group = partition.group();
+            match partition.report() {
+                Some(report) if self.sent.get(&group) != Some(&report) => {
+                    self.sent.insert(group, report.clone());
+                    reports.push(report);
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(last) = self.sent.remove(&group) {
+                        reports.push(PartitionReport { resigned: true, ..last });
+                    }
+                }
+            }
+        }
+        reports
+    }
+}
+
+/// Listens to the reports of `node` as long as its link exists.
+pub(super) fn follow(hub: &Hub, node: NodeId, link: &Arc<Link>) {
+    let (hub_of_task, link) = (hub.clone(), Arc::downgrade(link));
+    hub.spawn("reports of a peer", async move { listen(hub_of_task, node, link).await });
+}
+
+async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
+    let mut changes = hub.changes();
+    while let Some(up) = link.upgrade() {
+        let channel = up.is_up().then(|| up.channel());
+        drop(up);
+        if let (Some(channel), Some(serving)) = (channel, hub.0.serving.get()) {
+            let mut client = PeerServiceClient::new(channel).max_decoding_message_size(link::MESSAGE_BYTES_MAX);
+            if let Ok(response) = client.report(hub.introduce(ReportRequest {})).await {
+                let mut reports = response.into_inner();
+                while let Some(Ok(message)) = reports.next().await {
+                    if link.strong_count() == 0 {
+                        break;
+                    }
+                    for report in message.reports {
+                        if let Some(partition) = serving.routing.partition(GroupId(report.group)) {
+                            partition.learn(node, &report);
+                        }
+                    }
+                }
+            }
+            for partition in serving.routing.partitions().values() {
+                partition.lost(node);
+            }
+        }
+        let _ = tokio::time::timeout(REOPEN, changes.changed()).await;
+        tokio::time::sleep(GATHER).await;
+    }
+}

@@ -1,0 +1,105 @@
+//! Who is a member of a group, and how that is changed. Only the leader's replica can change anything.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{ChangeMembers, Instant as _};
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::sync::watch;
+
+use super::group::Core;
+use super::{Error, NodeId, Status};
+use crate::storage::GroupId;
+
+/// A handle of one replica, whatever its machine, that sees and changes the members of its group.
+#[derive(Clone)]
+pub struct Members {
+    pub(super) core: Arc<Core>,
+}
+
+/// What the leader knows of another member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// The member.
+    pub node: NodeId,
+    /// The last entry that it is known to have on disk.
+    pub matched: Option<u64>,
+    /// How long ago it last answered; none if it never did in this term.
+    pub heard: Option<Duration>,
+}
+
+impl Members {
+    /// Which group this is.
+    pub fn group(&self) -> GroupId {
+        self.core.shared.group
+    }
+
+    /// What is known about the replica, now and whenever it changes.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.core.shared.status().subscribe()
+    }
+
+    /// If this replica leads: the other members, by number. Empty otherwise.
+    pub fn followers(&self) -> Vec<Follower> {
+        let observed = self.core.agreement.data_metrics();
+        let observed = observed.borrow_watched();
+        let Some(replication) = &observed.replication else { return Vec::new() };
+        let heard = |node: &NodeId| {
+            let at = observed.heartbeat.as_ref()?.get(node)?.as_ref()?;
+            Some(at.elapsed())
+        };
+        let others = replication.iter().filter(|(node, _)| **node != self.core.node);
+        others
+            .map(|(node, matched)| Follower {
+                node: *node,
+                matched: matched.as_ref().map(|at| at.index),
+                heard: heard(node),
+            })
+            .collect()
+    }
+
+    /// Adds a member that receives entries but has no vote, without waiting until it has caught up.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way,
+    /// [`Error::OutcomeUnknown`].
+    pub async fn invite(&self, node: NodeId) -> Result<(), Error> {
+        self.core.changed(self.core.agreement.add_learner(node, (), false).await)
+    }
+
+    /// Makes `voters` the members with a vote; each must be a member already. Who loses its vote stays a member.
+    ///
+    /// # Errors
+    /// As [`Members::invite`]; [`Error::Membership`] also if a node is no member.
+    pub async fn give_votes(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
+        let change = ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters);
+        self.core.changed(self.core.agreement.change_membership(change, true).await)
+    }
+
+    /// Removes a member that has no vote.
+    ///
+    /// # Errors
+    /// As [`Members::invite`].
+    pub async fn expel(&self, node: NodeId) -> Result<(), Error> {
+        let change = ChangeMembers::<NodeId, ()>::RemoveNodes(BTreeSet::from([node]));
+        self.core.changed(self.core.agreement.change_membership(change, false).await)
+    }
+
+    /// Asks the leader, if it is this node, to hand its leadership to `to`. Whether it did is seen in
+    /// [`Status`].
+    ///
+    /// # Errors
+    /// What ended the replica.
+    pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), Error> {
+        self.core.agreement.trigger().transfer_leader(to).await.map_err(|_| self.core.shared.stopped())
+    }
+
+    /// Starts an election now instead of when the leader was not heard for long.
+    ///
+    /// # Errors
+    /// What ended the replica.
+    pub async fn elect(&self) -> Result<(), Error> {
+        self.core.agreement.trigger().elect(true).await.map_err(|_| self.core.shared.stopped())
+    }
+}

@@ -1,0 +1,5 @@
+//! Several brokers: how they become a cluster, who leads, and what a client sees of it.
+
+mod failover;
+mod membership;
+mod serving;

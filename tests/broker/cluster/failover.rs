@@ -1,0 +1,272 @@
+//! Brokers that die, stop and come back under load.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use streambus::client::{Client, ProducerConfig, ProducerRecord};
+use streambus::proto::v1::position::At;
+
+use crate::support::asking::read;
+use crate::support::cluster::other_leader;
+use crate::support::{Cluster, Endpoint, PATIENCE, batch, eventually, within};
+
+const PARTITIONS: u32 = 3;
+
+/// What a producer was told.
+#[derive(Default)]
+struct Told {
+    /// Number of the record by partition and offset.
+    acknowledged: BTreeMap<(u32, u64), u64>,
+    /// The longest time that nothing was acknowledged, by partition.
+    longest: BTreeMap<u32, Duration>,
+    last: BTreeMap<u32, Instant>,
+    slowest: Duration,
+    failed: Vec<String>,
+}
+
+/// A producer that sends numbered records until it is told to stop.
+struct Feed {
+    told: Arc<Mutex<Told>>,
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<u64>,
+}
+
+impl Feed {
+    fn start(client: Client, topic: &'static str) -> Self {
+        let (told, stop) = (Arc::new(Mutex::new(Told::default())), Arc::new(AtomicBool::new(false)));
+        let task = tokio::spawn(feed(client, topic, told.clone(), stop.clone()));
+        Feed { told, stop, task }
+    }
+
+    fn so_far(&self) -> usize {
+        self.told.lock().expect("no panic").acknowledged.len()
+    }
+
+    /// Waits until `more` records are acknowledged in every partition after now.
+    async fn flows(&self) {
+        let now = Instant::now();
+        eventually(PATIENCE, "records are acknowledged in all partitions", async || {
+            let told = self.told.lock().expect("no panic");
+            let fresh = told.last.values().filter(|at| **at > now).count();
+            (fresh == PARTITIONS as usize).then_some(())
+        })
+        .await;
+    }
+
+    /// Forgets how long nothing was acknowledged.
+    fn measure_anew(&self) {
+        let mut told = self.told.lock().expect("no panic");
+        told.longest.clear();
+        told.slowest = Duration::ZERO;
+    }
+
+    fn longest_gap(&self) -> Duration {
+        self.told.lock().expect("no panic").longest.values().max().copied().unwrap_or_default()
+    }
+
+    async fn end(self) -> (u64, Told) {
+        self.stop.store(true, Ordering::Release);
+        let sent = within("the producer ends", self.task).await.expect("no panic");
+        let told = std::mem::take(&mut *self.told.lock().expect("no panic"));
+        (sent, told)
+    }
+}
+
+async fn feed(client: Client, topic: &'static str, told: Arc<Mutex<Told>>, stop: Arc<AtomicBool>) -> u64 {
+    let config = ProducerConfig { linger: Duration::from_millis(2), batch_bytes: 4096, ..ProducerConfig::default() };
+    let producer = client.producer(config).await.expect("a producer");
+    let in_flight = Arc::new(tokio::sync::Semaphore::new(300));
+    let mut number = 0;
+    while !stop.load(Ordering::Acquire) {
+        let permit = in_flight.clone().acquire_owned().await.expect("open");
+        let record = ProducerRecord::new(topic).partition((number % u64::from(PARTITIONS)) as u32).value(number.to_string());
+        let (told, sent) = (told.clone(), Instant::now());
+        producer
+            .send_with(record, move |outcome| {
+                drop(permit);
+                let mut told = told.lock().expect("no panic");
+                match outcome {
+                    Ok(at) => {
+                        let again = told.acknowledged.insert((at.partition, at.offset.0), number);
+                        assert_eq!(again, None, "one offset was given to two records");
+                        let now = Instant::now();
+                        if let Some(before) = told.last.insert(at.partition, now) {
+                            let longest = told.longest.entry(at.partition).or_default();
+                            *longest = (*longest).max(now - before);
+                        }
+                        told.slowest = told.slowest.max(sent.elapsed());
+                    }
+                    Err(error) => told.failed.push(format!("{number}: {error}")),
+                }
+            })
+            .await
+            .expect("taken");
+        number += 1;
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    within("what was sent is delivered", producer.close()).await;
+    number
+}
+
+/// Every value of the topic, by partition and offset, as one broker gives them.
+async fn everything(broker: &Endpoint, topic: &str) -> BTreeMap<(u32, u64), u64> {
+    let mut found = BTreeMap::new();
+    for partition in 0..PARTITIONS {
+        let mut next = 0;
+        loop {
+            let records = read(broker, topic, partition, At::Offset(next), &[]).await;
+            assert_eq!(records.error, None);
+            for stored in &records.batches {
+                for (number, record) in batch::records(&stored.batch).into_iter().enumerate() {
+                    let value = String::from_utf8(record.value.expect("a value").to_vec()).expect("text");
+                    let at = (partition, stored.base_offset + number as u64);
+                    assert_eq!(found.insert(at, value.parse().expect("a number")), None);
+                }
+            }
+            if records.next_offset == records.high_watermark {
+                break;
+            }
+            next = records.next_offset;
+        }
+    }
+    found
+}
+
+/// Compares what was acknowledged with what every broker has: nothing lost, doubled or out of order.
+async fn check(cluster: &Cluster, topic: &str, sent: u64, told: &Told) {
+    assert_eq!(told.failed, [String::new(); 0], "retries deliver every record in the end");
+    assert_eq!(told.acknowledged.len() as u64, sent);
+    for (id, broker) in cluster.running() {
+        let found = everything(broker, topic).await;
+        assert_eq!(found.len(), told.acknowledged.len(), "broker {id}");
+        assert!(found == told.acknowledged, "broker {id} has other records than were acknowledged");
+        for partition in 0..PARTITIONS {
+            let numbers: Vec<u64> = found.range((partition, 0)..=(partition, u64::MAX)).map(|(_, n)| *n).collect();
+            assert!(numbers.is_sorted(), "partition {partition} of broker {id} is out of order");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_loses_nothing_and_another_takes_over() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    let feed = Feed::start(cluster.client().await, "numbers");
+    for round in 0..3 {
+        feed.flows().await;
+        feed.measure_anew();
+        let victim = cluster.leader("numbers", round % PARTITIONS).await;
+        cluster.kill(victim);
+        feed.flows().await;
+        let gap = feed.longest_gap();
+        println!("leader {victim} killed: writes resumed after {gap:?}");
+        assert!(gap < Duration::from_secs(10), "{gap:?}");
+        cluster.restart(victim).await;
+        cluster.settled().await;
+    }
+    feed.flows().await;
+    let (sent, told) = feed.end().await;
+    assert!(sent > 1_000, "{sent}");
+    check(&cluster, "numbers", sent, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_fails_no_produce() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    let feed = Feed::start(cluster.client().await, "numbers");
+    feed.flows().await;
+    feed.measure_anew();
+    for id in 1..=3 {
+        cluster.stop(id).await;
+        cluster.restart(id).await;
+        cluster.settled().await;
+        feed.flows().await;
+    }
+    let gap = feed.longest_gap();
+    let (sent, told) = feed.end().await;
+    println!("rolling restart: {sent} records, longest gap of a partition {gap:?}, slowest record {:?}", told.slowest);
+    check(&cluster, "numbers", sent, &told).await;
+    assert!(told.slowest < Duration::from_secs(5), "{:?}", told.slowest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_nothing_is_acknowledged_and_with_one_all_goes_on() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    let feed = Feed::start(cluster.client().await, "numbers");
+    feed.flows().await;
+    cluster.kill(2);
+    cluster.kill(3);
+    let stuck = eventually(PATIENCE, "health names what is missing", async || {
+        let (status, health) = cluster.broker(1).health("/health").await;
+        (status == 503).then_some(health)
+    })
+    .await;
+    println!("{stuck}");
+    let (live, _) = cluster.broker(1).health("/health/live").await;
+    assert_eq!(live, 200, "liveness does not depend on others");
+    let acknowledged = feed.so_far();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(feed.so_far() <= acknowledged + 300, "what was under way at most");
+    cluster.restart(2).await;
+    feed.flows().await;
+    cluster.restart(3).await;
+    cluster.settled().await;
+    let (sent, told) = feed.end().await;
+    check(&cluster, "numbers", sent, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_offsets_survive_their_coordinator() {
+    use crate::support::{GroupStream, group};
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    let broker = cluster.broker(1);
+    for partition in 0..PARTITIONS {
+        crate::support::asking::append(broker, "numbers", partition, batch::values(["a", "b", "c"])).await;
+    }
+    let mut member = GroupStream::join(broker, group::join("readers", &["numbers"])).await;
+    member.records(9).await;
+    let ends = [(0, 3), (1, 2), (2, 1)];
+    assert!(member.commit("numbers", &ends).await.iter().all(Option::is_none));
+    let coordinator = group::describe(broker, "readers").await.expect("there").coordinator_id;
+    cluster.kill(coordinator);
+    let (_, other) = cluster.running().next().expect("a broker");
+    let committed = eventually(PATIENCE, "another coordinator answers", async || {
+        let request = streambus::proto::v1::FetchOffsetsRequest { group: "readers".into(), partitions: vec![] };
+        let answer = other.groups().await.fetch_offsets(request).await.ok()?.into_inner();
+        let described = group::describe(other, "readers").await.ok()?;
+        (described.coordinator_id != coordinator).then_some(answer)
+    })
+    .await;
+    let found: BTreeMap<u32, u64> =
+        committed.offsets.iter().filter_map(|at| Some((at.partition, at.offset?))).collect();
+    assert_eq!(found, BTreeMap::from(ends));
+    // A member that joins now gets what was not committed, and only that.
+    let mut member = GroupStream::join(other, group::join("readers", &["numbers"])).await;
+    let got = member.records(3).await;
+    let mut got: Vec<(u32, u64)> = got.iter().map(|record| (record.partition, record.offset)).collect();
+    got.sort_unstable();
+    assert_eq!(got, [(1, 2), (2, 1), (2, 2)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leadership_is_handed_over_on_demand() {
+    let cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    let admin = cluster.client().await.admin();
+    let before = cluster.leader("numbers", 0).await;
+    let heir = before % 3 + 1;
+    admin.transfer_leader("numbers", 0, heir).await.expect("handed over");
+    assert_eq!(other_leader(cluster.broker(1), "numbers", 0, before).await, heir);
+    assert!(admin.balance_leaders().await.expect("balanced") >= 1);
+    assert_eq!(other_leader(cluster.broker(1), "numbers", 0, heir).await, before);
+}

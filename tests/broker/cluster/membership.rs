@@ -1,0 +1,177 @@
+//! Brokers that join, leave, lose their disks, and lag.
+
+use streambus::proto::v1;
+use streambus::proto::v1::position::At;
+
+use crate::support::asking::{append, offsets, read};
+use crate::support::{Cluster, PATIENCE, Process, batch, eventually};
+
+/// Fills partition 0 of a topic with `count` batches of noise of 10 KB each.
+async fn fill(cluster: &Cluster, topic: &str, count: u64) {
+    let (_, broker) = cluster.running().next().expect("a broker");
+    for number in 0..count {
+        append(broker, topic, 0, batch::noise(number, 10, 1_000)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_founds_no_cluster_anew() {
+    let mut cluster = Cluster::start(3).await;
+    let id = async |cluster: &Cluster, at| {
+        cluster.broker(at).client().await.admin().describe_cluster().await.expect("an answer").cluster_id
+    };
+    let before = id(&cluster, 1).await;
+    for broker in 1..=3 {
+        cluster.kill(broker);
+    }
+    cluster.restart_together(&[1, 2, 3]).await;
+    cluster.settled().await;
+    for broker in 1..=3 {
+        assert_eq!(id(&cluster, broker).await, before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_with_data_of_another_cluster_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let stranger = Process::start(&[]).await;
+    let seed = cluster.broker(1).grpc.to_string();
+    let refused = stranger.kill().set("cluster.seeds", &seed).fails().await;
+    assert!(refused.contains("belongs to cluster") && refused.contains("cluster.seeds"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_with_the_same_list_of_seeds_found_one_cluster() {
+    let ports: Vec<String> = (0..3).map(|_| crate::support::free_address()).collect();
+    let seeds = ports.join(",");
+    let starts = ports.iter().map(|port| {
+        let settings = [("cluster.seeds", seeds.as_str()), ("api.grpc_listen", port.as_str())];
+        async move { Process::start(&settings).await }
+    });
+    let brokers = futures_util::future::join_all(starts).await;
+    let mut ids = std::collections::BTreeSet::new();
+    for broker in &brokers {
+        let cluster = broker.client().await.admin().describe_cluster().await.expect("an answer");
+        ids.insert(cluster.cluster_id.clone());
+        eventually(PATIENCE, "all three are known", async || {
+            let cluster = broker.client().await.admin().describe_cluster().await.ok()?;
+            (cluster.brokers.len() == 3).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_lost_its_disk_comes_back_as_another_and_gets_every_record() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("kept", 3, 3).await;
+    cluster.settled().await;
+    fill(&cluster, "kept", 50).await;
+    cluster.kill(2);
+    let id = cluster.replace(2).await;
+    assert_eq!(id, 4);
+    eventually(PATIENCE, "the old broker is gone and the new one has its replicas", async || {
+        let status = cluster.status_at(1).await?;
+        let ids: Vec<u64> = status.brokers.iter().map(|broker| broker.broker_id).collect();
+        let replicas = status.brokers.iter().find(|broker| broker.broker_id == 4)?.replicas;
+        (ids == [1, 3, 4] && replicas == 3 && status.problems.is_empty()).then_some(())
+    })
+    .await;
+    // It has all of it itself: the others are not needed to read.
+    let admin = cluster.client().await.admin();
+    eventually(PATIENCE, "the new broker leads", async || {
+        admin.transfer_leader("kept", 0, 4).await.ok()
+    })
+    .await;
+    let records = read(cluster.broker(4), "kept", 0, At::Earliest(()), &[]).await;
+    assert_eq!(records.high_watermark, 500);
+    assert_eq!(offsets(&records).first(), Some(&0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_broker_has_nothing_left_and_can_be_removed() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("moved", 6, 2).await;
+    cluster.settled().await;
+    fill(&cluster, "moved", 20).await;
+    let admin = cluster.client().await.admin();
+    let refused = admin.remove_broker(3).await.expect_err("it has replicas");
+    assert!(refused.to_string().contains("drain it first"), "{refused}");
+    let fourth = cluster.grow().await;
+    admin.drain_broker(3, false).await.expect("known");
+    eventually(PATIENCE, "nothing is left", async || {
+        let status = cluster.status_at(1).await?;
+        let drained = status.brokers.iter().find(|broker| broker.broker_id == 3)?;
+        (drained.replicas == 0 && status.problems.is_empty() && !status.controller_voters.contains(&3))
+            .then_some(())
+    })
+    .await;
+    admin.remove_broker(3).await.expect("removed");
+    cluster.kill(3);
+    eventually(PATIENCE, "the others are one cluster", async || {
+        let status = cluster.status_at(fourth).await?;
+        (status.brokers.len() == 3 && status.controller_voters.len() == 3 && status.problems.is_empty())
+            .then_some(())
+    })
+    .await;
+    let records = read(cluster.broker(1), "moved", 0, At::Earliest(()), &[]).await;
+    assert_eq!(records.high_watermark, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_brokers_are_told() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic("all", 1, 3).await;
+    let admin = cluster.client().await.admin();
+    let refused = admin.drain_broker(2, false).await.expect_err("three replicas need three brokers");
+    assert!(refused.to_string().contains("add a broker first"), "{refused}");
+    let request = v1::CreateTopicRequest { name: "more".into(), replication_factor: 4, ..Default::default() };
+    let refused = cluster.broker(2).topics().await.create_topic(request).await.expect_err("four");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_is_reassigned_by_hand() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic("one", 1, 1).await;
+    fill(&cluster, "one", 30).await;
+    let from = cluster.leader("one", 0).await;
+    let to = from % 3 + 1;
+    cluster.client().await.admin().reassign_partition("one", 0, vec![to]).await.expect("known brokers");
+    eventually(PATIENCE, "the partition has moved", async || {
+        let status = cluster.status_at(to).await?;
+        let has = |id| status.brokers.iter().find(|broker| broker.broker_id == id).map(|one| (one.replicas, one.leaders));
+        (has(from) == Some((0, 0)) && has(to) == Some((1, 1)) && status.problems.is_empty()).then_some(())
+    })
+    .await;
+    let records = read(cluster.broker(from), "one", 0, At::Earliest(()), &[]).await;
+    assert_eq!(records.high_watermark, 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_lags_behind_the_log_start_catches_up() {
+    let mut cluster = Cluster::with(3, &[("raft.checkpoint_bytes", "16384")]).await;
+    cluster.create_topic("trimmed", 1, 3).await;
+    cluster.settled().await;
+    let leader = cluster.leader("trimmed", 0).await;
+    let follower = leader % 3 + 1;
+    fill(&cluster, "trimmed", 10).await;
+    cluster.kill(follower);
+    fill(&cluster, "trimmed", 60).await;
+    let request = v1::DeleteRecordsRequest { topic: "trimmed".into(), partition: 0, before_offset: 500 };
+    let broker = cluster.broker(leader);
+    let deleted = broker.topics().await.delete_records(request).await.expect("deleted").into_inner();
+    assert_eq!(deleted.log_start_offset, 500);
+    fill(&cluster, "trimmed", 10).await;
+    cluster.restart(follower).await;
+    cluster.settled().await;
+    let admin = cluster.client().await.admin();
+    eventually(PATIENCE, "it leads, so it has everything", async || {
+        admin.transfer_leader("trimmed", 0, follower).await.ok()
+    })
+    .await;
+    let records = read(cluster.broker(follower), "trimmed", 0, At::Earliest(()), &[]).await;
+    assert_eq!((records.log_start_offset, records.high_watermark), (500, 800));
+    assert_eq!(offsets(&records).first(), Some(&500));
+}
