@@ -11,10 +11,10 @@ use crate::clock::Clock;
 use crate::cluster::peers::Hub;
 use crate::cluster::{self, Cluster, control, identity, join};
 use crate::config::Config;
+use crate::metadata::BrokerId;
 use crate::storage::{self, Store, SyncObservation};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{self, Metrics, Telemetry};
-use crate::metadata::BrokerId;
 use crate::{api, metadata, partition, raft};
 
 /// How long partitions, store and exporters may take to close, each.

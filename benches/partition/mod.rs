@@ -63,7 +63,8 @@ impl Bench {
         let env = partition::Env::new(store.clone(), raft, Clock::system(), metrics, config);
         let partition = runtime.block_on(async {
             let id = GroupId::partition(1, 0);
-            let partition = Partition::open(id, NODE, &[NODE], topic, &env, &tasks).await.expect("it opens");
+            let partition =
+                Partition::open(id, NODE, Some(&[NODE]), topic, &env, &tasks).await.expect("it opens");
             partition.ready().await.expect("a group of one elects itself");
             partition
         });

@@ -39,8 +39,8 @@ pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 use self::rpc::Calls;
-use crate::cluster::peers::Hub;
 use crate::broker::{Broker, Check, Health, Phase};
+use crate::cluster::peers::Hub;
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, MetricsOff, Scrape, Status, Tracer};
 

@@ -104,7 +104,9 @@ impl Broker {
                 if let Some(leader) = leader {
                     *leaders.entry(leader).or_default() += 1;
                 }
-                if let Some((problem, lagging, reason)) = problem_of(assignment, partition, |id| hub.is_up(id.0)) {
+                if let Some((problem, lagging, reason)) =
+                    problem_of(assignment, partition, |id| hub.is_up(id.0))
+                {
                     problems.push(PartitionProblem {
                         topic: route.topic.name.to_string(),
                         partition: number as u32,
@@ -268,11 +270,8 @@ fn problem_of(
     }
     lagging.sort();
     if assignment.is_moving() {
-        let reason = format!(
-            "replicas move from {} to {}",
-            list(&assignment.moving_from),
-            list(&assignment.replicas)
-        );
+        let reason =
+            format!("replicas move from {} to {}", list(&assignment.moving_from), list(&assignment.replicas));
         return Some((Problem::Moving, lagging, reason));
     }
     if lagging.is_empty() {

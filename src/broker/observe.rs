@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::cluster::partition_ref::PartitionRef;
 use super::Broker;
+use crate::cluster::partition_ref::PartitionRef;
 use crate::raft::{Role, Status};
 use crate::telemetry::{BufferLevels, ClusterLevels, RaftLevels, StorageLevels, TopicLevels};
 

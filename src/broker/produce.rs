@@ -94,8 +94,7 @@ impl Broker {
         let span = ids.map(|TraceIds { trace, span }| SpanLink { trace_id: trace, span_id: span });
         let header = FrameHeader::new(&skimmed, request.producer, span);
         let bytes = request.batch.len() as u64;
-        let submitted =
-            partition.submit(request.batch, header, request.received, request.may_forward).await;
+        let submitted = partition.submit(request.batch, header, request.received, request.may_forward).await;
         let outcome = submitted.map_err(|source| in_partition(&route.topic.name, request.partition, source));
         let outcome = outcome.inspect_err(|_| {
             if owns_span {

@@ -121,7 +121,9 @@ impl Broker {
             settings,
             replication_factor,
             created: self.0.clock.now(),
-            partitions: cluster.place(partitions, replication_factor).map_err(|e| invalid("replication_factor", e.to_string()))?,
+            partitions: cluster
+                .place(partitions, replication_factor)
+                .map_err(|e| invalid("replication_factor", e.to_string()))?,
         };
         let outcome = if validate_only {
             metadata::State::clone(&state)

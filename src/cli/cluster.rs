@@ -84,7 +84,11 @@ impl Cluster {
             }
             Cluster::Remove { broker_id } => {
                 admin.remove_broker(broker_id).await?;
-                if json { line(json!({ "removed": broker_id })) } else { line(format_args!("broker {broker_id} removed")) }
+                if json {
+                    line(json!({ "removed": broker_id }))
+                } else {
+                    line(format_args!("broker {broker_id} removed"))
+                }
             }
             Cluster::Reassign { topic, partition, replicas } => {
                 admin.reassign_partition(&topic, partition, replicas.clone()).await?;
@@ -92,7 +96,9 @@ impl Cluster {
                     return line(json!({ "topic": topic, "partition": partition, "replicas": replicas }));
                 }
                 let ids = list(&replicas);
-                line(format_args!("{topic}/{partition} moves to brokers {ids}; `streambus cluster status` shows how far"))
+                line(format_args!(
+                    "{topic}/{partition} moves to brokers {ids}; `streambus cluster status` shows how far"
+                ))
             }
             Cluster::TransferLeader { topic, partition, broker_id } => {
                 admin.transfer_leader(&topic, partition, broker_id).await?;
@@ -103,7 +109,11 @@ impl Cluster {
             }
             Cluster::Balance => {
                 let moved = admin.balance_leaders().await?;
-                if json { line(json!({ "transferred": moved })) } else { line(format_args!("{moved} leaderships handed over")) }
+                if json {
+                    line(json!({ "transferred": moved }))
+                } else {
+                    line(format_args!("{moved} leaderships handed over"))
+                }
             }
         }
     }

@@ -93,9 +93,10 @@ mod testing;
 use std::sync::Arc;
 
 pub use admin::{
-    Admin, BrokerDescription, BrokerStatus, ClusterDescription, ClusterStatus, PartitionProblem, ProblemKind, CommittedOffset, GroupDescription, GroupKind, GroupListing,
-    GroupMember, GroupPartition, PartitionDescription, ProducerIdentity, ResetOffset, ResetSpec, ResetTo,
-    TopicConfig, TopicDescription, TopicSpec, TopicSummary,
+    Admin, BrokerDescription, BrokerStatus, ClusterDescription, ClusterStatus, CommittedOffset,
+    GroupDescription, GroupKind, GroupListing, GroupMember, GroupPartition, PartitionDescription,
+    PartitionProblem, ProblemKind, ProducerIdentity, ResetOffset, ResetSpec, ResetTo, TopicConfig,
+    TopicDescription, TopicSpec, TopicSummary,
 };
 pub use backoff::Backoff;
 pub use config::{ClientBuilder, ClientConfig};

@@ -334,6 +334,48 @@ impl ClusterService for Fake {
                 .collect(),
         }))
     }
+
+    async fn get_cluster_status(
+        &self,
+        _: Request<v1::GetClusterStatusRequest>,
+    ) -> Result<Response<v1::GetClusterStatusResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn drain_broker(
+        &self,
+        _: Request<v1::DrainBrokerRequest>,
+    ) -> Result<Response<v1::DrainBrokerResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn remove_broker(
+        &self,
+        _: Request<v1::RemoveBrokerRequest>,
+    ) -> Result<Response<v1::RemoveBrokerResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn reassign_partition(
+        &self,
+        _: Request<v1::ReassignPartitionRequest>,
+    ) -> Result<Response<v1::ReassignPartitionResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn balance_leaders(
+        &self,
+        _: Request<v1::BalanceLeadersRequest>,
+    ) -> Result<Response<v1::BalanceLeadersResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
 }
 
 /// One subscription's reading.

@@ -75,9 +75,8 @@ impl Control {
     pub async fn ready(&self) -> Result<(), Error> {
         let mut status = self.status();
         let node = self.node;
-        let ready = move |s: &raft::Status| {
-            s.is_ready_leader() || s.leader.is_some_and(|leader| leader != node)
-        };
+        let ready =
+            move |s: &raft::Status| s.is_ready_leader() || s.leader.is_some_and(|leader| leader != node);
         match status.wait_for(|s| ready(s) || s.failed.is_some()).await {
             Ok(status) => status.failed.clone().map_or(Ok(()), |error| Err(error.into())),
             Err(_) => Err(raft::Error::Stopped.into()),

@@ -92,8 +92,7 @@ fn wanted_in_system_groups(state: &State, status: &Status, config: &Config) -> W
     let mut ranked = brokers.clone();
     ranked.sort_by_key(|broker| rank(broker));
     let voters: BTreeSet<NodeId> = ranked.iter().take(most).map(|broker| broker.id.0).collect();
-    let learners =
-        brokers.iter().map(|broker| broker.id.0).filter(|node| !voters.contains(node)).collect();
+    let learners = brokers.iter().map(|broker| broker.id.0).filter(|node| !voters.contains(node)).collect();
     Wanted { voters, learners }
 }
 
@@ -205,8 +204,7 @@ impl Membership {
                     Some(step) => self.spawn_step(members, step, under_way, room),
                     None if assignment.is_moving() => {
                         let (topic, partition) = (topic.id, number as u32);
-                        let finish =
-                            Command::FinishMove { topic, partition, revision: assignment.revision };
+                        let finish = Command::FinishMove { topic, partition, revision: assignment.revision };
                         self.spawn_change(group, finish, under_way, room);
                     }
                     None => {}
@@ -243,7 +241,13 @@ impl Membership {
         });
     }
 
-    fn spawn_change(&self, group: GroupId, command: Command, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
+    fn spawn_change(
+        &self,
+        group: GroupId,
+        command: Command,
+        under_way: &Arc<UnderWay>,
+        room: &Arc<Semaphore>,
+    ) {
         if !under_way.begin(group) {
             return;
         }
@@ -286,7 +290,9 @@ impl Membership {
             }
             info!(name: "partition.moving", topic = &*topic.name, partition, to = ?replicas, "a partition moves away from a broker that is to go");
             let name = topic.name.clone();
-            if let Err(error) = self.control.change(&Command::ReassignPartition { name, partition, replicas }).await {
+            if let Err(error) =
+                self.control.change(&Command::ReassignPartition { name, partition, replicas }).await
+            {
                 warn!(topic = &*topic.name, partition, error = %error, "a partition was not given other replicas; trying again");
                 return;
             }
@@ -295,19 +301,15 @@ impl Membership {
         let replaced: Vec<BrokerId> =
             state.brokers().filter(|broker| broker.replaced_by.is_some()).map(|broker| broker.id).collect();
         for id in replaced {
-            if state.replicas_of(id) == 0 && self.control.change(&Command::RemoveBroker { id }).await.is_ok() {
+            if state.replicas_of(id) == 0 && self.control.change(&Command::RemoveBroker { id }).await.is_ok()
+            {
                 info!(name: "broker.removed", broker_id = id.0, "a broker that was replaced is removed");
             }
         }
     }
 
     /// Hands all leaderships to other brokers, as far as they can take them, within `deadline`.
-    pub(super) async fn hand_over(
-        node: BrokerId,
-        groups: Vec<Members>,
-        hub: &Hub,
-        deadline: Duration,
-    ) {
+    pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, deadline: Duration) {
         let over = Instant::now() + deadline;
         let work = groups.into_iter().map(|members| async move {
             let mut status = members.status();
@@ -319,7 +321,9 @@ impl Membership {
                 let mut heirs: Vec<Follower> = members.followers();
                 heirs.retain(|heir| now.voters.contains(&heir.node) && hub.is_up(heir.node));
                 // Who has most, and was heard last.
-                heirs.sort_by_key(|heir| (std::cmp::Reverse(heir.matched), heir.heard.unwrap_or(Duration::MAX)));
+                heirs.sort_by_key(|heir| {
+                    (std::cmp::Reverse(heir.matched), heir.heard.unwrap_or(Duration::MAX))
+                });
                 let Some(heir) = heirs.first() else { return false };
                 if members.transfer_leadership(heir.node).await.is_err() {
                     return false;

@@ -31,6 +31,7 @@ mod reconciler;
 mod retention;
 pub mod routing;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,8 +48,8 @@ use reconciler::Reconciler;
 use routing::Routing;
 
 use crate::metadata::{Broker, BrokerId, Command, Outcome, State};
-use crate::raft;
 use crate::partition;
+use crate::raft;
 use crate::task::{Criticality, Tasks};
 
 pub use config::Config;
@@ -57,6 +58,8 @@ pub use reconciler::group_of;
 /// How long a new topic may take to have all its leaders before its creation is answered anyway.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 const LEADERS_LOOK: Duration = Duration::from_millis(5);
+/// The pause between two attempts of a broker that starts to tell the cluster where it is.
+const REGISTER_EVERY: Duration = Duration::from_millis(100);
 
 /// A handle of the cluster. Clones share it.
 #[derive(Clone)]
@@ -116,11 +119,10 @@ impl Cluster {
             known: Default::default(),
         };
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
+        register(&control, &hub, &config.seeds, broker).await?;
         control.ready().await?;
-        register(&control, broker).await?;
         let shards = fixed_shards(&control, coordinator).await?;
-        let coordinators =
-            Coordinators::open(shards, coordinator, node.0, founds, &env.raft, &tasks).await?;
+        let coordinators = Coordinators::open(shards, coordinator, node.0, founds, &env.raft, &tasks).await?;
         let membership = Membership {
             node,
             config: config.clone(),
@@ -273,7 +275,8 @@ impl Cluster {
         let partitions = self.routing.partitions();
         let replicas = partitions.values().filter_map(PartitionRef::replica).map(|replica| replica.members());
         let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
-        let leads = |members: &raft::Members| members.status().borrow().leader == Some(self.identity.broker.0);
+        let leads =
+            |members: &raft::Members| members.status().borrow().leader == Some(self.identity.broker.0);
         let groups: Vec<raft::Members> =
             replicas.chain(coordinators).chain([self.control.members()]).filter(leads).collect();
         if groups.iter().all(|members| members.status().borrow().voters.len() < 2) {
@@ -292,15 +295,35 @@ impl Cluster {
 }
 
 /// Tells the cluster where this broker is now. Waits for a leader as long as it takes.
-async fn register(control: &Control, broker: Broker) -> Result<(), control::Error> {
+///
+/// The leader may look for this broker where it was before, and not find it; so any broker that is reached will do.
+async fn register(
+    control: &Control,
+    hub: &Hub,
+    seeds: &[String],
+    broker: Broker,
+) -> Result<(), control::Error> {
     loop {
-        match control.change(&Command::RegisterBroker(broker.clone())).await {
-            Ok(_) => return Ok(()),
-            Err(control::Error::Raft(
-                raft::Error::NotLeader { .. } | raft::Error::Busy | raft::Error::OutcomeUnknown,
-            )) => {}
-            Err(error) => return Err(error),
+        if control.ready_now().is_some() {
+            match control.change(&Command::RegisterBroker(broker.clone())).await {
+                Ok(_) => return Ok(()),
+                Err(control::Error::Raft(
+                    raft::Error::NotLeader { .. } | raft::Error::Busy | raft::Error::OutcomeUnknown,
+                )) => {}
+                Err(error) => return Err(error),
+            }
         }
+        let state = control.state();
+        let known = state.brokers().filter(|known| known.id != broker.id).map(|known| &known.grpc_address);
+        let addresses: BTreeSet<&String> = known.chain(seeds).collect();
+        for address in addresses.into_iter().filter(|address| **address != broker.grpc_address) {
+            match hub.announce(address, &broker).await {
+                Ok(()) => return Ok(()),
+                Err(Some(refusal)) => return Err(refusal.into()),
+                Err(None) => {}
+            }
+        }
+        tokio::time::sleep(REGISTER_EVERY).await;
     }
 }
 

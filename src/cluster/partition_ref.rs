@@ -308,8 +308,7 @@ impl PartitionRef {
             return replica.offset_at(time).await;
         }
         let leader = self.leader_elsewhere()?;
-        let (bounds, found) =
-            self.0.hub.locate(leader, self.0.group, Some(What::OffsetAtMs(time.0))).await?;
+        let (bounds, found) = self.0.hub.locate(leader, self.0.group, Some(What::OffsetAtMs(time.0))).await?;
         self.learn_bounds(bounds);
         Ok(Offset(found.offset))
     }
@@ -406,10 +405,8 @@ impl PartitionRef {
         reported.term = report.term;
         reported.size_bytes = report.size_bytes;
         reported.lagging.clone_from(&report.lagging);
-        reported.bounds = Bounds {
-            log_start: Offset(report.log_start),
-            high_watermark: Offset(report.high_watermark),
-        };
+        reported.bounds =
+            Bounds { log_start: Offset(report.log_start), high_watermark: Offset(report.high_watermark) };
         reported.listeners.ring();
     }
 
@@ -440,7 +437,11 @@ impl PartitionRef {
         self.0.forwarder.get_or_init(|| {
             let (sender, queue) = mpsc::channel(QUEUE_BATCHES);
             let partition = Arc::downgrade(&self.0);
-            self.0.tasks.spawn_until_stopped("forward batches", Criticality::BestEffort, forward(partition, queue));
+            self.0.tasks.spawn_until_stopped(
+                "forward batches",
+                Criticality::BestEffort,
+                forward(partition, queue),
+            );
             sender
         })
     }
@@ -457,7 +458,8 @@ fn lagging(leader: &Partition) -> Vec<NodeId> {
     let followers = leader.members().followers();
     let lags = |follower: &raft::Follower| {
         let silent = follower.heard.is_none_or(|heard| heard > SILENT);
-        let missing = committed.map_or(0, |at| at + 1) - follower.matched.map_or(0, |at| at + 1).min(committed.map_or(0, |at| at + 1));
+        let missing = committed.map_or(0, |at| at + 1)
+            - follower.matched.map_or(0, |at| at + 1).min(committed.map_or(0, |at| at + 1));
         silent || missing > BEHIND_ENTRIES
     };
     followers.iter().filter(|follower| lags(follower)).map(|follower| follower.node).collect()
@@ -497,7 +499,9 @@ async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Fo
                 Ok(results) => {
                     let mut results = results.into_iter();
                     for (received, permit, done) in waiting {
-                        let result = results.next().unwrap_or(Err(partition::Error::Raft(raft::Error::OutcomeUnknown)));
+                        let result = results
+                            .next()
+                            .unwrap_or(Err(partition::Error::Raft(raft::Error::OutcomeUnknown)));
                         let _ = done.send(result.map(|forwarded| Committed {
                             base_offset: forwarded.base_offset,
                             append_time: forwarded.append_time,

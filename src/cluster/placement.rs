@@ -36,8 +36,7 @@ pub fn candidates(state: &State) -> Vec<Candidate> {
         .brokers()
         .filter(|broker| broker.takes_replicas())
         .map(|broker| {
-            let candidate =
-                Candidate { id: broker.id, rack: broker.rack.clone(), replicas: 0, leaders: 0 };
+            let candidate = Candidate { id: broker.id, rack: broker.rack.clone(), replicas: 0, leaders: 0 };
             (broker.id, candidate)
         })
         .collect();
@@ -82,10 +81,7 @@ pub fn place(
 ///
 /// # Errors
 /// [`TooFew`].
-pub fn replace(
-    candidates: &[Candidate],
-    assignment: &PartitionAssignment,
-) -> Result<Vec<BrokerId>, TooFew> {
+pub fn replace(candidates: &[Candidate], assignment: &PartitionAssignment) -> Result<Vec<BrokerId>, TooFew> {
     let stays = |id: &BrokerId| candidates.iter().any(|candidate| candidate.id == *id);
     let mut replicas: Vec<BrokerId> = assignment.replicas.iter().copied().filter(stays).collect();
     for at in 0..assignment.replicas.len() {
@@ -102,7 +98,10 @@ pub fn replace(
 /// The candidate that is best for one more replica beside `taken`.
 fn choose(candidates: &[Candidate], taken: &[BrokerId], leads: bool) -> Option<usize> {
     let rack_of = |id: &BrokerId| {
-        candidates.iter().find(|candidate| candidate.id == *id).map_or("", |candidate| candidate.rack.as_str())
+        candidates
+            .iter()
+            .find(|candidate| candidate.id == *id)
+            .map_or("", |candidate| candidate.rack.as_str())
     };
     let in_rack = |candidate: &Candidate| taken.iter().filter(|id| rack_of(id) == candidate.rack).count();
     let free = candidates.iter().enumerate().filter(|(_, candidate)| !taken.contains(&candidate.id));
@@ -131,7 +130,10 @@ mod tests {
         racks.iter().enumerate().map(candidate).collect()
     }
 
-    fn count(placed: &[PartitionAssignment], of: impl Fn(&PartitionAssignment) -> Vec<BrokerId>) -> Vec<usize> {
+    fn count(
+        placed: &[PartitionAssignment],
+        of: impl Fn(&PartitionAssignment) -> Vec<BrokerId>,
+    ) -> Vec<usize> {
         let mut counts = BTreeMap::new();
         for id in placed.iter().flat_map(of) {
             *counts.entry(id).or_insert(0) += 1;
@@ -141,7 +143,9 @@ mod tests {
 
     #[test]
     fn leaders_and_replicas_are_spread_evenly() {
-        for (racks, factor) in [(vec![""; 3], 3), (vec![""; 5], 3), (vec![""; 4], 2), (vec!["a", "a", "b", "b"], 2)] {
+        for (racks, factor) in
+            [(vec![""; 3], 3), (vec![""; 5], 3), (vec![""; 4], 2), (vec!["a", "a", "b", "b"], 2)]
+        {
             let placed = place(brokers(&racks), 60, factor).expect("enough brokers");
             let leaders = count(&placed, |one| vec![one.replicas[0]]);
             let replicas = count(&placed, |one| one.replicas.clone());

@@ -49,7 +49,9 @@ pub enum Error {
         requested: u32,
     },
     /// There is no broker of that number (any more).
-    #[error("there is no broker {0} in the cluster; a broker that was removed joins anew with an empty data directory")]
+    #[error(
+        "there is no broker {0} in the cluster; a broker that was removed joins anew with an empty data directory"
+    )]
     UnknownBroker(BrokerId),
     /// The change contradicts the state; the text says why and what to do.
     #[error("{0}")]

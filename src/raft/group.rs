@@ -305,7 +305,10 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn changed<T>(&self, result: Result<T, RaftError<Types, ClientWriteError<Types>>>) -> Result<(), Error> {
+    pub(super) fn changed<T>(
+        &self,
+        result: Result<T, RaftError<Types, ClientWriteError<Types>>>,
+    ) -> Result<(), Error> {
         match result {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{ChangeMembers, Instant as _};
 use openraft::async_runtime::WatchReceiver as _;
+use openraft::{ChangeMembers, Instant as _};
 use tokio::sync::watch;
 
 use super::group::Core;

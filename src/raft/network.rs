@@ -11,7 +11,6 @@ use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{self, TransferLeaderError};
 use openraft::{RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 
-use super::{NodeId, Replica};
 use super::checkpoint::Checkpoint;
 use super::log_store::{entry_from, row_from};
 use super::message::{
@@ -19,6 +18,7 @@ use super::message::{
     VoteResponse,
 };
 use super::types::{LeaderId, Snapshot, Types, Vote, log_id, position};
+use super::{NodeId, Replica};
 use crate::storage::{self, GroupId, Row};
 
 /// Why a message to another node has no answer.

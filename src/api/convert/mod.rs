@@ -5,8 +5,9 @@ pub(super) mod groups;
 use std::time::Duration;
 
 use crate::broker::{
-    BrokerInfo, BrokerStatus, ClusterInfo, ClusterStatus, PartitionProblem, Problem, FetchPartition, Fetched, FetchedBatch, PartitionInfo, Position, Produced,
-    RoutingInfo, Topic, TopicChanges, TopicSettings,
+    BrokerInfo, BrokerStatus, ClusterInfo, ClusterStatus, FetchPartition, Fetched, FetchedBatch,
+    PartitionInfo, PartitionProblem, Position, Problem, Produced, RoutingInfo, Topic, TopicChanges,
+    TopicSettings,
 };
 use crate::clock::Timestamp;
 use crate::proto::v1;

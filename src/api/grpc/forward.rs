@@ -58,11 +58,7 @@ impl Context {
         self.elsewhere(request, |context| context.broker().coordinator_elsewhere(group))
     }
 
-    fn elsewhere<T>(
-        &self,
-        request: &Request<T>,
-        find: impl FnOnce(&Self) -> Option<u64>,
-    ) -> Option<u64> {
+    fn elsewhere<T>(&self, request: &Request<T>, find: impl FnOnce(&Self) -> Option<u64>) -> Option<u64> {
         if is_forwarded(request.metadata()) { None } else { find(self) }
     }
 
@@ -98,11 +94,7 @@ impl Context {
     }
 
     /// Joins a group at the broker that coordinates it, and carries the member's stream there and back.
-    pub(super) async fn join_elsewhere(
-        &self,
-        to: u64,
-        first: v1::SubscribeRequest,
-    ) -> Result<Relay, Status> {
+    pub(super) async fn join_elsewhere(&self, to: u64, first: v1::SubscribeRequest) -> Result<Relay, Status> {
         // A connection of its own: a member that does not read must not hold up others.
         let channel = self.broker().connect(to).await.map_err(|reason| unreachable(to, &reason))?;
         let (requests, queue) = tokio::sync::mpsc::channel(REQUESTS_AHEAD);
@@ -152,7 +144,8 @@ impl Relay {
 }
 
 fn unreachable(to: u64, reason: &str) -> Status {
-    let text = format!("broker {to}, which must answer, is not reached ({reason}); nothing was changed: retry");
+    let text =
+        format!("broker {to}, which must answer, is not reached ({reason}); nothing was changed: retry");
     Failure::new(ErrorCode::NotReady, text).into()
 }
 

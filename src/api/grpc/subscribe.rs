@@ -32,15 +32,14 @@ pub(super) fn deliveries(
     forwarded: bool,
 ) -> Deliveries {
     let subscriber = Subscriber::new(context, requests, handover, forwarded);
-    let stream =
-        stream::unfold(Some(Box::new(subscriber)), |subscriber| async {
-            let mut subscriber = subscriber?;
-            match subscriber.next().await {
-                Ok(Some(response)) => Some((Ok(response), Some(subscriber))),
-                Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
-            }
-        });
+    let stream = stream::unfold(Some(Box::new(subscriber)), |subscriber| async {
+        let mut subscriber = subscriber?;
+        match subscriber.next().await {
+            Ok(Some(response)) => Some((Ok(response), Some(subscriber))),
+            Ok(None) => None,
+            Err(status) => Some((Err(status), None)),
+        }
+    });
     Box::pin(stream)
 }
 

@@ -29,6 +29,7 @@ async fn append(api: &Api, value: &'static [u8]) {
         producer: None,
         trace: RequestTrace::NONE,
         received: std::time::Instant::now(),
+        may_forward: true,
     };
     api.broker.produce(produce).await.unwrap().await.unwrap();
 }

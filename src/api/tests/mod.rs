@@ -25,9 +25,9 @@ use super::*;
 use crate::broker::groups::Groups;
 use crate::broker::{self, Broker, Parts, TopicChanges};
 use crate::clock::Clock;
-use crate::cluster::Cluster;
 use crate::cluster::coordinator::Coordinators;
 use crate::cluster::identity::Identity;
+use crate::cluster::{self, Cluster};
 use crate::record::{BatchBuilder, Codec, Draft};
 use crate::storage::{self, Store};
 use crate::telemetry::Telemetry;
@@ -59,13 +59,16 @@ impl Api {
         let data = tempfile::tempdir().unwrap();
         let telemetry = Telemetry::for_tests();
         let tasks = Tasks::new();
-        let (broker, coordinators) = open_broker(&data, &telemetry, &tasks).await;
+        let identity = Identity::found(data.path()).unwrap();
+        let hub = Hub::new(identity.clone(), &tasks);
+        let (broker, coordinators) = open_broker(&data, identity, hub.clone(), &telemetry, &tasks).await;
         broker.create_topic("orders", 2, 1, TopicChanges::default(), false).await.unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config { grpc_listen: any, http_listen: any, ..config };
         let scraped = telemetry.clone();
         let environment = Environment {
             broker: broker.clone(),
+            peers: hub,
             metrics: telemetry.metrics().clone(),
             tracer: telemetry.tracer().clone(),
             scraper: Arc::new(move |accept, encoding| scraped.scrape(Some(accept), Some(encoding))),
@@ -127,7 +130,13 @@ impl Api {
     }
 }
 
-async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> (Broker, Coordinators) {
+async fn open_broker(
+    data: &TempDir,
+    identity: Identity,
+    hub: Hub,
+    telemetry: &Telemetry,
+    tasks: &Tasks,
+) -> (Broker, Coordinators) {
     let clock = Clock::system();
     let metrics = telemetry.metrics().clone();
     let storage =
@@ -144,19 +153,28 @@ async fn open_broker(data: &TempDir, telemetry: &Telemetry, tasks: &Tasks) -> (B
         store: store.clone(),
         tasks: tasks.clone(),
         config: Default::default(),
-        transport: Arc::new(raft::NoPeers),
+        transport: Arc::new(hub.clone()),
     };
     let partitions = partition::Env::new(store, raft, clock.clone(), metrics, Default::default());
-    let identity = Identity::load_or_create(data.path()).unwrap();
     let registration = metadata::Broker {
         id: identity.broker,
         grpc_address: "localhost:1".to_owned(),
         http_address: "localhost:2".to_owned(),
         version: "1".to_owned(),
         started: clock.now(),
+        rack: String::new(),
+        draining: false,
+        replaced_by: None,
     };
-    let cluster =
-        Cluster::open(identity, registration, &Default::default(), partitions.clone(), tasks).await.unwrap();
+    let open = cluster::Open {
+        identity,
+        broker: registration,
+        config: Default::default(),
+        coordinator: &Default::default(),
+        hub,
+        env: partitions.clone(),
+    };
+    let cluster = Cluster::open(open, tasks).await.unwrap();
     let coordinators = cluster.coordinators().clone();
     let metrics = telemetry.metrics().clone();
     let groups = Groups::new(Default::default(), coordinators.clone(), metrics, tasks.child());

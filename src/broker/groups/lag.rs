@@ -11,8 +11,8 @@ use super::Groups;
 use super::offsets::standing;
 use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
-use crate::coordination::{Kind, PartitionKey};
 use crate::cluster::partition_ref::PartitionRef;
+use crate::coordination::{Kind, PartitionKey};
 use crate::record::Offset;
 use crate::telemetry::{GroupLag, GroupLevels};
 

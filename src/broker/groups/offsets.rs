@@ -9,9 +9,9 @@ use crate::broker::fetch::Position;
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
+use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
 use crate::coordination::{Command, Group, Kind, PartitionKey};
-use crate::cluster::partition_ref::PartitionRef;
 use crate::record::Offset;
 
 /// Most groups of a page.

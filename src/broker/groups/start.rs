@@ -9,9 +9,9 @@ use super::member::OffsetReset;
 use super::offsets::standing_at;
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error};
+use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
 use crate::coordination::{Command, Outcome, PartitionKey};
-use crate::cluster::partition_ref::PartitionRef;
 use crate::partition::{self, view::Bounds};
 use crate::record::Offset;
 

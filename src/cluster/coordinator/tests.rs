@@ -6,8 +6,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::clock::Timestamp;
 use crate::cluster::control::Control;
+use crate::cluster::identity::Identity;
+use crate::cluster::peers::Hub;
 use crate::coordination::{Kind, PartitionKey, ShareUpdate};
-use crate::metadata::{self, TopicId};
+use crate::metadata::{self, BrokerId, TopicId};
 use crate::record::Offset;
 use crate::storage::{self, Store};
 
@@ -47,14 +49,16 @@ impl Home {
     }
 
     async fn coordinators(&self, config: &Config) -> Coordinators {
-        let open = Coordinators::open(config.shards, config, NODE, &[NODE], &self.env, &self.tasks);
+        let open = Coordinators::open(config.shards, config, NODE, true, &self.env, &self.tasks);
         let coordinators = open.await.expect("opened");
         coordinators.ready().await.expect("ready");
         coordinators
     }
 
     async fn control(&self, log_bytes: u64) -> Control {
-        let open = Control::open(NODE, &[NODE], log_bytes, &self.env, &self.tasks);
+        let identity = Identity { cluster: uuid::Uuid::nil(), broker: BrokerId(NODE) };
+        let hub = Hub::new(identity, &self.tasks);
+        let open = Control::open(NODE, true, log_bytes, hub, &self.env, &self.tasks);
         let control = open.await.expect("opened");
         control.ready().await.expect("ready");
         control

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use super::{Hub, error, link};
 use crate::clock::Timestamp;
-use crate::metadata::codec::{load_broker, load_topic};
+use crate::metadata::codec::{load_broker, load_topic, store_broker};
 use crate::metadata::{self, BrokerId, Outcome};
 use crate::partition::view::Bounds;
 use crate::partition::{self, StoredBatch};
@@ -62,6 +62,27 @@ impl Hub {
         Ok((response.index, outcome))
     }
 
+    /// Tells the cluster through the broker at `address` where this broker is now.
+    ///
+    /// # Errors
+    /// Why the cluster does not want it; nothing if that broker could not be asked or could not do it now.
+    pub(in crate::cluster) async fn announce(
+        &self,
+        address: &str,
+        broker: &metadata::Broker,
+    ) -> Result<(), Option<metadata::Error>> {
+        let channel = link::endpoint(address).map_err(|_| None)?.connect_lazy();
+        let mut client = PeerServiceClient::new(channel);
+        let request = self.introduce(wire::JoinRequest { broker: Some(store_broker(broker)) });
+        match within(READ_TIMEOUT, client.join(request)).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::PermissionDenied => {
+                Err(Some(metadata::Error::Refused(status.message().to_owned())))
+            }
+            Err(_) => Err(None),
+        }
+    }
+
     /// How far `leader` has applied the control group's log.
     pub(in crate::cluster) async fn metadata_index(&self, leader: NodeId) -> Result<u64, raft::Error> {
         let mut client = self.client(leader)?;
@@ -101,17 +122,14 @@ impl Hub {
         max_bytes: usize,
     ) -> Result<(Bounds, Vec<StoredBatch>), partition::Error> {
         let mut client = self.client(node)?;
-        let request =
-            wire::ReadRequest { group: group.0, offset: from.0, max_bytes: max_bytes as u64 };
+        let request = wire::ReadRequest { group: group.0, offset: from.0, max_bytes: max_bytes as u64 };
         let response = within(READ_TIMEOUT, client.read(self.introduce(request))).await;
         let response = response.map_err(|status| unread(&status, node))?;
         if let Some(failed) = response.error {
             return Err(error::from_wire(failed));
         }
-        let bounds = Bounds {
-            log_start: Offset(response.log_start),
-            high_watermark: Offset(response.high_watermark),
-        };
+        let bounds =
+            Bounds { log_start: Offset(response.log_start), high_watermark: Offset(response.high_watermark) };
         let batches = response.batches.into_iter().map(|batch| {
             let unknown = || partition::Error::Damaged(format!("codec {} is not known", batch.codec));
             let codec = Codec::ALL.get(batch.codec as usize).copied().ok_or_else(unknown)?;
@@ -141,10 +159,8 @@ impl Hub {
         if let Some(failed) = response.error.take() {
             return Err(error::from_wire(failed));
         }
-        let bounds = Bounds {
-            log_start: Offset(response.log_start),
-            high_watermark: Offset(response.high_watermark),
-        };
+        let bounds =
+            Bounds { log_start: Offset(response.log_start), high_watermark: Offset(response.high_watermark) };
         Ok((bounds, response))
     }
 

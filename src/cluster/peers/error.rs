@@ -26,11 +26,9 @@ pub(super) fn to_wire(error: &partition::Error) -> wire::PeerError {
         }
         Error::Refused(Refusal::UnknownProducer { actual }) => Wire::UnknownProducer(*actual),
         Error::Busy => Wire::Busy(true),
-        Error::Corrupt { offset, end, what } => Wire::Corrupt(wire::CorruptRecords {
-            offset: offset.0,
-            end: end.0,
-            what: what.clone(),
-        }),
+        Error::Corrupt { offset, end, what } => {
+            Wire::Corrupt(wire::CorruptRecords { offset: offset.0, end: end.0, what: what.clone() })
+        }
         Error::Damaged(what) => Wire::Damaged(what.clone()),
         Error::Raft(error) => return raft_to_wire(error),
         Error::Storage(storage::Error::DiskFull { available, reserve }) => {
@@ -70,10 +68,9 @@ pub(super) fn from_wire(error: wire::PeerError) -> partition::Error {
         Some(Wire::UnknownProducer(actual)) => Error::Refused(Refusal::UnknownProducer { actual }),
         Some(Wire::Busy(_)) => Error::Busy,
         Some(Wire::Stopped(_)) => Error::Raft(raft::Error::NotLeader { leader: None }),
-        Some(Wire::DiskFull(at)) => Error::Storage(storage::Error::DiskFull {
-            available: at.available,
-            reserve: at.reserve,
-        }),
+        Some(Wire::DiskFull(at)) => {
+            Error::Storage(storage::Error::DiskFull { available: at.available, reserve: at.reserve })
+        }
         Some(Wire::Corrupt(at)) => {
             Error::Corrupt { offset: Offset(at.offset), end: Offset(at.end), what: at.what }
         }

@@ -241,9 +241,8 @@ impl Runner {
                 let reason = "it has no replica of the group".to_owned();
                 Err(TransportError::Unreachable { node: self.node, reason })
             }
-            Some(body) => {
-                codec::response_from_wire(body).ok_or_else(|| failed("it answered with a question".to_owned()))
-            }
+            Some(body) => codec::response_from_wire(body)
+                .ok_or_else(|| failed("it answered with a question".to_owned())),
             None => Err(failed("its answer is empty".to_owned())),
         }
     }

@@ -31,7 +31,8 @@ const REOPEN: Duration = Duration::from_millis(100);
 
 /// Tells one broker of the partitions that this one leads, until it goes away.
 pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<PartitionReports, Status>>) {
-    let mut teller = Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
+    let mut teller =
+        Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -111,7 +112,8 @@ async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
         let channel = up.is_up().then(|| up.channel());
         drop(up);
         if let (Some(channel), Some(serving)) = (channel, hub.0.serving.get()) {
-            let mut client = PeerServiceClient::new(channel).max_decoding_message_size(link::MESSAGE_BYTES_MAX);
+            let mut client =
+                PeerServiceClient::new(channel).max_decoding_message_size(link::MESSAGE_BYTES_MAX);
             if let Ok(response) = client.report(hub.introduce(ReportRequest {})).await {
                 let mut reports = response.into_inner();
                 while let Some(Ok(message)) = reports.next().await {

@@ -120,7 +120,8 @@ impl Service {
             let index = self.serving()?.control.status().borrow().applied.unwrap_or(0);
             return Ok(wire::ChangeMetadataResponse { index, outcome: Some(WireOutcome::Done(true)) });
         }
-        let command = Command::decode(command).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let command =
+            Command::decode(command).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (index, outcome) = match self.serving()?.control.change_here(&command).await {
             Ok((index, Ok(outcome))) => (index, store_outcome(outcome)),
             Ok((index, Err(refused))) => (index, WireOutcome::Refused(error::metadata_to_wire(&refused))),
@@ -146,9 +147,9 @@ impl Service {
         let mut results = Vec::with_capacity(waiting.len());
         for outcome in waiting {
             let outcome = match outcome {
-                Ok(outcome) => outcome
-                    .await
-                    .unwrap_or(Err(partition::Error::Raft(raft::Error::OutcomeUnknown))),
+                Ok(outcome) => {
+                    outcome.await.unwrap_or(Err(partition::Error::Raft(raft::Error::OutcomeUnknown)))
+                }
                 Err(error) => Err(error),
             };
             results.push(match outcome {
@@ -222,12 +223,26 @@ impl PeerService for Service {
         Ok(Response::new(wire::IdentifyResponse { cluster_id: cluster.to_string(), broker_id: broker.0 }))
     }
 
-    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
         let missing = || Status::invalid_argument("field `broker` is missing");
+        let known = request.get_ref().broker.as_ref().is_some_and(|broker| broker.broker_id != 0);
+        if known {
+            self.admit(&request)?;
+        }
         let broker = load_broker(request.into_inner().broker.ok_or_else(missing)?);
         let serving = self.serving()?;
-        let admitted = serving.control.admit(broker).await.map_err(|error| match error {
-            control::Error::Refused(refused) => Status::failed_precondition(refused.to_string()),
+        let admitted = match known {
+            true => {
+                let id = broker.id;
+                serving.control.change(&Command::RegisterBroker(broker)).await.map(|_| id)
+            }
+            false => serving.control.admit(broker).await,
+        };
+        let admitted = admitted.map_err(|error| match error {
+            control::Error::Refused(refused) => Status::permission_denied(refused.to_string()),
             control::Error::Raft(error) => Status::unavailable(error.to_string()),
         })?;
         let state = serving.control.state();
@@ -271,7 +286,10 @@ impl PeerService for Service {
         Ok(Response::new(wire::AppendResponse { results }))
     }
 
-    async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<wire::ReadResponse>, Status> {
+    async fn read(
+        &self,
+        request: Request<wire::ReadRequest>,
+    ) -> Result<Response<wire::ReadResponse>, Status> {
         self.admit(&request)?;
         let response = match self.read_batches(&request.into_inner()).await {
             Ok((bounds, batches)) => wire::ReadResponse {
@@ -306,7 +324,10 @@ impl PeerService for Service {
         Ok(Response::new(response))
     }
 
-    async fn trim(&self, request: Request<wire::TrimRequest>) -> Result<Response<wire::TrimResponse>, Status> {
+    async fn trim(
+        &self,
+        request: Request<wire::TrimRequest>,
+    ) -> Result<Response<wire::TrimResponse>, Status> {
         self.admit(&request)?;
         let wire::TrimRequest { group, before } = request.into_inner();
         let trimmed = match self.replica(group) {
@@ -355,7 +376,10 @@ impl PeerService for Newcomer {
         Err(newcomer())
     }
 
-    async fn append(&self, _: Request<wire::AppendRequest>) -> Result<Response<wire::AppendResponse>, Status> {
+    async fn append(
+        &self,
+        _: Request<wire::AppendRequest>,
+    ) -> Result<Response<wire::AppendResponse>, Status> {
         Err(newcomer())
     }
 
@@ -363,7 +387,10 @@ impl PeerService for Newcomer {
         Err(newcomer())
     }
 
-    async fn locate(&self, _: Request<wire::LocateRequest>) -> Result<Response<wire::LocateResponse>, Status> {
+    async fn locate(
+        &self,
+        _: Request<wire::LocateRequest>,
+    ) -> Result<Response<wire::LocateResponse>, Status> {
         Err(newcomer())
     }
 

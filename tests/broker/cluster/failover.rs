@@ -75,13 +75,16 @@ impl Feed {
 }
 
 async fn feed(client: Client, topic: &'static str, told: Arc<Mutex<Told>>, stop: Arc<AtomicBool>) -> u64 {
-    let config = ProducerConfig { linger: Duration::from_millis(2), batch_bytes: 4096, ..ProducerConfig::default() };
+    let config =
+        ProducerConfig { linger: Duration::from_millis(2), batch_bytes: 4096, ..ProducerConfig::default() };
     let producer = client.producer(config).await.expect("a producer");
     let in_flight = Arc::new(tokio::sync::Semaphore::new(300));
     let mut number = 0;
     while !stop.load(Ordering::Acquire) {
         let permit = in_flight.clone().acquire_owned().await.expect("open");
-        let record = ProducerRecord::new(topic).partition((number % u64::from(PARTITIONS)) as u32).value(number.to_string());
+        let record = ProducerRecord::new(topic)
+            .partition((number % u64::from(PARTITIONS)) as u32)
+            .value(number.to_string());
         let (told, sent) = (told.clone(), Instant::now());
         producer
             .send_with(record, move |outcome| {
@@ -143,7 +146,8 @@ async fn check(cluster: &Cluster, topic: &str, sent: u64, told: &Told) {
         assert_eq!(found.len(), told.acknowledged.len(), "broker {id}");
         assert!(found == told.acknowledged, "broker {id} has other records than were acknowledged");
         for partition in 0..PARTITIONS {
-            let numbers: Vec<u64> = found.range((partition, 0)..=(partition, u64::MAX)).map(|(_, n)| *n).collect();
+            let numbers: Vec<u64> =
+                found.range((partition, 0)..=(partition, u64::MAX)).map(|(_, n)| *n).collect();
             assert!(numbers.is_sorted(), "partition {partition} of broker {id} is out of order");
         }
     }
@@ -189,7 +193,10 @@ async fn a_rolling_restart_fails_no_produce() {
     }
     let gap = feed.longest_gap();
     let (sent, told) = feed.end().await;
-    println!("rolling restart: {sent} records, longest gap of a partition {gap:?}, slowest record {:?}", told.slowest);
+    println!(
+        "rolling restart: {sent} records, longest gap of a partition {gap:?}, slowest record {:?}",
+        told.slowest
+    );
     check(&cluster, "numbers", sent, &told).await;
     assert!(told.slowest < Duration::from_secs(5), "{:?}", told.slowest);
 }
@@ -240,7 +247,8 @@ async fn committed_offsets_survive_their_coordinator() {
     cluster.kill(coordinator);
     let (_, other) = cluster.running().next().expect("a broker");
     let committed = eventually(PATIENCE, "another coordinator answers", async || {
-        let request = streambus::proto::v1::FetchOffsetsRequest { group: "readers".into(), partitions: vec![] };
+        let request =
+            streambus::proto::v1::FetchOffsetsRequest { group: "readers".into(), partitions: vec![] };
         let answer = other.groups().await.fetch_offsets(request).await.ok()?.into_inner();
         let described = group::describe(other, "readers").await.ok()?;
         (described.coordinator_id != coordinator).then_some(answer)

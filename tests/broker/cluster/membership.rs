@@ -80,10 +80,8 @@ async fn a_broker_that_lost_its_disk_comes_back_as_another_and_gets_every_record
     .await;
     // It has all of it itself: the others are not needed to read.
     let admin = cluster.client().await.admin();
-    eventually(PATIENCE, "the new broker leads", async || {
-        admin.transfer_leader("kept", 0, 4).await.ok()
-    })
-    .await;
+    eventually(PATIENCE, "the new broker leads", async || admin.transfer_leader("kept", 0, 4).await.ok())
+        .await;
     let records = read(cluster.broker(4), "kept", 0, At::Earliest(()), &[]).await;
     assert_eq!(records.high_watermark, 500);
     assert_eq!(offsets(&records).first(), Some(&0));
@@ -141,7 +139,9 @@ async fn a_partition_is_reassigned_by_hand() {
     cluster.client().await.admin().reassign_partition("one", 0, vec![to]).await.expect("known brokers");
     eventually(PATIENCE, "the partition has moved", async || {
         let status = cluster.status_at(to).await?;
-        let has = |id| status.brokers.iter().find(|broker| broker.broker_id == id).map(|one| (one.replicas, one.leaders));
+        let has = |id| {
+            status.brokers.iter().find(|broker| broker.broker_id == id).map(|one| (one.replicas, one.leaders))
+        };
         (has(from) == Some((0, 0)) && has(to) == Some((1, 1)) && status.problems.is_empty()).then_some(())
     })
     .await;

@@ -140,7 +140,9 @@ async fn the_client_library_produces_and_consumes_in_a_cluster() {
     let client = cluster.client().await;
     let producer = client.producer(Default::default()).await.expect("a producer");
     for number in 0..600_u32 {
-        let record = streambus::client::ProducerRecord::new("orders").key(number.to_string()).value(number.to_string());
+        let record = streambus::client::ProducerRecord::new("orders")
+            .key(number.to_string())
+            .value(number.to_string());
         drop(producer.send(record).await.expect("taken"));
     }
     within("delivery", producer.close()).await;

@@ -93,7 +93,8 @@ impl Cluster {
 
     /// Empties the directory of a broker that is down and starts it as a new one, at the same address. Gives its number.
     pub async fn replace(&mut self, id: u64) -> u64 {
-        let remains = self.down.remove(&id).expect("it is down").set("cluster.seeds", &self.seeds_without(id));
+        let remains =
+            self.down.remove(&id).expect("it is down").set("cluster.seeds", &self.seeds_without(id));
         std::fs::remove_dir_all(remains.data_dir()).expect("removed");
         let process = remains.start().await;
         let id = process.broker_id();

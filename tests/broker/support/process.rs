@@ -194,7 +194,8 @@ impl Remains {
     /// Starts a broker on the data that must not come up, and gives what it says.
     pub async fn fails(self) -> String {
         let (mut child, lines) = Process::run(&self.settings, &self.directory);
-        let ended = eventually(PATIENCE, "the process ends", async || child.try_wait().expect("a child")).await;
+        let ended =
+            eventually(PATIENCE, "the process ends", async || child.try_wait().expect("a child")).await;
         assert!(!ended.success());
         // The reader of its output may be a moment behind.
         eventually(PATIENCE, "it says why", async || {
