@@ -239,7 +239,8 @@ struct Inner {
 }
 
 impl Partition {
-    /// Opens the replica, which catches up with its log in the background. `voters` found the group if it is new.
+    /// Opens the replica, which catches up with its log in the background. `voters` found the group if it is new; a node
+    /// that is not among them waits until the group takes it in.
     ///
     /// # Errors
     /// The store failed, or holds something else than a partition.
@@ -254,12 +255,12 @@ impl Partition {
         let log = open_log(&env.store, id).await?;
         let last = {
             let log = log.clone();
-            blocking(move || Ok(log.last_index()?)).await?
+            blocking(&env.store, move || Ok(log.last_index()?)).await?
         };
         let view = View::new(env.tail.clone());
         let replica = Replica::new(id, view.clone(), env.metrics.clone(), topic.clone(), last);
         let group = Group::open(id, node, replica, &env.raft).await?;
-        if last.is_none() {
+        if last.is_none() && voters.contains(&node) {
             group.bootstrap(voters.iter().copied()).await?;
         }
         let (sender, queue) = mpsc::channel(QUEUE_BATCHES);
@@ -463,14 +464,23 @@ impl Partition {
     }
 }
 
+#[cfg(test)]
+impl Partition {
+    /// The replica as other nodes see it.
+    pub(crate) fn replica(&self) -> raft::Replica {
+        self.0.group.replica()
+    }
+}
+
 async fn open_log(store: &Store, id: GroupId) -> Result<Log, Error> {
-    let store = store.clone();
-    blocking(move || Ok(store.log(id)?)).await
+    let own = store.clone();
+    blocking(store, move || Ok(own.log(id)?)).await
 }
 
 /// Runs disk work off the runtime.
 async fn blocking<T: Send + 'static>(
+    store: &Store,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Stopped))
+    store.blocking(work).await.unwrap_or(Err(Error::Stopped))
 }

@@ -80,7 +80,7 @@ impl<M: Machine> Group<M> {
         let config = env.config.to_openraft().validate();
         let config = config.map_err(|error| Error::Config { reason: error.to_string() })?;
         let store = env.store.clone();
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = env.store.blocking(move || {
             let log = store.log(id)?;
             let found = Found::read(id, &log)?;
             Ok::<_, Error>((log, found))
@@ -368,6 +368,14 @@ impl Core {
             status.role = Role::Stopped;
             status.leader = None;
         });
+    }
+}
+
+#[cfg(test)]
+impl Replica {
+    /// A handle that can do all but propose, whatever the machine is.
+    pub(crate) fn handle_of_any(&self) -> Group<()> {
+        Group { core: Arc::clone(&self.core), machine: PhantomData }
     }
 }
 

@@ -23,6 +23,7 @@
 //! | `observe` | the status, from what openraft says; rest for idle groups |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
+//! | `runtime` | in test builds: what openraft runs on, with the chance taken out |
 
 mod apply;
 mod checkpoint;
@@ -38,6 +39,8 @@ pub mod message;
 mod network;
 mod observe;
 mod proposal;
+#[cfg(test)]
+pub(crate) mod runtime;
 mod shared;
 mod status;
 mod tail;

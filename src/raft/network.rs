@@ -208,6 +208,7 @@ impl RaftNetworkV2<Types> for Peer {
         let request = SnapshotRequest { ballot: ballot(&leader), checkpoint: checkpoint.encode() };
         let call = self.call(RPCTypes::InstallSnapshot, Request::Snapshot(request), option.hard_ttl());
         let response = tokio::select! {
+            biased;
             closed = cancel => return Err(closed.into()),
             response = call => response?,
         };

@@ -27,7 +27,10 @@ impl openraft::RaftTypeConfig for Types {
     type Vote = Vote;
     type Payload = Payload;
     type Entry = Entry;
+    #[cfg(not(test))]
     type AsyncRuntime = openraft::impls::TokioRuntime;
+    #[cfg(test)]
+    type AsyncRuntime = super::runtime::Runtime;
     type Responder<T>
         = Waiter<T>
     where

@@ -97,7 +97,8 @@ pub enum Error {
 pub struct Coordinators(Arc<[Coordinator]>);
 
 impl Coordinators {
-    /// Opens all shards. `voters` found their groups if they are new.
+    /// Opens all shards. `voters` found their groups if they are new; a node that is not among them waits until a group
+    /// takes it in.
     ///
     /// # Errors
     /// The store failed, or holds something else.
@@ -167,7 +168,7 @@ impl Coordinator {
         let growth = Growth::new(config.log_bytes);
         let machine = Replica { state: state.clone(), changes: publish, growth: growth.clone() };
         let group = Group::open(group_of_shard(shard), node, machine, env).await?;
-        if group.status().borrow().last_index.is_none() {
+        if group.status().borrow().last_index.is_none() && voters.contains(&node) {
             group.bootstrap(voters.iter().copied()).await?;
         }
         let tasks = tasks.child();
@@ -251,6 +252,19 @@ impl Coordinator {
     async fn close(&self) {
         self.0.tasks.stop(CLOSE_DEADLINE).await;
         self.0.group.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+impl Coordinator {
+    /// The replica as other nodes see it.
+    pub(crate) fn replica(&self) -> raft::Replica {
+        self.0.group.replica()
+    }
+
+    /// Which Raft group the shard is.
+    pub(crate) fn group(&self) -> GroupId {
+        self.0.group.id()
     }
 }
 
