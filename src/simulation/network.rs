@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Mutation, World};
 use crate::raft::message::{Appended, Request, Response};
@@ -114,9 +114,14 @@ impl Transport for Port {
             };
             // The run may end meanwhile.
             drop(world);
-            match tokio::time::timeout(patience, answer).await {
+            let deadline = Instant::now() + patience;
+            match timeout_at(deadline, answer).await {
                 Ok(Ok(answer)) => answer,
-                _ => Err(TransportError::Timeout { node: to, after: patience }),
+                _ => {
+                    // Nobody learns at once that a message is lost.
+                    sleep_until(deadline).await;
+                    Err(TransportError::Timeout { node: to, after: patience })
+                }
             }
         })
     }

@@ -13,6 +13,8 @@ const LINES_MAX: usize = 4_000;
 /// See the module.
 pub(super) struct Trace {
     begun: Instant,
+    /// Whether lines are printed at once.
+    aloud: bool,
     inner: Mutex<Inner>,
 }
 
@@ -25,7 +27,8 @@ struct Inner {
 
 impl Trace {
     pub(super) fn new() -> Self {
-        Trace { begun: Instant::now(), inner: Mutex::default() }
+        let aloud = std::env::var_os("STREAMBUS_SIM_TRACE").is_some();
+        Trace { begun: Instant::now(), aloud, inner: Mutex::default() }
     }
 
     /// Virtual milliseconds since the run began.
@@ -38,6 +41,9 @@ impl Trace {
         let at = self.millis();
         let mut inner = self.lock();
         inner.events += 1;
+        if self.aloud && inner.events.is_multiple_of(10_000) {
+            println!("{at} ms, {} events", inner.events);
+        }
         for number in [at, what].into_iter().chain(numbers) {
             inner.hash = mix(inner.hash.rotate_left(5) ^ number);
         }
@@ -52,7 +58,11 @@ impl Trace {
         if inner.lines.len() == LINES_MAX {
             inner.lines.pop_front();
         }
-        inner.lines.push_back(format!("{:>4}.{:03}  {line}", at / 1_000, at % 1_000));
+        let line = format!("{:>4}.{:03}  {line}", at / 1_000, at % 1_000);
+        if self.aloud {
+            println!("{line}");
+        }
+        inner.lines.push_back(line);
     }
 
     /// A number that stands for every event in its order, and how many there were.
