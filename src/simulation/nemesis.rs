@@ -131,8 +131,10 @@ fn fail_disk(world: &Arc<World>) {
     let world = Arc::clone(world);
     tokio::spawn(async move {
         sleep(pause).await;
-        node::crash(&world, node, End::Kill);
-        start_later(&world, node, 20..500);
+        if !world.is_healing() {
+            node::crash(&world, node, End::Kill);
+            start_later(&world, node, 20..500);
+        }
     });
 }
 
@@ -235,6 +237,12 @@ pub(super) async fn heal(world: &Arc<World>) {
     world.trace.tell("everything heals");
     world.network.cut(BTreeSet::new());
     world.network.set_weather(Weather::FAIR);
+    for node in world.plan.nodes.clone() {
+        // Being started, or stopped.
+        while world.nodes()[&node].busy {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
     for node in world.plan.nodes.clone() {
         if let Some(own) = world.nodes().get_mut(&node) {
             own.stalled_until = Instant::now();

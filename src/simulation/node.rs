@@ -114,9 +114,9 @@ async fn open(
         store: store.clone(),
         tasks: tasks.clone(),
         config: raft::Config {
-            heartbeat: Duration::from_millis(60),
-            election_min: Duration::from_millis(300),
-            election_max: Duration::from_millis(600),
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(350),
+            election_max: Duration::from_millis(550),
             // Small, so that there are many checkpoints and short messages.
             checkpoint_bytes: 1_500,
             append_bytes_max: 1_000,
