@@ -77,6 +77,8 @@ struct Plan {
     partitions: usize,
     sync: Sync,
     weather: Weather,
+    /// The longest wait before an election. Close to the shortest, several candidates stand at once.
+    election_max: Duration,
     chaos: Duration,
     mutation: Option<Mutation>,
 }
@@ -98,6 +100,7 @@ impl Plan {
                 late_max: *chance.pick(&[10, 50, 200]),
                 in_order: chance.percent(25),
             },
+            election_max: Duration::from_millis(*chance.pick(&[360, 400, 600])),
             chaos: Duration::from_secs(10),
             mutation: None,
         }

@@ -17,18 +17,18 @@ use crate::storage::{Faults, GroupId};
 pub(super) async fn rage(world: Arc<World>) {
     let until = Instant::now() + world.plan.chaos;
     while Instant::now() < until {
-        sleep(world.chance.millis(50..700)).await;
+        sleep(world.chance.millis(50..900)).await;
         match world.chance.within(0..100) {
-            0..22 => crash_one(&world),
-            22..26 => blackout(&world),
-            26..44 => partition(&world),
-            44..52 => change_weather(&world),
-            52..60 => stall(&world),
-            60..64 => fail_disk(&world),
-            64..68 => restart(&world),
-            68..80 => change_members(&world),
-            80..86 => transfer(&world),
-            86..96 => trim(&world),
+            0..18 => crash_one(&world),
+            18..22 => blackout(&world),
+            22..40 => partition(&world),
+            40..46 => change_weather(&world),
+            46..54 => stall(&world),
+            54..58 => fail_disk(&world),
+            58..62 => restart(&world),
+            62..75 => change_members(&world),
+            75..81 => transfer(&world),
+            81..97 => trim(&world),
             _ => turn_clock(&world),
         }
     }
@@ -66,9 +66,9 @@ fn start_later(world: &Arc<World>, node: NodeId, millis: std::ops::Range<u64>) {
 fn partition(world: &Arc<World>) {
     let nodes = &world.plan.nodes;
     let mut ways = BTreeSet::new();
-    match world.chance.within(0..4) {
-        0 => {}
-        1 => {
+    match world.chance.within(0..6) {
+        0..3 => {}
+        3 => {
             // Two sides.
             let side: BTreeSet<NodeId> = world.chance.some_of(nodes).into_iter().collect();
             for (from, to) in pairs(nodes) {
@@ -77,7 +77,7 @@ fn partition(world: &Arc<World>) {
                 }
             }
         }
-        2 => {
+        4 => {
             // One is heard by nobody, or hears nobody.
             let alone = any(world);
             let deaf = world.chance.percent(50);

@@ -116,7 +116,7 @@ async fn open(
         config: raft::Config {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(350),
-            election_max: Duration::from_millis(550),
+            election_max: world.plan.election_max,
             // Small, so that there are many checkpoints and short messages.
             checkpoint_bytes: 1_500,
             append_bytes_max: 1_000,
