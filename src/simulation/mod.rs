@@ -446,32 +446,33 @@ fn the_same_seed_gives_the_same_events() {
     }
 }
 
-/// Runs seeds with a defect until the checker finds it.
-fn finds(mutation: Mutation, expected: &[&str]) {
+/// Runs seeds with a defect until the checker finds it. openraft's own assertions may be the first to notice, which is
+/// seen as a replica that fails by itself; they are not there in a release build.
+fn finds(mutation: Mutation) {
     let found = (1..=20).find_map(|seed| {
         let plan = Plan { sync: Sync::Always, ..Plan::of(seed) }.with(mutation);
         simulate(plan).err()
     });
     let failure = found.unwrap_or_else(|| panic!("no seed finds {mutation:?}"));
-    assert!(expected.iter().any(|part| failure.what.contains(part)), "{failure}");
+    println!("{mutation:?}, seed {}: {}", failure.seed, failure.what);
 }
 
 #[test]
 fn a_disk_that_lies_about_syncs_is_found() {
-    finds(Mutation::LyingSyncs, &[""]);
+    finds(Mutation::LyingSyncs);
 }
 
 #[test]
 fn a_forged_vote_is_found() {
-    finds(Mutation::ForgeVotes, &[""]);
+    finds(Mutation::ForgeVotes);
 }
 
 #[test]
 fn a_forged_acknowledgement_is_found() {
-    finds(Mutation::ForgeAppends, &[""]);
+    finds(Mutation::ForgeAppends);
 }
 
 #[test]
 fn a_forgotten_vote_is_found() {
-    finds(Mutation::ForgetVotes, &[""]);
+    finds(Mutation::ForgetVotes);
 }
