@@ -32,7 +32,8 @@ pub enum TransportError {
         /// Why.
         reason: String,
     },
-    /// No answer in time. The message may have arrived.
+    /// No answer in time. The message may have arrived. A transport says so only when its patience is over: a snapshot
+    /// is sent again at once, which would go round in a circle. [`TransportError::Unreachable`] makes it wait.
     #[error("node {node} did not answer within {after:?}")]
     Timeout {
         /// Which node.

@@ -389,7 +389,7 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 /// Seeds that are run when nobody says how many.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 6;
 
 /// Runs `STREAMBUS_SIM_SEEDS` seeds from `STREAMBUS_SIM_SEED` on.
 #[test]
