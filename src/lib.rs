@@ -39,6 +39,8 @@ pub mod proto;
 pub mod raft;
 pub mod record;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
 pub mod task;
 pub mod telemetry;

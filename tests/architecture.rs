@@ -94,7 +94,7 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 /// Files and folders that are compiled for tests only, and may use whatever they test with.
-const TESTS: [&str; 3] = ["tests", "testing", "conformance"];
+const TESTS: [&str; 4] = ["tests", "testing", "conformance", "simulation"];
 
 fn is_test(path: &Path) -> bool {
     path.with_extension("").iter().any(|part| TESTS.iter().any(|name| part == *name))

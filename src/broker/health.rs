@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{Broker, Open};
+use crate::cluster::partition_ref::DESERTED;
 use crate::storage;
 
 /// How often the checks look. Health flips within this time.
@@ -177,6 +178,19 @@ fn check_cluster(open: &Open) -> Check {
         return Check::failing("the control group has no leader");
     }
     drop(control);
+    if open.cluster.control_members().quorum_age().is_some_and(|age| age > DESERTED) {
+        let away: Vec<String> = open
+            .cluster
+            .hub()
+            .peers()
+            .into_iter()
+            .filter_map(|(id, up)| (!up).then(|| id.to_string()))
+            .collect();
+        return Check::failing(format!(
+            "no majority follows this broker as the leader of the control group; brokers {} are not reached",
+            away.join(", ")
+        ));
+    }
     for coordinator in open.cluster.coordinators().all() {
         let (shard, status) = (coordinator.shard(), coordinator.status());
         let status = status.borrow();

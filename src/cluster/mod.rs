@@ -104,6 +104,13 @@ impl Cluster {
         let tasks = tasks.child();
         let control =
             Control::open(node.0, founds, coordinator.log_bytes, hub.clone(), &env.raft, &tasks).await?;
+        let book = {
+            let store = env.store.clone();
+            let read = tokio::task::spawn_blocking(move || peers::Book::load(&store));
+            let read = read.await.map_err(|_| raft::Error::Stopped)?;
+            read.map_err(raft::Error::from)?
+        };
+        hub.remember(&book);
         let routing = Arc::new(Routing::default());
         hub.serve(control.clone(), routing.clone());
         let (reconciled_to, reconciled) = watch::channel(Arc::new(State::default()));
@@ -117,12 +124,16 @@ impl Cluster {
             reconciled: reconciled_to,
             open: Default::default(),
             known: Default::default(),
+            book,
         };
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
         register(&control, &hub, &config.seeds, broker).await?;
         control.ready().await?;
         let shards = fixed_shards(&control, coordinator).await?;
-        let coordinators = Coordinators::open(shards, coordinator, node.0, founds, &env.raft, &tasks).await?;
+        let alone = [node.0];
+        let founders = founds.then_some(&alone[..]);
+        let coordinators =
+            Coordinators::open(shards, coordinator, node.0, founders, &env.raft, &tasks).await?;
         let membership = Membership {
             node,
             config: config.clone(),

@@ -31,6 +31,11 @@ use crate::telemetry::TopicMetrics;
 const QUEUE_BATCHES: usize = 1_024;
 /// Readers that met a partition without a leader look again after this time.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A leader that no majority has followed for so long is none.
+pub const DESERTED: Duration = Duration::from_secs(3);
+/// How long a reader waits for a partition to have a leader.
+const LEADER_WAIT: Duration = Duration::from_secs(2);
+const LEADER_LOOK: Duration = Duration::from_millis(10);
 /// A member that was silent for so long, or lacks so many entries, lags.
 const SILENT: Duration = Duration::from_secs(2);
 const BEHIND_ENTRIES: u64 = 1_000;
@@ -125,9 +130,13 @@ impl PartitionRef {
         &self.0.topic
     }
 
-    /// Who leads, as far as this broker knows.
+    /// Who leads, as far as this broker knows. A leader that no majority follows any more does not count.
     pub fn leader(&self) -> Option<BrokerId> {
-        let here = self.replica().and_then(|replica| replica.status().borrow().leader);
+        let here = self.replica().and_then(|replica| {
+            let leader = replica.status().borrow().leader;
+            let deserted = || replica.members().quorum_age().is_some_and(|age| age > DESERTED);
+            leader.filter(|leader| *leader != self.0.node.0 || !deserted())
+        });
         here.or_else(|| self.reported().leader).map(BrokerId)
     }
 
@@ -140,6 +149,22 @@ impl PartitionRef {
     /// Whether this broker leads and may answer for the partition.
     pub fn leads_here(&self) -> bool {
         self.leading().is_some()
+    }
+
+    /// Whether this broker leads, once somebody does who has applied what was agreed on before. Waits for that a moment.
+    async fn leads_here_soon(&self) -> bool {
+        let decided = async {
+            loop {
+                if self.leads_here() {
+                    return true;
+                }
+                if self.leader_elsewhere().is_ok() || self.is_closed() {
+                    return false;
+                }
+                tokio::time::sleep(LEADER_LOOK).await;
+            }
+        };
+        tokio::time::timeout(LEADER_WAIT, decided).await.unwrap_or(false)
     }
 
     fn leading(&self) -> Option<Partition> {
@@ -180,7 +205,7 @@ impl PartitionRef {
     /// # Errors
     /// The leader is not known or not reached.
     pub async fn fresh_bounds(&self) -> Result<Bounds, partition::Error> {
-        if self.leads_here() {
+        if self.leads_here_soon().await {
             return Ok(self.bounds());
         }
         let leader = self.leader_elsewhere()?;
@@ -304,7 +329,9 @@ impl PartitionRef {
     /// # Errors
     /// The store failed, or the leader is not reached.
     pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, partition::Error> {
-        if let Some(replica) = self.leading() {
+        if self.leads_here_soon().await
+            && let Some(replica) = self.leading()
+        {
             return replica.offset_at(time).await;
         }
         let leader = self.leader_elsewhere()?;
@@ -340,6 +367,7 @@ impl PartitionRef {
     /// # Errors
     /// Agreement or the store failed, or the leader is not reached.
     pub async fn trim(&self, before: Offset) -> Result<Offset, partition::Error> {
+        self.leads_here_soon().await;
         match self.leading() {
             Some(replica) => replica.trim(before).await,
             None => self.0.hub.trim(self.leader_elsewhere()?, self.0.group, before).await,

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::control::Control;
 use super::partition_ref::PartitionRef;
-use super::peers::Hub;
+use super::peers::{Book, Hub};
 use super::routing::{Route, Routes, Routing};
 use crate::metadata::{BrokerId, PartitionAssignment, State, Topic};
 use crate::partition::{self, Partition};
@@ -43,6 +43,8 @@ pub(super) struct Reconciler {
     pub(super) open: HashMap<GroupId, Partition>,
     /// All partitions of the cluster.
     pub(super) known: HashMap<GroupId, PartitionRef>,
+    /// What is noted of where the other brokers are.
+    pub(super) book: Book,
 }
 
 /// A replica that this broker is to have.
@@ -72,7 +74,8 @@ impl Reconciler {
         let mut retry = true;
         loop {
             let state = metadata.borrow_and_update().clone();
-            self.hub.know(&state);
+            self.hub.know(&state, self.control.ready_now().is_some());
+            self.keep_book().await;
             retry |= !self.reconcile(&state).await;
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -127,6 +130,20 @@ impl Reconciler {
         // Also when something failed: the rest serves, health names what does not, and a retry follows.
         self.reconciled.send_replace(state.clone());
         complete
+    }
+
+    /// Notes where the other brokers are, for the next start.
+    async fn keep_book(&mut self) {
+        let book = self.hub.book();
+        if book == self.book {
+            return;
+        }
+        let (store, kept) = (self.env.store.clone(), book.clone());
+        match tokio::task::spawn_blocking(move || kept.save(&store)).await {
+            Ok(Ok(())) => self.book = book,
+            Ok(Err(failure)) => warn!(error = %failure, "where the other brokers are was not noted"),
+            Err(_) => {}
+        }
     }
 
     fn wanted(&self, state: &State) -> Vec<Wanted> {

@@ -255,7 +255,7 @@ impl Partition {
         let log = open_log(&env.store, id).await?;
         let last = {
             let log = log.clone();
-            blocking(move || Ok(log.last_index()?)).await?
+            blocking(&env.store, move || Ok(log.last_index()?)).await?
         };
         let view = View::new(env.tail.clone());
         let replica = Replica::new(id, view.clone(), env.metrics.clone(), topic.clone(), last);
@@ -477,14 +477,23 @@ impl Partition {
     }
 }
 
+#[cfg(test)]
+impl Partition {
+    /// The replica as other nodes see it.
+    pub(crate) fn replica(&self) -> raft::Replica {
+        self.0.group.replica()
+    }
+}
+
 async fn open_log(store: &Store, id: GroupId) -> Result<Log, Error> {
-    let store = store.clone();
-    blocking(move || Ok(store.log(id)?)).await
+    let own = store.clone();
+    blocking(store, move || Ok(own.log(id)?)).await
 }
 
 /// Runs disk work off the runtime.
 async fn blocking<T: Send + 'static>(
+    store: &Store,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Stopped))
+    store.blocking(work).await.unwrap_or(Err(Error::Stopped))
 }

@@ -75,10 +75,7 @@ impl Reader {
 
     async fn read_stored(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
         let reader = self.clone();
-        match tokio::task::spawn_blocking(move || reader.read_blocking(from, max_bytes)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Stopped),
-        }
+        super::blocking(self.log.store(), move || reader.read_blocking(from, max_bytes)).await
     }
 
     fn read_blocking(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
@@ -156,7 +153,8 @@ impl Reader {
 
     async fn index_at_time(&self, time: Timestamp) -> Result<Option<Offset>, Error> {
         let log = self.log.clone();
-        super::blocking(move || Ok(log.index_at_time(time.0)?.map(|row| Offset(row.offset)))).await
+        let found = move || Ok(log.index_at_time(time.0)?.map(|row| Offset(row.offset)));
+        super::blocking(self.log.store(), found).await
     }
 
     /// Waits until the index rows of everything that readers see now can be read from the store.
@@ -169,7 +167,7 @@ impl Reader {
 
     /// The entry that holds `offset`; none beyond the high watermark.
     pub(super) async fn entry_holding(&self, offset: Offset) -> Result<Option<Entry>, Error> {
-        let find = |reader: Reader| super::blocking(move || reader.entry_at(offset));
+        let find = |reader: Reader| super::blocking(self.log.store(), move || reader.entry_at(offset));
         match find(self.clone()).await? {
             None if offset < self.view.bounds().high_watermark => {
                 self.rows_arrived().await?;

@@ -45,7 +45,7 @@ impl Partition {
         if !reader.log.has_purged() {
             return Ok(());
         }
-        blocking(move || Ok(reader.log.reclaim()?)).await
+        blocking(&self.0.env.store, move || Ok(reader.log.reclaim()?)).await
     }
 
     /// Where the newest entries begin that hold `limit` bytes or just more.
@@ -57,7 +57,7 @@ impl Partition {
         }
         let reader = self.0.reader.clone();
         reader.rows_arrived().await?;
-        blocking(move || {
+        blocking(&self.0.env.store, move || {
             // INVARIANT: from `first` on there are at least `limit` bytes, from `too_late` on there are fewer.
             let (mut first, mut next, mut too_late) =
                 (bounds.log_start, bounds.log_start, bounds.high_watermark);

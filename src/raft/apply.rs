@@ -3,13 +3,14 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, RaftStateMachine};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Error;
 use super::checkpoint::Checkpoint;
@@ -125,7 +126,25 @@ impl Applier {
             }
         };
         self.applied = Some(log_id);
+        #[cfg(test)]
+        self.observe();
         Reply::new(reply)
+    }
+
+    /// Shows a simulation which state the machine is in.
+    #[cfg(test)]
+    fn observe(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        shared.store.observe_state(|| {
+            let Checkpoint { applied, members, state } = self.checkpoint()?;
+            let members = super::membership::encode(members.membership()).into();
+            Some(crate::storage::ObservedState {
+                group: shared.group,
+                at: position(&applied),
+                members,
+                state,
+            })
+        });
     }
 
     /// Hands the rows of a run of entries to the store, with a checkpoint if one is due.
@@ -218,6 +237,8 @@ impl RaftStateMachine<Types> for Applier {
         self.bytes_since_checkpoint = 0;
         self.checkpoint_at = Some(applied.index);
         self.state_bytes = snapshot.state.len() as u64;
+        #[cfg(test)]
+        self.observe();
         self.machine().applied();
         self.shared.tail().applied(applied.index);
         self.shared.update_status(|status| {

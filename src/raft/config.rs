@@ -25,6 +25,10 @@ pub struct Config {
     /// How many bytes of entries one message to a follower carries. An entry above it travels alone.
     #[serde(with = "crate::units::size")]
     pub append_bytes_max: u64,
+    /// How long a follower may take to store the entries of one message. Long enough for a slow disk: a message that is
+    /// given up is sent again from its beginning.
+    #[serde(with = "crate::units::duration")]
+    pub append_timeout: Duration,
     /// How long one snapshot transfer may take.
     #[serde(with = "crate::units::duration")]
     pub snapshot_timeout: Duration,
@@ -38,6 +42,7 @@ impl Default for Config {
             election_max: Duration::from_secs(3),
             checkpoint_bytes: 4 << 20,
             append_bytes_max: 4 << 20,
+            append_timeout: Duration::from_secs(10),
             snapshot_timeout: Duration::from_secs(10),
         }
     }
@@ -62,6 +67,9 @@ impl Config {
         }
         if self.append_bytes_max == 0 {
             found.push(("append_bytes_max", "must be at least 1".to_owned()));
+        }
+        if self.append_timeout < self.heartbeat {
+            found.push(("append_timeout", "must not be below raft.heartbeat".to_owned()));
         }
         if self.snapshot_timeout < Duration::from_millis(1) {
             found.push(("snapshot_timeout", "must be at least 1ms".to_owned()));

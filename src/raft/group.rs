@@ -81,7 +81,7 @@ impl<M: Machine> Group<M> {
         let config = env.config.to_openraft().validate();
         let config = config.map_err(|error| Error::Config { reason: error.to_string() })?;
         let store = env.store.clone();
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = env.store.blocking(move || {
             let log = store.log(id)?;
             let found = Found::read(id, &log)?;
             Ok::<_, Error>((log, found))
@@ -111,7 +111,12 @@ impl<M: Machine> Group<M> {
             checkpoint_bytes,
             ended_tx,
         );
-        let peers = Peers { group: id, node, transport: Arc::clone(&env.transport) };
+        let peers = Peers {
+            group: id,
+            node,
+            transport: Arc::clone(&env.transport),
+            append_timeout: env.config.append_timeout,
+        };
         let log_store = LogStore::new(Arc::clone(&shared));
         let agreement = Agreement::new(node, Arc::new(config), peers, log_store, applier).await;
         let agreement = agreement.map_err(|_| shared.stopped())?;
@@ -380,6 +385,14 @@ impl Core {
             status.role = Role::Stopped;
             status.leader = None;
         });
+    }
+}
+
+#[cfg(test)]
+impl Replica {
+    /// A handle that can do all but propose, whatever the machine is.
+    pub(crate) fn handle_of_any(&self) -> Group<()> {
+        Group { core: Arc::clone(&self.core), machine: PhantomData }
     }
 }
 

@@ -246,9 +246,14 @@ impl RaftLogStorage<Types> for LogStore {
         // In the background, because removing files takes long and nothing after it waits for it: openraft
         // asks no more for what it purged, and opening the group finishes what a crash left behind.
         let shared = Arc::clone(&self.shared);
-        self.shared.purges.spawn_blocking(move || match shared.log.purge_to(position(&upto)) {
-            Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),
-            Err(error) => shared.progress.fail_in_background(error),
+        self.shared.purges.spawn(async move {
+            let store = shared.store.clone();
+            let purge = store.blocking(move || match shared.log.purge_to(position(&upto)) {
+                Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),
+                Err(error) => shared.progress.fail_in_background(error),
+            });
+            // An error means that the runtime ends, and the process with it.
+            let _ = purge.await;
         });
         Ok(())
     }

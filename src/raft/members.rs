@@ -59,6 +59,18 @@ impl Members {
             .collect()
     }
 
+    /// If this replica leads with others: how long ago it was last known that a majority follows. None if it does not
+    /// lead, or leads alone.
+    pub fn quorum_age(&self) -> Option<Duration> {
+        if self.core.shared.status().borrow().voters.len() < 2 {
+            return None;
+        }
+        let observed = self.core.agreement.data_metrics();
+        let observed = observed.borrow_watched();
+        observed.replication.as_ref()?;
+        Some(observed.last_quorum_acked.as_ref().map_or(Duration::ZERO, |at| at.elapsed()))
+    }
+
     /// Adds a member that receives entries but has no vote, without waiting until it has caught up.
     ///
     /// # Errors

@@ -24,6 +24,7 @@
 //! | `observe` | the status, from what openraft says; rest for idle groups |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
+//! | `runtime` | in test builds: what openraft runs on, with the chance taken out |
 
 mod apply;
 mod checkpoint;
@@ -40,6 +41,8 @@ pub mod message;
 mod network;
 mod observe;
 mod proposal;
+#[cfg(test)]
+pub(crate) mod runtime;
 mod shared;
 mod status;
 mod tail;

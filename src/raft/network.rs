@@ -32,7 +32,8 @@ pub enum TransportError {
         /// Why.
         reason: String,
     },
-    /// No answer in time. The message may have arrived.
+    /// No answer in time. The message may have arrived. A transport says so only when its patience is over: a snapshot
+    /// is sent again at once, which would go round in a circle. [`TransportError::Unreachable`] makes it wait.
     #[error("node {node} did not answer within {after:?}")]
     Timeout {
         /// Which node.
@@ -94,13 +95,21 @@ pub(super) struct Peers {
     pub(super) group: GroupId,
     pub(super) node: NodeId,
     pub(super) transport: Arc<dyn Transport>,
+    /// How long a message with entries may take.
+    pub(super) append_timeout: Duration,
 }
 
 impl RaftNetworkFactory<Types> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, (): &()) -> Peer {
-        Peer { group: self.group, from: self.node, to: target, transport: Arc::clone(&self.transport) }
+        Peer {
+            group: self.group,
+            from: self.node,
+            to: target,
+            transport: Arc::clone(&self.transport),
+            append_timeout: self.append_timeout,
+        }
     }
 }
 
@@ -110,6 +119,7 @@ pub(super) struct Peer {
     from: NodeId,
     to: NodeId,
     transport: Arc<dyn Transport>,
+    append_timeout: Duration,
 }
 
 impl Peer {
@@ -174,7 +184,12 @@ impl RaftNetworkV2<Types> for Peer {
             committed: rpc.leader_commit.as_ref().map(position),
             traces: Vec::new(),
         };
-        match self.call(RPCTypes::AppendEntries, Request::Append(request), option.hard_ttl()).await? {
+        // openraft's patience is one heartbeat, too short for entries on their way to a busy disk.
+        let patience = match request.rows.is_empty() {
+            true => option.hard_ttl(),
+            false => option.hard_ttl().max(self.append_timeout),
+        };
+        match self.call(RPCTypes::AppendEntries, Request::Append(request), patience).await? {
             Response::Append(Appended::All) => Ok(raft::AppendEntriesResponse::Success),
             Response::Append(Appended::UpTo(last)) => {
                 Ok(raft::AppendEntriesResponse::PartialSuccess(last.map(log_id)))
@@ -218,6 +233,7 @@ impl RaftNetworkV2<Types> for Peer {
         let request = SnapshotRequest { ballot: ballot(&leader), checkpoint: checkpoint.encode() };
         let call = self.call(RPCTypes::InstallSnapshot, Request::Snapshot(request), option.hard_ttl());
         let response = tokio::select! {
+            biased;
             closed = cancel => return Err(closed.into()),
             response = call => response?,
         };

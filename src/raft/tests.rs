@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use super::message::{Ballot, Request, Response, VoteRequest};
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::{Config, Error, Group, Role};
+use crate::storage::Position;
 
 fn small_checkpoints() -> Config {
     Config { checkpoint_bytes: 1, ..Config::default() }
@@ -325,6 +327,28 @@ async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_r
     cluster.catches_up(lagging, leader).await;
     assert_eq!(cluster.notebook(lagging).seen().commands, cluster.notebook(leader).seen().commands);
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_replica_votes_once_in_a_term() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = broker.open(3).await;
+    group.bootstrap([1, 2, 3]).await.unwrap();
+    let ask = async |term, node| {
+        let ballot = Ballot { term, node, granted: false };
+        let last = Some(Position { index: 99, term: 9, leader: node });
+        let request = Request::Vote(VoteRequest { ballot, last, transfer: false });
+        match group.replica().handle(request).await.unwrap() {
+            Response::Vote(answer) => answer.granted,
+            other => panic!("{other:?}"),
+        }
+    };
+
+    assert!(ask(10, 1).await);
+    assert!(ask(10, 1).await, "the same candidate may ask again");
+    assert!(!ask(10, 2).await, "the term's vote is given, whatever the number of the next candidate");
+    assert!(ask(11, 2).await);
+    group.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,12 +1,13 @@
 //! The type parameters of openraft, chosen once for all groups so that its code is compiled once.
 
 use std::any::Any;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use openraft::vote::leader_id_adv;
+use openraft::vote::RaftLeaderId;
 
 use super::NodeId;
 use super::machine::AnyReply;
@@ -27,7 +28,10 @@ impl openraft::RaftTypeConfig for Types {
     type Vote = Vote;
     type Payload = Payload;
     type Entry = Entry;
+    #[cfg(not(test))]
     type AsyncRuntime = openraft::impls::TokioRuntime;
+    #[cfg(test)]
+    type AsyncRuntime = super::runtime::Runtime;
     type Responder<T>
         = Waiter<T>
     where
@@ -39,19 +43,91 @@ impl openraft::RaftTypeConfig for Types {
     type ErrorSource = openraft::impls::BoxedErrorSource;
 }
 
-pub(super) type LeaderId = leader_id_adv::LeaderId<u64, NodeId>;
-pub(super) type LogId = openraft::LogId<LeaderId>;
+pub(super) type LogId = openraft::LogId<Elected>;
 pub(super) type Vote = openraft::Vote<LeaderId>;
 pub(super) type Membership = openraft::Membership<NodeId, ()>;
-pub(super) type StoredMembership = openraft::StoredMembership<LeaderId, NodeId, ()>;
+pub(super) type StoredMembership = openraft::StoredMembership<Elected, NodeId, ()>;
 pub(super) type Payload = openraft::EntryPayload<Command, NodeId, ()>;
-pub(super) type Entry = openraft::Entry<LeaderId, Payload>;
-pub(super) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, NodeId, ()>;
-pub(super) type Snapshot = openraft::Snapshot<LeaderId, NodeId, (), Bytes>;
+pub(super) type Entry = openraft::Entry<Elected, Payload>;
+pub(super) type SnapshotMeta = openraft::SnapshotMeta<Elected, NodeId, ()>;
+pub(super) type Snapshot = openraft::Snapshot<Elected, NodeId, (), Bytes>;
+
+/// Who leads a term, or asks to.
+///
+/// INVARIANT: a term has at most one leader. Two who ask for the same term cannot be compared, so nobody who voted for one
+/// votes for the other. Fencing by terms, as that of consumer groups, depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderId {
+    pub(super) term: u64,
+    pub(super) node_id: NodeId,
+}
+
+/// Who was elected for a term. That nobody else was lets it be written down and compared with its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Elected {
+    pub(super) term: u64,
+    pub(super) node_id: NodeId,
+}
+
+impl RaftLeaderId for LeaderId {
+    type Term = u64;
+    type NodeId = NodeId;
+    type Committed = Elected;
+
+    fn new(term: u64, node_id: NodeId) -> Self {
+        LeaderId { term, node_id }
+    }
+
+    fn term(&self) -> u64 {
+        self.term
+    }
+
+    fn node_id(&self) -> &NodeId {
+        &self.node_id
+    }
+
+    fn to_committed(&self) -> Elected {
+        Elected { term: self.term, node_id: self.node_id }
+    }
+}
+
+impl PartialOrd for LeaderId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        match self.term.cmp(&other.term) {
+            Ordering::Equal => (self.node_id == other.node_id).then_some(Ordering::Equal),
+            terms => Some(terms),
+        }
+    }
+}
+
+impl PartialEq<Elected> for LeaderId {
+    fn eq(&self, _: &Elected) -> bool {
+        false
+    }
+}
+
+impl PartialOrd<Elected> for LeaderId {
+    /// Who was elected comes after all who asked for the term.
+    fn partial_cmp(&self, other: &Elected) -> Option<Ordering> {
+        Some(self.term.cmp(&other.term).then(Ordering::Less))
+    }
+}
+
+impl fmt::Display for LeaderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "term {} of node {}", self.term, self.node_id)
+    }
+}
+
+impl fmt::Display for Elected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "term {} of node {}", self.term, self.node_id)
+    }
+}
 
 /// The store's way to write a log id, as openraft writes it.
 pub(super) fn log_id(at: Position) -> LogId {
-    LogId { leader_id: LeaderId { term: at.term, node_id: at.leader }, index: at.index }
+    LogId { leader_id: Elected { term: at.term, node_id: at.leader }, index: at.index }
 }
 
 /// openraft's way to write a log id, as the store writes it.

@@ -77,6 +77,9 @@ pub struct Queue {
     failure: OnceLock<Arc<dyn std::error::Error + Send + std::marker::Sync>>,
     failed: AtomicBool,
     pub stats: Stats,
+    /// Rings when a batch came.
+    #[cfg(test)]
+    pub bell: tokio::sync::Notify,
 }
 
 #[derive(Default)]
@@ -105,6 +108,8 @@ impl Queue {
             failure: OnceLock::new(),
             failed: AtomicBool::new(false),
             stats: Stats::default(),
+            #[cfg(test)]
+            bell: tokio::sync::Notify::new(),
         }
     }
 
@@ -134,6 +139,8 @@ impl Queue {
         waiting.items.push_back(Item { batch, durability, done });
         let wake = std::mem::take(&mut waiting.sleeping);
         drop(waiting);
+        #[cfg(test)]
+        self.bell.notify_one();
         if wake {
             self.wake.notify_one();
         }
@@ -256,6 +263,38 @@ impl Committer {
             && let Err(error) = self.finish()
         {
             self.queue.fail(&error);
+        }
+    }
+
+    /// Writes one round of what waits, without waiting for it. Returns whether there was anything.
+    #[cfg(test)]
+    pub fn step(&mut self) -> bool {
+        let items = {
+            let mut waiting = self.queue.lock();
+            self.queue.take_round(&mut waiting, self.round_bytes)
+        };
+        let any = !items.is_empty();
+        if any {
+            self.pass(items);
+        }
+        any
+    }
+
+    /// Ends as a crash does: of what waits, `begun` batches may reach the disk, but nobody hears of it.
+    #[cfg(test)]
+    pub fn crash(&mut self, begun: impl FnOnce(usize) -> usize) {
+        let items: Vec<Item> = {
+            let mut waiting = self.queue.lock();
+            waiting.items.drain(..).collect()
+        };
+        self.queue.close();
+        let begun = begun(items.len());
+        if self.queue.healthy().is_ok() {
+            // The disk may fail too; a crash makes no difference to it.
+            let _ = self.write(&items[..begun]);
+        }
+        for item in items {
+            run(item.done, Err(Error::Closed));
         }
     }
 

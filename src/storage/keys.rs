@@ -211,6 +211,12 @@ pub fn vote(group: GroupId) -> Bytes {
     state(group, VOTE)
 }
 
+/// Whether a key was made by [`vote`].
+#[cfg(test)]
+pub fn is_vote(key: &[u8]) -> bool {
+    key.len() == 9 && key[8] == VOTE
+}
+
 /// Key of the committed position.
 pub fn committed(group: GroupId) -> Bytes {
     state(group, COMMITTED)

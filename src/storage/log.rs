@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use super::batch::{Batch, Table};
-use super::engine::{LogTable, Reclaimable};
+use super::engine::{Guard, LogTable, Reclaimable};
 use super::keys::{self, GroupId, IndexRow, Position};
 use super::log_row::Row;
 use super::store::{REMOVE_CHUNK, Store};
@@ -441,7 +441,7 @@ impl Log {
         Ok(())
     }
 
-    fn index_of(&self, row: Option<fjall::Guard>) -> Result<Option<u64>, Error> {
+    fn index_of(&self, row: Option<Guard>) -> Result<Option<u64>, Error> {
         let Some(row) = row else { return Ok(None) };
         let key = row.key().map_err(|source| Error::storage("read log keys", source))?;
         Ok(keys::log_row_index(self.group, &key))

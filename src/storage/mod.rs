@@ -12,6 +12,7 @@
 //! | [`log`] | one group's rows, index, checkpoints, vote and purge point |
 //! | [`journal`] | what a journal must look like before it may be replayed |
 //! | [`space`] | free disk space and the reserve |
+//! | `simulated` | in test builds: a disk in memory in the engine's place |
 //!
 //! Owner: this module is the only one that names fjall, opens files in the data directory or blocks on a disk. Methods
 //! marked *blocking* belong on a blocking thread.
@@ -33,6 +34,8 @@ mod keys;
 mod log;
 mod log_row;
 mod note;
+#[cfg(test)]
+mod simulated;
 mod space;
 mod store;
 
@@ -47,6 +50,10 @@ pub use keys::{GroupId, IndexRow, Position};
 pub use log::Log;
 pub use log_row::{Command, CommandBuf, HEADER_BYTES, Kind, Row};
 pub use note::{read_note, read_or_write_note};
+#[cfg(test)]
+pub use simulated::{Disk, Faults};
+#[cfg(test)]
+pub use store::{ObservedState, StateObserver};
 pub use store::{Store, Usage};
 
 /// What a commit promises when its `done` runs with `Ok`.

@@ -9,13 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use tokio::task::JoinError;
 
 use super::background_sync::BackgroundSync;
 use super::batch::{Batch, Table};
 use super::committer::{Committer, Done, Permit, Queue, Stats, SyncObserver};
+#[cfg(test)]
+use super::engine::Database;
 use super::engine::{Engine, LogTable};
 use super::keys::{self, GroupId, Round};
 use super::log::{Log, PurgePoints};
+#[cfg(test)]
+use super::simulated::Disk;
 use super::space::Space;
 use super::{Config, Durability, Error, Sync, journal};
 
@@ -41,8 +46,35 @@ struct Shared {
     purge_points: PurgePoints,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Released when the last handle is gone, after the engine's own files are closed.
-    _lock: File,
+    _lock: Option<File>,
+    #[cfg(test)]
+    simulated: Option<Simulated>,
 }
+
+/// What a store on a simulated disk has in place of a thread.
+#[cfg(test)]
+struct Simulated {
+    disk: Disk,
+    committer: Mutex<Committer>,
+    observer: StateObserver,
+}
+
+/// The state of a group as of one log entry.
+#[cfg(test)]
+pub struct ObservedState {
+    /// Which group.
+    pub group: GroupId,
+    /// The entry.
+    pub at: keys::Position,
+    /// The members, encoded.
+    pub members: Bytes,
+    /// What the machine encoded.
+    pub state: Bytes,
+}
+
+/// Told of every state that a group's machine is in.
+#[cfg(test)]
+pub type StateObserver = Arc<dyn Fn(ObservedState) + Send + std::marker::Sync>;
 
 /// What the store takes of the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +142,9 @@ impl Store {
             tables_dir,
             purge_points: PurgePoints::default(),
             thread: Mutex::new(Some(thread)),
-            _lock: lock,
+            _lock: Some(lock),
+            #[cfg(test)]
+            simulated: None,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -158,7 +192,25 @@ impl Store {
     pub fn commit_blocking(&self, batch: Batch, durability: Durability) -> Result<(), Error> {
         let (tx, rx) = std::sync::mpsc::sync_channel(1);
         self.commit(batch, durability, Box::new(move |outcome| drop(tx.send(outcome))));
+        #[cfg(test)]
+        while self.step() {}
         rx.recv().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Runs disk work on a thread where it may block.
+    ///
+    /// # Errors
+    /// The work panicked, or the runtime is shutting down.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        #[cfg(test)]
+        if self.shared.simulated.is_some() {
+            // Another thread would take turns with this one as chance has it.
+            return Ok(work());
+        }
+        tokio::task::spawn_blocking(work).await
     }
 
     /// The log of a group; the group exists from now on. Blocking.
@@ -313,6 +365,79 @@ impl Store {
             }
         }
         self.commit_blocking(batch, Durability::Lazy)
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// A store on a simulated disk. Nothing is written until [`Store::step`] is called, or somebody blocks.
+    pub fn simulated(disk: &Disk, sync: Sync, observer: StateObserver) -> Result<Self, Error> {
+        let config = Config {
+            sync,
+            // Real time must not decide anything.
+            sync_interval: std::time::Duration::MAX,
+            reserve_bytes: 0,
+            ..Config::in_dir("simulated")
+        };
+        let engine = Arc::new(Engine::on(Database::Simulated(disk.clone()), &config)?);
+        let queue = Arc::new(Queue::new(&config));
+        let last_round = last_round(&engine)?;
+        let committer =
+            Committer::new(&config, Arc::clone(&queue), Arc::clone(&engine), last_round, None, None);
+        let shared = Shared {
+            engine,
+            queue,
+            space: Space::new(Path::new("/"), 0),
+            tables_dir: PathBuf::new(),
+            purge_points: PurgePoints::default(),
+            thread: Mutex::new(None),
+            _lock: None,
+            simulated: Some(Simulated { disk: disk.clone(), committer: Mutex::new(committer), observer }),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Completes when a batch waits to be written on a simulated disk.
+    pub async fn batch_came(&self) {
+        self.shared.queue.bell.notified().await;
+    }
+
+    /// Writes what waits for a simulated disk, syncs it if somebody wants that, and tells everybody. Returns whether
+    /// there was anything.
+    pub fn step(&self) -> bool {
+        let Some(simulated) = &self.shared.simulated else { return false };
+        simulated.committer.lock().unwrap_or_else(PoisonError::into_inner).step()
+    }
+
+    /// Syncs a simulated disk.
+    pub fn sync_simulated(&self) {
+        if self.healthy().is_ok()
+            && let Err(error) = self.shared.engine.sync()
+        {
+            self.shared.queue.fail(&error);
+        }
+    }
+
+    /// Ends a store on a simulated disk in the middle of what it does, and gives the disk as it is found afterwards.
+    /// `begun` says how many of the batches that wait may reach the disk, `survive` how many of the rounds that are not
+    /// synced the crash leaves.
+    pub fn crash(
+        &self,
+        begun: impl FnOnce(usize) -> usize,
+        survive: impl FnOnce(usize) -> usize,
+    ) -> Option<Disk> {
+        let simulated = self.shared.simulated.as_ref()?;
+        simulated.committer.lock().unwrap_or_else(PoisonError::into_inner).crash(begun);
+        Some(simulated.disk.crash(survive))
+    }
+
+    /// Tells the observer of a simulated store what state a group is in.
+    pub fn observe_state(&self, state: impl FnOnce() -> Option<ObservedState>) {
+        if let Some(simulated) = &self.shared.simulated
+            && let Some(state) = state()
+        {
+            (simulated.observer)(state);
+        }
     }
 }
 

@@ -304,7 +304,7 @@ fn a_damaged_table_is_reported_with_its_row_and_serves_nothing_corrupt() {
     assert!(matches!(outcome, Err(Error::Corrupt { group: GROUP, index: 3, .. })), "{outcome:?}");
 }
 
-struct LogTableForTest(fjall::Keyspace);
+struct LogTableForTest(engine::Keyspace);
 
 fn table_of(store: &Store) -> LogTableForTest {
     LogTableForTest(store.engine().log_table(GROUP).expect("a table").rows)

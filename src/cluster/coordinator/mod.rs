@@ -97,7 +97,7 @@ pub enum Error {
 pub struct Coordinators(Arc<[Coordinator]>);
 
 impl Coordinators {
-    /// Opens all shards. A broker that `founds` the cluster founds their groups, if they are new.
+    /// Opens all shards. `founders` found their groups if they are new; a broker without them waits until it is added.
     ///
     /// # Errors
     /// The store failed, or holds something else.
@@ -105,11 +105,11 @@ impl Coordinators {
         shards: u32,
         config: &Config,
         node: NodeId,
-        founds: bool,
+        founders: Option<&[NodeId]>,
         env: &raft::Env,
         tasks: &Tasks,
     ) -> Result<Self, raft::Error> {
-        let open = (0..shards).map(|shard| Coordinator::open(shard, config, node, founds, env, tasks));
+        let open = (0..shards).map(|shard| Coordinator::open(shard, config, node, founders, env, tasks));
         Ok(Coordinators(try_join_all(open).await?.into()))
     }
 
@@ -158,7 +158,7 @@ impl Coordinator {
         shard: u32,
         config: &Config,
         node: NodeId,
-        founds: bool,
+        founders: Option<&[NodeId]>,
         env: &raft::Env,
         tasks: &Tasks,
     ) -> Result<Self, raft::Error> {
@@ -167,8 +167,10 @@ impl Coordinator {
         let growth = Growth::new(config.log_bytes);
         let machine = Replica { state: state.clone(), changes: publish, growth: growth.clone() };
         let group = Group::open(group_of_shard(shard), node, machine, env).await?;
-        if founds && group.status().borrow().last_index.is_none() {
-            group.bootstrap([node]).await?;
+        if let Some(founders) = founders
+            && group.status().borrow().last_index.is_none()
+        {
+            group.bootstrap(founders.iter().copied()).await?;
         }
         let tasks = tasks.child();
         let (queue, commands) = mpsc::channel(QUEUE_COMMANDS);
@@ -261,6 +263,19 @@ impl Coordinator {
     async fn close(&self) {
         self.0.tasks.stop(CLOSE_DEADLINE).await;
         self.0.group.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+impl Coordinator {
+    /// The replica as other nodes see it.
+    pub(crate) fn replica(&self) -> raft::Replica {
+        self.0.group.replica()
+    }
+
+    /// Which Raft group the shard is.
+    pub(crate) fn group(&self) -> GroupId {
+        self.0.group.id()
     }
 }
 

@@ -49,7 +49,7 @@ impl Home {
     }
 
     async fn coordinators(&self, config: &Config) -> Coordinators {
-        let open = Coordinators::open(config.shards, config, NODE, true, &self.env, &self.tasks);
+        let open = Coordinators::open(config.shards, config, NODE, Some(&[NODE]), &self.env, &self.tasks);
         let coordinators = open.await.expect("opened");
         coordinators.ready().await.expect("ready");
         coordinators

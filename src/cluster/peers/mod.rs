@@ -38,7 +38,7 @@ use crate::metadata::State;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
 use crate::raft::message::{Request, Response};
 use crate::raft::{NodeId, Replica, Transport, TransportError};
-use crate::storage::GroupId;
+use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
 
 pub use service::{Newcomer, Service};
@@ -60,6 +60,39 @@ struct Inner {
     serving: OnceLock<Serving>,
     changed: watch::Sender<u64>,
     tasks: Tasks,
+}
+
+/// Where other brokers are, kept in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Book(BTreeMap<NodeId, String>);
+
+impl Book {
+    /// The name under which the store keeps it.
+    const META: &str = "peers";
+
+    /// Reads it. Blocking.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(super) fn load(store: &Store) -> Result<Self, storage::Error> {
+        let text = store.meta_get(Self::META)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // A line that cannot be read is a broker that is not found before there is a leader.
+        let entry = |line: &str| {
+            let (node, address) = line.split_once(' ')?;
+            Some((node.parse().ok()?, address.to_owned()))
+        };
+        Ok(Book(text.lines().filter_map(entry).collect()))
+    }
+
+    /// Writes it. Blocking.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(super) fn save(&self, store: &Store) -> Result<(), storage::Error> {
+        let text: String = self.0.iter().map(|(node, address)| format!("{node} {address}\n")).collect();
+        store.meta_put(Self::META, text)
+    }
 }
 
 /// Another broker.
@@ -102,14 +135,33 @@ impl Hub {
         let _ = self.0.serving.set(Serving { control, routing });
     }
 
-    /// Connects to the brokers that the metadata names, wherever they are now.
-    pub(super) fn know(&self, state: &State) {
+    /// Connects to the brokers that the metadata names, wherever they are now. If the metadata may be old, brokers that it
+    /// does not name are kept.
+    pub(super) fn know(&self, state: &State, current: bool) {
         let this = self.0.identity.broker;
         let brokers = state.brokers().filter(|broker| broker.id != this && broker.replaced_by.is_none());
         let wanted: BTreeMap<NodeId, String> =
             brokers.map(|broker| (broker.id.0, broker.grpc_address.clone())).collect();
+        self.connect_to(wanted, current);
+    }
+
+    /// Connects to brokers where they were when this one last ran: who restarts together with all others must find them
+    /// before there is a leader to ask.
+    pub(super) fn remember(&self, book: &Book) {
+        self.connect_to(book.0.clone(), false);
+    }
+
+    /// Where the other brokers are.
+    pub(super) fn book(&self) -> Book {
+        Book(self.links().iter().map(|(node, known)| (*node, known.address.clone())).collect())
+    }
+
+    fn connect_to(&self, wanted: BTreeMap<NodeId, String>, only: bool) {
         let mut links = self.links();
-        links.retain(|node, known| wanted.get(node) == Some(&known.address));
+        links.retain(|node, known| match wanted.get(node) {
+            Some(address) => *address == known.address,
+            None => !only,
+        });
         for (node, address) in wanted {
             if links.contains_key(&node) {
                 continue;

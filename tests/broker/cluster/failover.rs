@@ -258,7 +258,10 @@ async fn committed_offsets_survive_their_coordinator() {
         committed.offsets.iter().filter_map(|at| Some((at.partition, at.offset?))).collect();
     assert_eq!(found, BTreeMap::from(ends));
     // A member that joins now gets what was not committed, and only that.
-    let mut member = GroupStream::join(other, group::join("readers", &["numbers"])).await;
+    let mut member = eventually(PATIENCE, "the coordinator takes members", async || {
+        GroupStream::try_join(other, group::join("readers", &["numbers"])).await.ok()
+    })
+    .await;
     let got = member.records(3).await;
     let mut got: Vec<(u32, u64)> = got.iter().map(|record| (record.partition, record.offset)).collect();
     got.sort_unstable();
