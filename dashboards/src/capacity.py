@@ -1,6 +1,6 @@
 """What grows, and when it meets a limit."""
 
-from grafana import RED, YELLOW, Row, dashboard, falling, lines, queries, stat, steps
+from grafana import RED, YELLOW, Row, dashboard, falling, lines, queries, stat, steps, values
 
 YEAR = 365 * 86_400
 
@@ -23,7 +23,7 @@ DASHBOARD = dashboard(
                 )
             ),
             thresholds=falling((4 * 3_600, YELLOW), (7 * 86_400, "green")),
-            width=6,
+            width=4,
             height=8,
         ),
         stat(
@@ -38,7 +38,16 @@ DASHBOARD = dashboard(
                 )
             ),
             thresholds=steps((0.7, YELLOW), (0.8, RED)),
-            width=6,
+            width=4,
+            height=8,
+        ),
+        stat(
+            "Takes Writes",
+            "Whether each broker takes records. It refuses them while free space is below the reserve.",
+            "none",
+            queries(("streambus_storage_writable{$S}", "{{instance}}")),
+            mappings=values({0: ("refuses", RED), 1: ("takes", "green")}),
+            width=4,
             height=8,
         ),
         lines(

@@ -37,7 +37,7 @@ DASHBOARD = dashboard(
         ),
         stat(
             "Status",
-            "State of each broker.",
+            "State of each broker, as it reports it.",
             "none",
             queries(("streambus_broker_status{$S}", "{{instance}}")),
             mappings=values(STATUS),
@@ -89,7 +89,7 @@ DASHBOARD = dashboard(
             "Committed Entries of the Control Group",
             "Entries per second, by broker: changes to topics, brokers and their places.",
             "cps",
-            queries(("rate(streambus_raft_commit_index{$S}[$R])", "{{instance}}")),
+            queries(("deriv(streambus_raft_commit_index{$S}[$R])", "{{instance}}")),
         ),
         lines(
             "Raft Groups by Role",

@@ -102,7 +102,7 @@ DASHBOARD = dashboard(
         ),
         lines(
             "Bytes Stored and Deleted",
-            "The same in bytes.",
+            "Bytes per second appended, and deleted by retention.",
             "Bps",
             queries(
                 (f"sum by (topic) (rate(streambus_bytes_stored_total{T}[$R]))", "{{topic}} stored"),
