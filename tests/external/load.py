@@ -82,9 +82,10 @@ class Load:
                 self._failures.append(failure)
                 self._over.set()
 
-    def failed(self):
-        """What went wrong so far."""
-        return self._failures
+    def check(self):
+        """Raises what went wrong so far."""
+        if self._failures:
+            raise RuntimeError("the load broke down") from self._failures[0]
 
     def _produce(self, client):
         for number in range(1 << 30):
@@ -153,7 +154,8 @@ class Load:
                 # Of these the lease expires.
                 if offset % 20 != 4
             ]
-            member.say(acknowledge=wire.group.Acknowledge(correlation_id=1, acknowledgements=said))
+            if said:
+                member.say(acknowledge=wire.group.Acknowledge(correlation_id=1, acknowledgements=said))
         member.vanish()
 
     def _miss(self, client):
