@@ -85,6 +85,9 @@ class Prometheus:
             with urllib.request.urlopen(self.api + what + "?" + urllib.parse.urlencode(parameters), timeout=30) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:
+                # It is not ready yet, which whoever waits for it may try again.
+                raise
             raise ValueError(f"{parameters}: {error.read().decode()}") from None
 
     def query(self, query):
