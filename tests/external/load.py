@@ -17,6 +17,8 @@ ORDERS, EVENTS = "orders", "events"
 PARTITIONS = 4
 # Of `events` so little is kept that retention always has something to delete.
 EVENTS_KEPT = 256 << 10
+# Seconds that a load may take.
+LONGEST = 900
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 SETTINGS = {
@@ -118,7 +120,7 @@ class Load:
 
     def _consume(self, client):
         """A group that keeps up."""
-        member = Member(client, "billing", ORDERS)
+        member = Member(client, "billing", ORDERS, timeout=LONGEST)
         for kind, event in member.events():
             if self._over.is_set():
                 break
@@ -130,7 +132,7 @@ class Load:
     def _share(self, client):
         """A share group that accepts most, and does with the rest whatever can be done with a message."""
         options = wire.group.ShareOptions(lease={"seconds": 1}, deliveries_max=3)
-        member = Member(client, "workers", ORDERS, options, in_flight_records_max=500)
+        member = Member(client, "workers", ORDERS, options, timeout=LONGEST, in_flight_records_max=500)
         kinds = {
             1: wire.group.ACK_KIND_RELEASE,
             2: wire.group.ACK_KIND_REJECT,

@@ -8,7 +8,7 @@ import wire
 class Member:
     """An open member stream that answers keepalives and releases what is revoked."""
 
-    def __init__(self, client, group, topic, share=None, **join):
+    def __init__(self, client, group, topic, share=None, timeout=120, **join):
         self._topic = topic
         self._waiting = queue.SimpleQueue()
         self.assigned = set()
@@ -18,7 +18,7 @@ class Member:
         if share is not None:
             join["share"] = share
         self.say(join=wire.group.JoinGroup(**join))
-        self._stream = client.consume.Subscribe(iter(self._waiting.get, None), timeout=120)
+        self._stream = client.consume.Subscribe(iter(self._waiting.get, None), timeout=timeout)
 
     def say(self, **action):
         self._waiting.put(wire.consume.SubscribeRequest(**action))

@@ -458,11 +458,11 @@ class Collector(unittest.TestCase):
     def test_metrics_of_brokers_have_one_way_into_a_store(self):
         ways = {}
         for file, config in self.each():
-            ways[file] = set()
+            ways[file] = []
             for name, pipeline in config["service"]["pipelines"].items():
                 if self.type_of(name) == "metrics" and pipeline["exporters"] != ["nop"]:
-                    ways[file] |= {one for one in pipeline["receivers"] if one != "span_metrics"}
-        self.assertEqual(ways, {"beside-prometheus.yaml": set(), "push.yaml": {"otlp"}, "scrape.yaml": {"prometheus"}})
+                    ways[file] += [one for one in pipeline["receivers"] if one != "span_metrics"]
+        self.assertEqual(ways, {"beside-prometheus.yaml": [], "push.yaml": ["otlp"], "scrape.yaml": ["prometheus"]})
 
     def test_pushed_metrics_get_the_names_of_the_catalogue(self):
         ran = subprocess.run(
