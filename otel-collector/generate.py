@@ -15,7 +15,9 @@ BEGIN, END = "      # made: begin\n", "      # made: end\n"
 def statements():
     """A line for each metric of the catalogue."""
     rows = re.findall(r"^\| `([a-z_]+)` \| `([a-z_.]+)` \| \w+ \|", CATALOGUE.read_text(), re.M)
-    return "".join(f"""      - 'set(metric.name, "{name}") where metric.name == "{otel}"'\n""" for name, otel in rows)
+    return "".join(
+        f"""      - 'set(metric.name, "{name}") where metric.name == "{otel}"'\n""" for name, otel in rows
+    )
 
 
 def main():

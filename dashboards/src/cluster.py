@@ -102,7 +102,9 @@ DASHBOARD = dashboard(
             "Time to Replicate",
             "99th percentile of the phase in which a batch is forced to the disk and waits for other replicas.",
             "s",
-            queries((p99("streambus_produce_phase_seconds", matchers='$S,phase="replicate"'), "p99"), exemplars=True),
+            queries(
+                (p99("streambus_produce_phase_seconds", matchers='$S,phase="replicate"'), "p99"), exemplars=True
+            ),
         ),
         lines(
             "Partitions and Replicas",
@@ -117,7 +119,12 @@ DASHBOARD = dashboard(
             "Storage Failures",
             "Failed reads, writes and syncs, and checksums that did not match, in the last 5 minutes. Any needs a person.",
             "short",
-            queries(("sum by (instance, kind) (increase(streambus_storage_errors_total{$S}[5m]))", "{{instance}}: {{kind}}")),
+            queries(
+                (
+                    "sum by (instance, kind) (increase(streambus_storage_errors_total{$S}[5m]))",
+                    "{{instance}}: {{kind}}",
+                )
+            ),
             thresholds=steps((1, YELLOW), (10, RED)),
         ),
     ),

@@ -71,7 +71,9 @@ def _panel(kind, title, description, unit, targets, width, height, defaults, opt
     }
 
 
-def lines(title, description, unit, targets, width=12, height=8, thresholds=None, stacked=False, links=(), top=None):
+def lines(
+    title, description, unit, targets, width=12, height=8, thresholds=None, stacked=False, links=(), top=None
+):
     """Values over time."""
     defaults = {
         "color": {"mode": "palette-classic"},
@@ -222,7 +224,9 @@ def _variables(extra):
     }
     return [
         source,
-        label_variable("job", "Job", "label_values(streambus_build_info, job)", "Scrape job."),
+        # Without a value of its own, "All" stands for the jobs that brokers have. `up` and `process_…` are shown by other jobs
+        # too, which do not belong here.
+        label_variable("job", "Job", "label_values(streambus_build_info, job)", "Scrape job.", all_value=None),
         # Also matches series without the label: a scrape configuration sets it, or does not.
         label_variable(
             "cluster",
@@ -245,7 +249,10 @@ TOPIC_VARIABLE = label_variable(
     "topic", "Topic", "label_values(streambus_messages_produced_total{$S}, topic)", "Topic."
 )
 GROUP_VARIABLE = label_variable(
-    "group", "Consumer group", "label_values(streambus_consumer_group_lag{$S}, group)", "Consumer group or share group."
+    "group",
+    "Consumer group",
+    "label_values(streambus_consumer_group_lag{$S}, group)",
+    "Consumer group or share group.",
 )
 
 

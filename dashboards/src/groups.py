@@ -64,7 +64,9 @@ DASHBOARD = dashboard(
             "Dead Letters",
             "Messages that a chosen share group gave up on, in the time range.",
             "short",
-            queries((f"sum(increase(streambus_consumer_group_dead_letters_total{LAG}[$__range]))", "dead letters")),
+            queries(
+                (f"sum(increase(streambus_consumer_group_dead_letters_total{LAG}[$__range]))", "dead letters")
+            ),
             thresholds=steps((1, YELLOW)),
         ),
     ),
@@ -82,7 +84,9 @@ DASHBOARD = dashboard(
             "Age of the oldest message that a group has still to finish. A line that rises by one second per second "
             "is a group that does not move.",
             "s",
-            queries((f"max by (group, topic) (streambus_consumer_group_lag_seconds{LAG})", "{{group}}: {{topic}}")),
+            queries(
+                (f"max by (group, topic) (streambus_consumer_group_lag_seconds{LAG})", "{{group}}: {{topic}}")
+            ),
             links=[TOPIC],
         ),
         table(
@@ -114,7 +118,9 @@ DASHBOARD = dashboard(
             "their age.",
             "s",
             queries(
-                *quantiles("streambus_consumer_group_delivery_seconds", matchers='$S,group=~"$group",stage="delivered"')
+                *quantiles(
+                    "streambus_consumer_group_delivery_seconds", matchers='$S,group=~"$group",stage="delivered"'
+                )
             ),
         ),
         lines(

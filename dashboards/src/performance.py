@@ -146,7 +146,10 @@ DASHBOARD = dashboard(
             "Share of the worker threads' time that is spent on tasks. Near 100 %, everything waits.",
             "percentunit",
             queries(
-                ("rate(streambus_runtime_busy_seconds_total{$S}[$R]) / streambus_runtime_workers{$S}", "{{instance}}")
+                (
+                    "rate(streambus_runtime_busy_seconds_total{$S}[$R]) / streambus_runtime_workers{$S}",
+                    "{{instance}}",
+                )
             ),
             thresholds=steps((0.8, YELLOW), (0.95, RED)),
         ),

@@ -31,7 +31,9 @@ def family(name):
 def catalogue():
     """Every metric's row in docs/METRICS.md: name to (type, labels)."""
     rows = re.findall(
-        r"^\| `([a-z_]+)` \| `[a-z_.]+` \| (\w+) \| `[^`]+` \| (.*?) \| \d+ \|", (ROOT / "docs" / "METRICS.md").read_text(), re.M
+        r"^\| `([a-z_]+)` \| `[a-z_.]+` \| (\w+) \| `[^`]+` \| (.*?) \| \d+ \|",
+        (ROOT / "docs" / "METRICS.md").read_text(),
+        re.M,
     )
     return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
 
@@ -56,9 +58,13 @@ class Prometheus:
         configuration = yaml.safe_load(CONFIGURATION.read_text())
         for key in ("scrape_interval", "scrape_timeout", "evaluation_interval"):
             configuration["global"][key] = INTERVAL
-        scrapes = configuration["scrape_configs"]
-        configuration["scrape_configs"] = scrapes = [scrapes[0]]
-        scrapes[0]["static_configs"][0]["targets"] = list(targets)
+        address = f"127.0.0.1:{free_port()}"
+        # Prometheus itself stays: what it shows must not be taken for a broker's.
+        jobs = {"streambus": list(targets), "prometheus": [address]}
+        scrapes = [scrape for scrape in configuration["scrape_configs"] if scrape["job_name"] in jobs]
+        for scrape in scrapes:
+            scrape["static_configs"][0]["targets"] = jobs[scrape["job_name"]]
+        configuration["scrape_configs"] = scrapes
         del configuration["alerting"]
         configuration["rule_files"] = []
         if with_rules:
@@ -66,7 +72,6 @@ class Prometheus:
                 (here / path.name).write_text(yaml.safe_dump(quick(yaml.safe_load(path.read_text()))))
                 configuration["rule_files"].append(str(here / path.name))
         (here / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-        address = f"127.0.0.1:{free_port()}"
         self._program = Program(
             [
                 tool("prometheus"),
@@ -82,7 +87,9 @@ class Prometheus:
     def ask(self, what, **parameters):
         """The data of an answer; a ValueError with Prometheus's words if the question was wrong."""
         try:
-            with urllib.request.urlopen(self.api + what + "?" + urllib.parse.urlencode(parameters), timeout=30) as answer:
+            with urllib.request.urlopen(
+                self.api + what + "?" + urllib.parse.urlencode(parameters), timeout=30
+            ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             if error.code == 503:

@@ -112,7 +112,9 @@ class Rules(unittest.TestCase):
                 self.assertLessEqual(set(re.split(r",\s*", labels)), allowed, rule)
 
     def test_what_is_recorded_is_used(self):
-        used = " ".join(rule["expr"] for rule in rules()) + " ".join(path.read_text() for path in RUNBOOKS.glob("*.md"))
+        used = " ".join(rule["expr"] for rule in rules()) + " ".join(
+            path.read_text() for path in RUNBOOKS.glob("*.md")
+        )
         self.assertEqual([name for name in RECORDED if name not in used], [])
 
     def test_the_jobs_are_those_of_our_scrape_configurations(self):
@@ -184,7 +186,9 @@ class Runbooks(unittest.TestCase):
     def test_each_page_has_the_same_parts(self):
         for name, page in self.pages.items():
             self.assertEqual(page.splitlines()[0], f"# {name}")
-            self.assertEqual(re.findall(r"^## (.+)$", page, re.M), ["Meaning", "Impact", "Diagnosis", "Mitigation"], name)
+            self.assertEqual(
+                re.findall(r"^## (.+)$", page, re.M), ["Meaning", "Impact", "Diagnosis", "Mitigation"], name
+            )
 
     def test_links_lead_to_pages(self):
         for name, page in self.pages.items():
@@ -217,7 +221,11 @@ class Runbooks(unittest.TestCase):
                 # Nobody is there, so nothing happens; but a command that makes no sense ends with 2 before it notices.
                 ran = subprocess.run(
                     [binary(), *shlex.split(command)[1:]],
-                    env={"STREAMBUS_BROKER": "127.0.0.1:1", "STREAMBUS_TIMEOUT": "200ms", "PATH": os.environ["PATH"]},
+                    env={
+                        "STREAMBUS_BROKER": "127.0.0.1:1",
+                        "STREAMBUS_TIMEOUT": "200ms",
+                        "PATH": os.environ["PATH"],
+                    },
                     cwd=nowhere,
                     capture_output=True,
                     text=True,
@@ -262,7 +270,9 @@ class Live(unittest.TestCase):
         cls.addClassCleanup(cls.prometheus.close)
         cls.client = wire.Client(cls.brokers["works"].grpc)
         cls.addClassCleanup(cls.client.channel.close)
-        eventually("all brokers are scraped", lambda: len(cls.prometheus.query("streambus_broker_status == 2")) == 4)
+        eventually(
+            "all brokers are scraped", lambda: len(cls.prometheus.query("streambus_broker_status == 2")) == 4
+        )
 
     @classmethod
     def start(cls, name, **settings):
@@ -306,7 +316,11 @@ class Live(unittest.TestCase):
         for text in alert["annotations"].values():
             self.assertNotRegex(text, r"<no value>|<error|%!|\{\{|  ", name)
         self.assertEqual(
-            [one["labels"] for one in self.prometheus.firing() if one["labels"].get("instance") == self.http["healthy"]],
+            [
+                one["labels"]
+                for one in self.prometheus.firing()
+                if one["labels"].get("instance") == self.http["healthy"]
+            ],
             [],
             "the broker to which nothing happens is well",
         )

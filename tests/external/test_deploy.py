@@ -25,7 +25,9 @@ class Strict(yaml.SafeLoader):
     """YAML in which a key that is there twice is an error."""
 
     def construct_mapping(self, node, deep=False):
-        names = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        names = [
+            self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"
+        ]
         for name in names:
             if names.count(name) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", node.start_mark)
@@ -50,7 +52,12 @@ def settings():
     """The broker's settings as environment variables."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STREAMBUS_")}
     shown = subprocess.run(
-        [binary(), "config", "show", "-o", "json"], env=clean, capture_output=True, text=True, check=True, timeout=60
+        [binary(), "config", "show", "-o", "json"],
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     return {"STREAMBUS_" + entry["key"].upper().replace(".", "__") for entry in json.loads(shown.stdout)}
 
@@ -93,7 +100,9 @@ class Prometheus(unittest.TestCase):
         for path in (DEPLOY / "prometheus").glob("*.yml"):
             configuration = document(path)
             (pattern,) = configuration["rule_files"]
-            self.assertTrue(all(re.fullmatch(pattern.split("/")[-1].replace("*", ".*"), rule.name) for rule in RULES))
+            self.assertTrue(
+                all(re.fullmatch(pattern.split("/")[-1].replace("*", ".*"), rule.name) for rule in RULES)
+            )
             brokers = configuration["scrape_configs"][0]
             self.assertIn("cluster", yaml.safe_dump(brokers))
             self.assertEqual(brokers["metrics_path"], "/metrics")
@@ -217,7 +226,9 @@ class Compose(unittest.TestCase):
         self.assertEqual(ran.returncode, 1, "nobody is there, but the command makes sense")
 
     def test_grafana_finds_sources_and_dashboards(self):
-        sources = {source["uid"]: source for source in document(DEPLOY / "grafana" / "datasources.yml")["datasources"]}
+        sources = {
+            source["uid"]: source for source in document(DEPLOY / "grafana" / "datasources.yml")["datasources"]
+        }
         metrics = sources["prometheus"]["jsonData"]
         for destination in metrics["exemplarTraceIdDestinations"]:
             self.assertIn(sources[destination["datasourceUid"]]["type"], ("jaeger", "tempo"))
@@ -369,7 +380,11 @@ class Kubernetes(unittest.TestCase):
 
     def test_the_rules_are_those_of_the_rule_files(self):
         (rules,) = objects("PrometheusRule")
-        groups = [group for name in ("alerts", "recording", "slo") for group in document(ROOT / "alerts" / f"streambus-{name}.yml")["groups"]]
+        groups = [
+            group
+            for name in ("alerts", "recording", "slo")
+            for group in document(ROOT / "alerts" / f"streambus-{name}.yml")["groups"]
+        ]
         self.assertEqual(rules["spec"]["groups"], groups)
 
 
@@ -380,7 +395,13 @@ class Collector(unittest.TestCase):
     KNOWN = {
         "receivers": {"otlp": {"protocols"}, "prometheus": {"config"}},
         "processors": {
-            "memory_limiter": {"check_interval", "limit_percentage", "spike_limit_percentage", "limit_mib", "spike_limit_mib"},
+            "memory_limiter": {
+                "check_interval",
+                "limit_percentage",
+                "spike_limit_percentage",
+                "limit_mib",
+                "spike_limit_mib",
+            },
             "batch": {"timeout", "send_batch_size", "send_batch_max_size"},
             "tail_sampling": {"decision_wait", "num_traces", "expected_new_traces_per_sec", "policies"},
             "transform": {"error_mode", "metric_statements", "trace_statements", "log_statements"},
@@ -419,7 +440,10 @@ class Collector(unittest.TestCase):
     def test_what_is_defined_is_used_and_what_is_used_is_defined(self):
         for file, config in self.each():
             pipelines = config["service"]["pipelines"].values()
-            used = {role: {name for one in pipelines for name in one[role]} for role in ("receivers", "processors", "exporters")}
+            used = {
+                role: {name for one in pipelines for name in one[role]}
+                for role in ("receivers", "processors", "exporters")
+            }
             connectors = set(config["connectors"])
             self.assertEqual(used["receivers"] - connectors, set(config["receivers"]), file)
             self.assertEqual(used["processors"], set(config["processors"]), file)
@@ -451,7 +475,11 @@ class Collector(unittest.TestCase):
 
     def test_every_signal_that_a_broker_pushes_is_taken(self):
         for file, config in self.each():
-            signals = {self.type_of(name) for name, one in config["service"]["pipelines"].items() if "otlp" in one["receivers"]}
+            signals = {
+                self.type_of(name)
+                for name, one in config["service"]["pipelines"].items()
+                if "otlp" in one["receivers"]
+            }
             self.assertEqual(signals, {"traces", "metrics", "logs"}, file)
             self.assertEqual(config["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"], "0.0.0.0:4317")
 
@@ -462,17 +490,24 @@ class Collector(unittest.TestCase):
             for name, pipeline in config["service"]["pipelines"].items():
                 if self.type_of(name) == "metrics" and pipeline["exporters"] != ["nop"]:
                     ways[file] += [one for one in pipeline["receivers"] if one != "span_metrics"]
-        self.assertEqual(ways, {"beside-prometheus.yaml": [], "push.yaml": ["otlp"], "scrape.yaml": ["prometheus"]})
+        self.assertEqual(
+            ways, {"beside-prometheus.yaml": [], "push.yaml": ["otlp"], "scrape.yaml": ["prometheus"]}
+        )
 
     def test_pushed_metrics_get_the_names_of_the_catalogue(self):
         ran = subprocess.run(
-            [sys.executable, COLLECTOR / "generate.py", "--check"], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, COLLECTOR / "generate.py", "--check"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         self.assertEqual(ran.returncode, 0, ran.stderr)
         renamed = document(COLLECTOR / "push.yaml")["processors"]["transform/names"]["metric_statements"]
         rows = re.findall(r"^\| `([a-z_]+)` \| `([a-z_.]+)` \|", (ROOT / "docs" / "METRICS.md").read_text(), re.M)
         self.assertEqual(
-            [tuple(re.findall(r'"([^"]+)"', statement)) for statement in renamed], [(name, otel) for name, otel in rows]
+            [tuple(re.findall(r'"([^"]+)"', statement)) for statement in renamed],
+            [(name, otel) for name, otel in rows],
         )
 
     def test_the_scraped_job_is_the_one_of_prometheus(self):
