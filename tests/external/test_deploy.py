@@ -1,6 +1,7 @@
 """What users deploy is consistent: files that are mounted exist, names that refer to something find it, settings are known.
 
-No container engine and no cluster runs here, so shapes are checked instead, against small schemas of what is used.
+No container engine and no cluster runs here, so shapes are checked instead: against published schemas where there are
+some, and against small ones of what is used where there are none.
 """
 
 import json
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import unittest
 
+import compose_spec
+import kubernetes_validate
 import yaml
 
 from monitoring import RULES
@@ -19,6 +22,7 @@ from running import ROOT, Broker, binary, get, tool
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 COLLECTOR = ROOT / "otel-collector"
+KUBERNETES_VERSION = "1.33"
 
 
 class Strict(yaml.SafeLoader):
@@ -158,7 +162,12 @@ class Compose(unittest.TestCase):
         cls.compose = document(cls.FILE)
         cls.services = cls.compose["services"]
 
-    def test_it_has_the_shape_of_a_compose_file(self):
+    def test_it_is_a_compose_file(self):
+        parsed = compose_spec.PyCompose.from_yaml(self.FILE.read_text())
+        parsed.validate()
+        self.assertEqual(set(parsed.service_names()), set(self.services))
+
+    def test_it_uses_what_we_know(self):
         self.assertEqual(set(self.compose), {"name", "services", "volumes"})
         for name, service in self.services.items():
             self.assertLessEqual(set(service), self.KEYS, name)
@@ -322,6 +331,14 @@ class Kubernetes(unittest.TestCase):
             names.add(key)
         self.assertEqual({kind for kind, _ in names}, set(self.SHAPES))
         self.assertEqual(set(self.container), self.CONTAINER)
+
+    def test_objects_of_kubernetes_itself_match_its_schemas(self):
+        checked = set()
+        for one in kubernetes():
+            if not one["apiVersion"].startswith("monitoring."):
+                kubernetes_validate.validate(one, KUBERNETES_VERSION, strict=True)
+                checked.add(one["kind"])
+        self.assertEqual(checked, {"Service", "StatefulSet", "PodDisruptionBudget"})
 
     def test_every_file_is_in_the_kustomization(self):
         named = set(document(KUBERNETES / "kustomization.yaml")["resources"])
