@@ -2,6 +2,8 @@
 
 import collections
 import os
+import pathlib
+import random
 import re
 import resource
 import shlex
@@ -244,12 +246,14 @@ class Runbooks(unittest.TestCase):
 
 
 class Live(unittest.TestCase):
-    """Four brokers to which things happen, one Prometheus with our rules. Only `for` is shorter than it is."""
+    """Brokers to which things happen, one Prometheus with our rules. Only `for` is shorter than it is."""
 
     @classmethod
     def setUpClass(cls):
         cls.data = {}
-        cls.http = {name: f"127.0.0.1:{free_port()}" for name in ("works", "full", "unsteady", "healthy")}
+        cls.http = {
+            name: f"127.0.0.1:{free_port()}" for name in ("works", "full", "unsteady", "damaged", "healthy")
+        }
         for name in cls.http:
             directory = tempfile.TemporaryDirectory(prefix=f"streambus-{name}-")
             cls.addClassCleanup(directory.cleanup)
@@ -265,6 +269,8 @@ class Live(unittest.TestCase):
                     "telemetry.otlp.timeout": "500ms",
                     "telemetry.otlp.metrics_interval": "500ms",
                 }
+            if name == "damaged":
+                settings = {"storage.table_bytes": "1MiB", "storage.write_buffer_bytes": "4MiB"}
             cls.start(name, **settings)
         cls.prometheus = Prometheus(list(cls.http.values()), with_rules=True)
         cls.addClassCleanup(cls.prometheus.close)
@@ -344,11 +350,60 @@ class Live(unittest.TestCase):
         self.fires("ConsumerGroupMissedMessages", group="loser", topic="short")
         member.leave()
 
+    def test_messages_that_reach_a_group_late(self):
+        self.topic("old")
+        self.send("old", 1)
+        self.commit("late", "old", 0)
+        age = 'streambus_consumer_group_lag_seconds{group="late",partition="0",topic="old"}'
+        eventually("the message is old", lambda: self.brokers["works"].metric(age) > 1.5)
+
+        def read():
+            # Nothing is committed, so the next member gets it again, even later.
+            member = Member(self.client, "late", "old")
+            next(event for kind, event in member.events() if kind == "records")
+            member.leave()
+
+        self.fires("DeliveryLatencyBudgetBurn", read, severity="critical", window="1h", group="late")
+
+    def test_a_table_with_a_byte_that_was_not_written(self):
+        noise = random.Random(5)
+        marker = noise.randbytes(64)
+
+        def put(client, value):
+            batch = wire.batch([(b"", value)])
+            client.produce.Produce(wire.produce.ProduceRequest(topic="cold", batch=batch))
+
+        def table():
+            """The table that has the record, and where in it."""
+            for path in pathlib.Path(self.data["damaged"]).rglob("*"):
+                if path.is_file() and path.suffix != ".jnl" and (at := path.read_bytes().find(marker)) >= 0:
+                    return path, at
+            return None
+
+        with wire.Client(self.brokers["damaged"].grpc) as client:
+            self.topic("cold", client)
+            put(client, marker)
+
+            def flushed():
+                put(client, noise.randbytes(256 << 10))
+                return table()
+
+            eventually("the record is in a table", flushed)
+        self.stop("damaged")
+        path, at = table()
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([marker[0] ^ 0x55]))
+        # The first record is read when its partition is opened, so this one cannot be.
+        self.start("damaged")
+        self.fires("ErrorsLogged", instance=self.http["damaged"])
+        self.fires("HealthCheckFailing", instance=self.http["damaged"], check="cluster")
+
     def test_a_message_that_is_rejected(self):
         self.topic("work")
         self.send("work", 3)
         member = Member(self.client, "workers", "work", wire.group.ShareOptions())
-        for kind, event in member.events():
+        for kind, _ in member.events():
             if kind == "records":
                 refused = wire.group.Acknowledgement(
                     topic="work", partition=0, first_offset=0, last_offset=0, kind=wire.group.ACK_KIND_REJECT
