@@ -276,9 +276,8 @@ class Live(unittest.TestCase):
         cls.addClassCleanup(cls.prometheus.close)
         cls.client = wire.Client(cls.brokers["works"].grpc)
         cls.addClassCleanup(cls.client.channel.close)
-        eventually(
-            "all brokers are scraped", lambda: len(cls.prometheus.query("streambus_broker_status == 2")) == 4
-        )
+        running = "max_over_time(streambus_broker_status[1m]) == 2"
+        eventually("all brokers are scraped", lambda: len(cls.prometheus.query(running)) == len(cls.http))
 
     @classmethod
     def start(cls, name, **settings):
