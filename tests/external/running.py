@@ -70,6 +70,10 @@ class Program:
             self._fresh.put(line)
         self._fresh.put(None)
 
+    def process_id(self):
+        """The id of the process, for signals."""
+        return self._process.pid
+
     def wait_for_line(self, wanted, deadline=DEADLINE_SECONDS):
         """The first log line from now on for which `wanted` gives something true, as what it gave."""
         end = time.monotonic() + deadline

@@ -51,7 +51,8 @@ class Readme(unittest.TestCase):
         directory = tempfile.TemporaryDirectory(prefix="streambus-readme-")
         cls.addClassCleanup(directory.cleanup)
         cls.directory = pathlib.Path(directory.name)
-        cls.environment = {**os.environ, "STREAMBUS_BROKER": cls.broker.grpc}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMBUS_")}
+        cls.environment = {**inherited, "STREAMBUS_BROKER": cls.broker.grpc}
         cls.environment["PATH"] = str(pathlib.Path(binary()).parent) + os.pathsep + os.environ["PATH"]
 
     def run_command(self, command):
@@ -104,7 +105,18 @@ class Readme(unittest.TestCase):
         self.assertEqual(read[-1], offset + """ b'ada' b'{"customer":"ada","item":"clock"}'""")
 
     def test_links_lead_somewhere(self):
-        for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "benches/README.md", "tests/external/README.md"]:
+        for document in [
+            "README.md",
+            "ARCHITECTURE.md",
+            "CHANGELOG.md",
+            "benches/README.md",
+            "tests/external/README.md",
+            "dashboards/README.md",
+            "alerts/README.md",
+            "otel-collector/README.md",
+            "deploy/README.md",
+            "docs/runbooks/README.md",
+        ]:
             path = ROOT / document
             for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
                 self.assertTrue((path.parent / target).exists(), f"{document} links to {target}")

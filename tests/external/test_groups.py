@@ -1,66 +1,16 @@
 """Members of groups that are generated from `proto/`: a few lines each, whatever the language."""
 
-import queue
 import unittest
 
 import grpc
 
 import wire
+from members import Member
 from running import Broker, eventually
 
 TOPIC = "orders"
 PARTITIONS = 4
 RECORDS = 2_000
-
-
-class Member:
-    """An open member stream that answers keepalives and releases what is revoked."""
-
-    def __init__(self, client, group, share=False, **join):
-        self._waiting = queue.SimpleQueue()
-        self.assigned = set()
-        self.revoked = []
-        self.epoch = 0
-        join = dict(group=group, topics=[TOPIC], credit_bytes=1 << 30, **join)
-        if share:
-            join["share"] = wire.group.ShareOptions(deliveries_max=3)
-        self.say(join=wire.group.JoinGroup(**join))
-        self._stream = client.consume.Subscribe(iter(self._waiting.get, None), timeout=120)
-
-    def say(self, **action):
-        self._waiting.put(wire.consume.SubscribeRequest(**action))
-
-    def events(self):
-        for response in self._stream:
-            kind = response.WhichOneof("event")
-            event = getattr(response, kind)
-            if kind == "keepalive":
-                self.say(heartbeat=wire.group.Heartbeat())
-            elif kind == "joined":
-                self.epoch = event.epoch
-            elif kind == "assigned":
-                self.epoch = event.epoch
-                self.assigned |= {at.partition for at in event.partitions}
-            elif kind == "revoked":
-                self.epoch = event.epoch
-                self.assigned -= {at.partition for at in event.partitions}
-                self.revoked.append([at.partition for at in event.partitions])
-                self.say(release=wire.group.ReleasePartitions(partitions=event.partitions))
-            yield kind, event
-
-    def commit(self, partition, offset):
-        commit = wire.group.OffsetCommit(topic=TOPIC, partition=partition, offset=offset)
-        self.say(commit=wire.group.Commit(correlation_id=1, epoch=self.epoch, offsets=[commit]))
-
-    def leave(self):
-        self.say(leave=wire.group.LeaveGroup())
-        for _ in self.events():
-            pass
-        self._waiting.put(None)
-
-    def vanish(self):
-        self._stream.cancel()
-        self._waiting.put(None)
 
 
 class Groups(unittest.TestCase):
@@ -79,7 +29,7 @@ class Groups(unittest.TestCase):
                 )
 
     def test_a_member_reads_everything_commits_and_the_lag_is_zero(self):
-        member = Member(self.client, "readers")
+        member = Member(self.client, "readers", TOPIC)
         read = {partition: [] for partition in range(PARTITIONS)}
         committed = 0
         for kind, event in member.events():
@@ -106,11 +56,11 @@ class Groups(unittest.TestCase):
         self.assertEqual([at.lag for at in described.partitions], [0] * PARTITIONS)
 
     def test_a_second_member_takes_half_and_gives_it_back(self):
-        first = Member(self.client, "pair")
+        first = Member(self.client, "pair", TOPIC)
         events = first.events()
         while len(first.assigned) < PARTITIONS:
             next(events)
-        second = Member(self.client, "pair")
+        second = Member(self.client, "pair", TOPIC)
         others = second.events()
         while not first.revoked:
             next(events)
@@ -124,7 +74,9 @@ class Groups(unittest.TestCase):
         first.leave()
 
     def test_a_share_group_accepts_each_record_once(self):
-        member = Member(self.client, "workers", share=True, in_flight_records_max=100)
+        member = Member(
+            self.client, "workers", TOPIC, wire.group.ShareOptions(deliveries_max=3), in_flight_records_max=100
+        )
         accepted, released = set(), set()
         for kind, event in member.events():
             if kind == "records":

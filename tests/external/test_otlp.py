@@ -1,18 +1,12 @@
 """A collector in another language gets traces, metrics and logs over OTLP, and one record's trace is in one piece."""
 
-import concurrent.futures
 import json
 import os
 import subprocess
-import threading
 import unittest
 
-import grpc
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-
 import wire
+from collector import Collector
 from running import Broker, binary, eventually
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -20,72 +14,6 @@ CALLER = "00f067aa0ba902b7"
 RECORD_TRACE = "0af7651916cd43dd8448eb211c80319c"
 RECORD_SPAN = "b7ad6b7169203331"
 RECORD_HEADER = f"00-{RECORD_TRACE}-{RECORD_SPAN}-01".encode()
-
-
-class Collector:
-    """Keeps everything that is exported to it."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._spans, self._metrics, self._logs, self._resources = [], {}, [], []
-        self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
-        add = (
-            (trace_service_pb2_grpc.add_TraceServiceServicer_to_server, self._export_traces),
-            (metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, self._export_metrics),
-            (logs_service_pb2_grpc.add_LogsServiceServicer_to_server, self._export_logs),
-        )
-        # All three services call their method `Export`, so each is an object of its own.
-        for register, export in add:
-            register(type("Service", (), {"Export": staticmethod(export)})(), self._server)
-        self.address = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self._server.start()
-
-    def stop(self):
-        self._server.stop(grace=None).wait()
-
-    def _export_traces(self, request, _context):
-        with self._lock:
-            for of_resource in request.resource_spans:
-                self._resources.append(of_resource.resource)
-                for scope in of_resource.scope_spans:
-                    self._spans.extend(scope.spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def _export_metrics(self, request, _context):
-        with self._lock:
-            for of_resource in request.resource_metrics:
-                for scope in of_resource.scope_metrics:
-                    self._metrics.update((metric.name, metric) for metric in scope.metrics)
-        return metrics_service_pb2.ExportMetricsServiceResponse()
-
-    def _export_logs(self, request, _context):
-        with self._lock:
-            for of_resource in request.resource_logs:
-                for scope in of_resource.scope_logs:
-                    self._logs.extend(scope.log_records)
-        return logs_service_pb2.ExportLogsServiceResponse()
-
-    def spans(self, trace):
-        """The spans of a trace, by name."""
-        with self._lock:
-            return {span.name: span for span in self._spans if span.trace_id.hex() == trace}
-
-    def span_named(self, name):
-        """The first span of that name."""
-        with self._lock:
-            return next((span for span in self._spans if span.name == name), None)
-
-    def metric(self, name):
-        with self._lock:
-            return self._metrics.get(name)
-
-    def logs(self, trace):
-        with self._lock:
-            return [line for line in self._logs if line.trace_id.hex() == trace]
-
-    def resource(self):
-        with self._lock:
-            return {pair.key: pair.value.string_value for pair in self._resources[0].attributes}
 
 
 class Otlp(unittest.TestCase):
