@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::Broker;
 use crate::cluster::partition_ref::PartitionRef;
+use crate::metadata::BrokerId;
 use crate::raft::{Role, Status};
-use crate::telemetry::{BufferLevels, ClusterLevels, RaftLevels, StorageLevels, TopicLevels};
+use crate::telemetry::{BufferLevels, ClusterLevels, PeerLevels, RaftLevels, StorageLevels, TopicLevels};
 
 impl Broker {
     /// Registers the broker's observers. They hold it weakly, so that a stopped broker is not kept.
@@ -38,8 +39,40 @@ impl Broker {
 
     fn cluster_levels(&self) -> Option<ClusterLevels> {
         let cluster = &self.0.open.get()?.cluster;
-        let leader = cluster.controller() == Some(cluster.identity().broker);
-        Some(ClusterLevels { brokers: u64::from(cluster.broker_count()), leader })
+        let this = cluster.identity().broker;
+        let mut levels = ClusterLevels {
+            brokers: cluster.state().brokers().count() as u64,
+            leader: cluster.controller() == Some(this),
+            ..ClusterLevels::default()
+        };
+        let reached = |id: BrokerId| cluster.hub().is_up(id.0);
+        for route in cluster.routing().all().values() {
+            for (assignment, partition) in route.topic.partitions.iter().zip(&route.partitions) {
+                levels.moving += u64::from(assignment.is_moving());
+                let Some(leader) = partition.leader() else {
+                    levels.leaderless += 1;
+                    let here = assignment.replicas.iter().filter(|id| reached(**id)).count();
+                    levels.offline += u64::from(here * 2 <= assignment.replicas.len());
+                    continue;
+                };
+                if leader == this {
+                    let lagging = partition.lagging();
+                    let under = assignment.replicas.iter().any(|id| lagging.contains(id) || !reached(*id));
+                    levels.under_replicated += u64::from(under);
+                    levels.misplaced += u64::from(assignment.replicas.first() != Some(&this));
+                }
+            }
+        }
+        let lags = cluster.lags();
+        let peers = cluster.hub().peers().into_iter();
+        levels.peers = peers
+            .map(|(peer, connected)| PeerLevels {
+                peer: peer.to_string(),
+                connected,
+                lag: lags.get(&peer).copied().unwrap_or(0),
+            })
+            .collect();
+        Some(levels)
     }
 
     fn raft_levels(&self) -> Option<RaftLevels> {

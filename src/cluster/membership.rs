@@ -25,11 +25,14 @@ use crate::metadata::{BrokerId, Command, State};
 use crate::raft::{Follower, Members, NodeId, Status};
 use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
+use crate::telemetry::Metrics;
 
 /// How often the groups are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Groups whose members change at the same time.
 const STEPS_AT_ONCE: usize = 16;
+/// How long a change of members may take before it is looked at anew.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Entries that a member may lack when it is given a vote.
 const CAUGHT_UP_ENTRIES: u64 = 100;
 /// Leaderships of partitions that are handed over in one round.
@@ -104,6 +107,7 @@ pub(super) struct Membership {
     pub(super) coordinators: Coordinators,
     pub(super) routing: Arc<Routing>,
     pub(super) hub: Hub,
+    pub(super) metrics: Metrics,
     pub(super) tasks: Tasks,
 }
 
@@ -222,13 +226,21 @@ impl Membership {
         self.tasks.spawn_until_stopped("change members", Criticality::BestEffort, async move {
             let _permit = room.acquire_owned().await;
             info!(name: "members.changing", %group, step = ?step, "changing the members of a group");
-            let done = match &step {
-                Step::Invite(node) => members.invite(*node).await,
-                Step::GiveVotes(voters) => members.give_votes(voters.clone()).await,
-                Step::Expel(node) => members.expel(*node).await,
+            let change = async {
+                match &step {
+                    Step::Invite(node) => members.invite(*node).await,
+                    Step::GiveVotes(voters) => members.give_votes(voters.clone()).await,
+                    Step::Expel(node) => members.expel(*node).await,
+                }
             };
-            if let Err(error) = done {
-                warn!(%group, step = ?step, error = %error, "the members of a group did not change; trying again");
+            // A leader that lost its majority waits for ever; what is then is looked at anew.
+            let failure = match tokio::time::timeout(STEP_TIMEOUT, change).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("no majority agreed within {STEP_TIMEOUT:?}")),
+            };
+            if let Some(failure) = failure {
+                warn!(%group, step = ?step, failure, "the members of a group did not change; trying again");
             }
             under_way.end(group);
         });
@@ -252,10 +264,12 @@ impl Membership {
             return;
         }
         let (control, under_way, room) = (self.control.clone(), Arc::clone(under_way), Arc::clone(room));
+        let metrics = self.metrics.clone();
         self.tasks.spawn_until_stopped("finish move", Criticality::BestEffort, async move {
             let _permit = room.acquire_owned().await;
-            if let Err(error) = control.change(&command).await {
-                warn!(%group, error = %error, "the end of a move was not noted; trying again");
+            match control.change(&command).await {
+                Ok(_) => metrics.cluster.moved(),
+                Err(error) => warn!(%group, error = %error, "the end of a move was not noted; trying again"),
             }
             under_way.end(group);
         });

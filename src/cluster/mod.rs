@@ -31,7 +31,7 @@ mod reconciler;
 mod retention;
 pub mod routing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,6 +141,7 @@ impl Cluster {
             coordinators: coordinators.clone(),
             routing: routing.clone(),
             hub: hub.clone(),
+            metrics: env.metrics.clone(),
             tasks: tasks.clone(),
         };
         tasks.spawn_until_stopped("membership", Criticality::Critical, membership.run());
@@ -279,6 +280,23 @@ impl Cluster {
     pub async fn balance(&self) -> usize {
         let state = self.control.state();
         membership::balance(self.identity.broker, &state, &self.routing, &self.coordinators, &self.hub).await
+    }
+
+    /// The most log entries that each other broker lacks in any group that this one leads.
+    pub fn lags(&self) -> BTreeMap<u64, u64> {
+        let partitions = self.routing.partitions();
+        let replicas = partitions.values().filter_map(PartitionRef::replica).map(|replica| replica.members());
+        let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
+        let mut lags = BTreeMap::new();
+        for members in replicas.chain(coordinators).chain([self.control.members()]) {
+            let last = members.status().borrow().last_index.map_or(0, |last| last + 1);
+            for follower in members.followers() {
+                let lag = last.saturating_sub(follower.matched.map_or(0, |matched| matched + 1));
+                let most: &mut u64 = lags.entry(follower.node).or_default();
+                *most = lag.max(*most);
+            }
+        }
+        lags
     }
 
     /// Hands all leaderships to other brokers, as far as they can take them.

@@ -62,7 +62,7 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) agreement: Agreement,
     pub(super) node: NodeId,
-    transport: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     /// Purging is a sequence of steps; one caller at a time does them.
     purging: tokio::sync::Mutex<()>,
     /// Completes when openraft's state machine task has ended.
@@ -106,6 +106,7 @@ impl<M: Machine> Group<M> {
         let checkpoint_bytes = env.config.checkpoint_bytes;
         let applier = Applier::new(
             Arc::clone(&shared),
+            Arc::clone(&env.transport),
             Box::new(machine),
             found.start.as_ref(),
             checkpoint_bytes,
@@ -116,6 +117,7 @@ impl<M: Machine> Group<M> {
             node,
             transport: Arc::clone(&env.transport),
             append_timeout: env.config.append_timeout,
+            shared: Arc::clone(&shared),
         };
         let log_store = LogStore::new(Arc::clone(&shared));
         let agreement = Agreement::new(node, Arc::new(config), peers, log_store, applier).await;

@@ -213,6 +213,7 @@ impl RaftLogStorage<Types> for LogStore {
             return Ok(());
         };
         self.shared.update_status(|status| status.last_index = Some(last));
+        self.shared.note_append(last);
         let progress = Arc::clone(&self.shared.progress);
         let done = move |written: Result<(), storage::Error>| match written {
             Ok(()) => {

@@ -17,6 +17,7 @@ use super::message::{
     Append, Appended, Ballot, Request, Response, SnapshotRequest, TransferRequest, Transferred, VoteRequest,
     VoteResponse,
 };
+use super::shared::Shared;
 use super::types::{LeaderId, Snapshot, Types, Vote, log_id, position};
 use super::{NodeId, Replica};
 use crate::storage::{self, GroupId, Row};
@@ -68,6 +69,15 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The replica of `group` answers no more.
     fn detach(&self, _group: GroupId) {}
+
+    /// A replica on this node became its group's leader.
+    fn elected(&self, _group: GroupId) {}
+
+    /// A follower has entries on its disk, the last of which this node appended so long ago.
+    fn replicated(&self, _took: Duration) {}
+
+    /// A replica on this node took over a snapshot.
+    fn installed(&self, _group: GroupId) {}
 }
 
 /// How long replication to a node rests that was not reached.
@@ -97,6 +107,7 @@ pub(super) struct Peers {
     pub(super) transport: Arc<dyn Transport>,
     /// How long a message with entries may take.
     pub(super) append_timeout: Duration,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl RaftNetworkFactory<Types> for Peers {
@@ -109,6 +120,7 @@ impl RaftNetworkFactory<Types> for Peers {
             to: target,
             transport: Arc::clone(&self.transport),
             append_timeout: self.append_timeout,
+            shared: Arc::clone(&self.shared),
         }
     }
 }
@@ -120,6 +132,7 @@ pub(super) struct Peer {
     to: NodeId,
     transport: Arc<dyn Transport>,
     append_timeout: Duration,
+    shared: Arc<Shared>,
 }
 
 impl Peer {
@@ -184,13 +197,22 @@ impl RaftNetworkV2<Types> for Peer {
             committed: rpc.leader_commit.as_ref().map(position),
             traces: Vec::new(),
         };
+        let last = match request.rows.len() as u64 {
+            0 => None,
+            rows => Some(request.previous.map_or(0, |previous| previous.index + 1) + rows - 1),
+        };
         // openraft's patience is one heartbeat, too short for entries on their way to a busy disk.
         let patience = match request.rows.is_empty() {
             true => option.hard_ttl(),
             false => option.hard_ttl().max(self.append_timeout),
         };
         match self.call(RPCTypes::AppendEntries, Request::Append(request), patience).await? {
-            Response::Append(Appended::All) => Ok(raft::AppendEntriesResponse::Success),
+            Response::Append(Appended::All) => {
+                if let Some(took) = last.and_then(|last| self.shared.since_append(last)) {
+                    self.transport.replicated(took);
+                }
+                Ok(raft::AppendEntriesResponse::Success)
+            }
             Response::Append(Appended::UpTo(last)) => {
                 Ok(raft::AppendEntriesResponse::PartialSuccess(last.map(log_id)))
             }

@@ -47,6 +47,10 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     let alone = role == Role::Leader && members.len() == 1 && voters == [core.node];
     let rests = alone || members.is_empty();
     core.agreement.runtime_config().tick(!rests);
+    let became_leader = role == Role::Leader && core.shared.status().borrow().role != Role::Leader;
+    if became_leader {
+        core.transport.elected(core.shared.group);
+    }
     core.shared.status().send_if_modified(|status| {
         let term = observed.vote.leader_id.term;
         let same = status.role == role

@@ -1,8 +1,10 @@
 //! What the parts of one replica share: its place in the store, the tail of its log, and what outsiders may
 //! know.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -26,7 +28,12 @@ pub(super) struct Shared {
     pub(super) progress: Arc<Progress>,
     vote: Mutex<Option<Vote>>,
     status: watch::Sender<Status>,
+    /// When entries up to an index were appended, for groups with followers.
+    appends: Mutex<VecDeque<(u64, Instant)>>,
 }
+
+/// Appends whose times are kept. Followers that lack more are told of by their lag.
+const APPENDS_MAX: usize = 256;
 
 /// How far the store got with a group's writes, and whether it failed.
 pub(super) struct Progress {
@@ -54,11 +61,33 @@ impl Shared {
             progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),
             vote: Mutex::new(vote),
             status: watch::Sender::new(Status::default()),
+            appends: Mutex::default(),
         })
     }
 
     pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
         self.progress.tail()
+    }
+
+    /// Notes that entries up to `last` are appended now, if somebody follows.
+    pub(super) fn note_append(&self, last: u64) {
+        if self.status.borrow().members.len() < 2 {
+            return;
+        }
+        let mut appends = lock(&self.appends);
+        if appends.len() == APPENDS_MAX {
+            appends.pop_front();
+        }
+        appends.push_back((last, Instant::now()));
+    }
+
+    /// How long ago the entry at `index` was appended, if that is known.
+    pub(super) fn since_append(&self, index: u64) -> Option<Duration> {
+        let appends = lock(&self.appends);
+        let at = appends.partition_point(|(last, _)| *last < index);
+        // Before the first one that is kept nothing is known.
+        let (_, appended) = appends.get(at).filter(|_| at > 0 || appends[0].0 == index)?;
+        Some(appended.elapsed())
     }
 
     pub(super) fn vote(&self) -> MutexGuard<'_, Option<Vote>> {

@@ -120,6 +120,7 @@ async fn open(
             // Small, so that there are many checkpoints and short messages.
             checkpoint_bytes: 1_500,
             append_bytes_max: 1_000,
+            append_timeout: Duration::from_millis(500),
             snapshot_timeout: Duration::from_millis(500),
         },
         transport: Arc::new(Port { world: Arc::downgrade(world), node, life }),

@@ -42,8 +42,9 @@ pub struct Groups {
     pub exporting: ExportingMetrics,
     /// Consumer groups.
     pub groups: ConsumerGroups,
+    /// The cluster and agreement.
+    pub cluster: ClusterMetrics,
     broker: BrokerMetrics,
-    cluster: ClusterMetrics,
     runtime: RuntimeMetrics,
     topics: Topics,
 }

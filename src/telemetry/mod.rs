@@ -44,7 +44,7 @@ mod topics;
 mod trace;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
-pub use cluster::{ClusterLevels, RaftLevels, TopicLevels};
+pub use cluster::{ClusterLevels, PeerLevels, RaftLevels, TopicLevels};
 pub use config::{Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};

@@ -40,6 +40,7 @@ use crate::raft::message::{Request, Response};
 use crate::raft::{NodeId, Replica, Transport, TransportError};
 use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
+use crate::telemetry::Metrics;
 
 pub use service::{Newcomer, Service};
 
@@ -59,6 +60,7 @@ struct Inner {
     links: Mutex<BTreeMap<NodeId, Known>>,
     serving: OnceLock<Serving>,
     changed: watch::Sender<u64>,
+    metrics: Metrics,
     tasks: Tasks,
 }
 
@@ -111,13 +113,14 @@ struct Serving {
 
 impl Hub {
     /// A hub without peers.
-    pub fn new(identity: Identity, tasks: &Tasks) -> Self {
+    pub fn new(identity: Identity, metrics: Metrics, tasks: &Tasks) -> Self {
         Hub(Arc::new(Inner {
             identity,
             replicas: RwLock::default(),
             links: Mutex::default(),
             serving: OnceLock::new(),
             changed: watch::Sender::new(0),
+            metrics,
             tasks: tasks.child(),
         }))
     }
@@ -277,6 +280,18 @@ impl Transport for Hub {
 
     fn attach(&self, replica: Replica) {
         self.0.replicas.write().unwrap_or_else(PoisonError::into_inner).insert(replica.id(), replica);
+    }
+
+    fn elected(&self, _: GroupId) {
+        self.0.metrics.cluster.elected();
+    }
+
+    fn replicated(&self, took: Duration) {
+        self.0.metrics.cluster.replicated(took);
+    }
+
+    fn installed(&self, _: GroupId) {
+        self.0.metrics.cluster.installed();
     }
 
     fn detach(&self, group: GroupId) {

@@ -151,6 +151,9 @@ pub const GROUPS_MAX: usize = 1_000;
 /// The rows with a group and a topic hold this many pairs apart; further pairs are summed in one overflow series.
 pub const GROUP_TOPICS_MAX: usize = 10_000;
 
+/// Other brokers that a broker's rows tell apart.
+pub const PEERS_MAX: usize = 100;
+
 /// The lag rows hold this many partitions of groups apart: those with the largest lag, if there are more. The others
 /// share one overflow series.
 pub const LAGS_MAX: usize = 100_000;

@@ -3,7 +3,7 @@
 use super::Family::{
     Broker, Cluster, Group, Message, Network, Performance, Process, Raft, Runtime, Storage, Telemetry, Topic,
 };
-use super::{Family, GROUP_TOPICS_MAX, GROUPS_MAX, Kind, LAGS_MAX, Row, TOPICS_MAX};
+use super::{Family, GROUP_TOPICS_MAX, GROUPS_MAX, Kind, LAGS_MAX, PEERS_MAX, Row, TOPICS_MAX};
 
 /// The specified bounds of the latency histograms: 1 ms to 5 s.
 pub const LATENCY_BOUNDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
@@ -261,12 +261,37 @@ rows! {
         .help("1 if this broker is leader, 0 otherwise.")
         .moves(Cluster, "telemetry/cluster.rs", "Changes when this broker gains or loses the lead of the control group.");
 
+    CLUSTER_PARTITIONS = up_down("streambus.cluster.partition.count", "streambus_cluster_partitions", "{partition}")
+        .labels(&["state"], 5)
+        .help("Number of partitions in states that call for attention, as this broker sees them: leaderless, offline and moving of the whole cluster, under_replicated and misplaced of those that it leads.")
+        .moves(Cluster, "telemetry/cluster.rs", "Changes when brokers are lost or come back, when leaders change, and while replicas move.");
+    PEER_CONNECTED = gauge("streambus.peer.connected", "streambus_peer_connected", "{peer}")
+        .labels(&["peer"], PEERS_MAX)
+        .help("Whether this broker reaches another broker (1) or not (0).")
+        .moves(Cluster, "telemetry/cluster.rs", "Becomes 0 when the connection to a broker breaks and 1 when it is there again.");
+    REPLICATION_LATENCY = histogram("streambus.replication.duration", "streambus_replication_latency_seconds", "s", LATENCY_BOUNDS)
+        .help("Replication latency distribution.")
+        .moves(Cluster, "telemetry/cluster.rs", "Records one value per message with entries that a follower has on its disk: the time since its last entry was appended on the leader.");
+    REPLICATION_LAG = up_down("streambus.replication.lag", "streambus_replication_lag_entries", "{entry}")
+        .labels(&["peer"], PEERS_MAX)
+        .help("Most log entries that a broker lacks in any group that this broker leads.")
+        .moves(Cluster, "telemetry/cluster.rs", "Grows while a follower does not keep up and falls to 0 when it has everything.");
+    PARTITION_MOVES = counter("streambus.partition.moves", "streambus_partition_moves_total", "{move}")
+        .help("Total partitions whose replicas were moved.")
+        .moves(Cluster, "telemetry/cluster.rs", "Grows by one on the leader when the new replicas of a partition are there and the old ones are gone.");
+
     RAFT_TERM = gauge("streambus.raft.term", "streambus_raft_term", "{term}")
         .help("Current Raft term.")
         .moves(Raft, "telemetry/cluster.rs", "Grows with every election of the control group.");
     RAFT_COMMIT_INDEX = gauge("streambus.raft.commit_index", "streambus_raft_commit_index", "{index}")
         .help("Current Raft commit index.")
         .moves(Raft, "telemetry/cluster.rs", "Grows with every committed entry of the control group.");
+    RAFT_ELECTIONS = counter("streambus.raft.elections", "streambus_raft_elections_total", "{election}")
+        .help("Total times that this broker became the leader of a group.")
+        .moves(Raft, "telemetry/cluster.rs", "Grows by one when an election makes this broker the leader of a group.");
+    RAFT_SNAPSHOTS = counter("streambus.raft.snapshots.installed", "streambus_raft_snapshots_installed_total", "{snapshot}")
+        .help("Total snapshots that this broker took over from leaders.")
+        .moves(Raft, "telemetry/cluster.rs", "Grows by one when a replica lags behind the start of its leader's log.");
     RAFT_GROUPS = up_down("streambus.raft.group.count", "streambus_raft_groups", "{group}")
         .labels(&["role"], 3)
         .help("Number of Raft groups on this broker, by its role in them.")

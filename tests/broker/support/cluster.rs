@@ -23,6 +23,11 @@ impl Cluster {
 
     /// As [`Cluster::start`], with settings for all brokers.
     pub async fn with(count: u64, settings: &[(&str, &str)]) -> Self {
+        Self::with_founder(count, settings, &[]).await
+    }
+
+    /// As [`Cluster::with`], with further settings for the first broker.
+    pub async fn with_founder(count: u64, settings: &[(&str, &str)], founder: &[(&str, &str)]) -> Self {
         let mut all: Vec<(&str, &str)> = vec![
             // Fast enough for tests, slow enough for a busy machine.
             ("raft.heartbeat", "100ms"),
@@ -31,7 +36,7 @@ impl Cluster {
             ("cluster.balance_interval", "1s"),
         ];
         all.extend(settings);
-        let founder = Process::start(&all).await;
+        let founder = Process::start(&[&all[..], founder].concat()).await;
         let seed = founder.grpc.to_string();
         let settings = all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let mut cluster =
