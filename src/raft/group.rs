@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::apply::Applier;
 use super::checkpoint::Checkpoint;
+use super::hand_over::HandOver;
 use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{self, Peers, Transport};
@@ -62,6 +63,7 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) agreement: Agreement,
     pub(super) node: NodeId,
+    pub(super) hand_over: HandOver,
     /// Purging is a sequence of steps; one caller at a time does them.
     purging: tokio::sync::Mutex<()>,
     /// Completes when openraft's state machine task has ended.
@@ -118,6 +120,8 @@ impl<M: Machine> Group<M> {
             shared,
             agreement,
             node,
+            // The successor may wait for entries on its disk before it stands.
+            hand_over: HandOver::new(env.config.election_max * 2),
             purging: tokio::sync::Mutex::new(()),
             ended: Mutex::new(Some(ended)),
         });
@@ -206,15 +210,23 @@ impl<M> Group<M> {
         self.core.changed(self.core.agreement.change_membership(voters, false).await)
     }
 
-    /// Asks the leader, if it is this node, to hand its leadership to `to`. Whether it did is seen in
-    /// [`Status`].
+    /// Asks the leader, if it is this node, to hand its leadership to `to`. It takes no more commands from then on. Whether
+    /// it did is seen in [`Status`]; if `to` does not take over in time, the members elect whom they can.
     ///
     /// # Errors
-    /// What ended the replica.
+    /// [`Error::Membership`] if `to` is this node or has no vote, and what ended the replica.
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), Error> {
+        let Status { role, term, voters, .. } = self.status().borrow().clone();
+        if role != Role::Leader {
+            return Ok(());
+        }
+        if to == self.core.node || !voters.contains(&to) {
+            let reason = format!("node {to} is not another voter that could lead");
+            return Err(Error::Membership { reason });
+        }
+        self.core.hand_over.begin(term);
         self.core.agreement.trigger().transfer_leader(to).await.map_err(|_| self.core.shared.stopped())
     }
-
     /// Forgets entries up to at most `index`: the newest checkpoint at or below it becomes the snapshot, and
     /// the log before it goes, also from disk. Without such a checkpoint nothing happens. Returns up to where
     /// the log is purged now.

@@ -14,8 +14,17 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut observed = core.agreement.server_metrics();
     loop {
         publish(&core, &observed.borrow_watched());
-        if observed.changed().await.is_err() {
-            break;
+        tokio::select! {
+            biased;
+            changed = observed.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+            }
+            () = core.hand_over.late() => {
+                tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
+                core.agreement.runtime_config().heartbeat(false);
+            }
         }
     }
     let stopped_itself = match &core.agreement.metrics().borrow_watched().running_state {
@@ -47,6 +56,9 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     let alone = role == Role::Leader && members == 1 && voters == [core.node];
     let rests = alone || members == 0;
     core.agreement.runtime_config().tick(!rests);
+    if core.hand_over.ends_with(role == Role::Leader, observed.vote.leader_id.term) {
+        core.agreement.runtime_config().heartbeat(true);
+    }
     core.shared.status().send_if_modified(|status| {
         let term = observed.vote.leader_id.term;
         let same = status.role == role
