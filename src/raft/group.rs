@@ -15,7 +15,7 @@ use super::hand_over::HandOver;
 use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{self, Peers, Transport};
-use super::proposal::Waiter;
+use super::proposal::{self, Waiter};
 use super::shared::Shared;
 use super::tail::Tail;
 use super::types::{Command, Types, position};
@@ -147,7 +147,7 @@ impl<M: Machine> Group<M> {
         // openraft's queue takes the command on the first poll or not at all. `unconstrained`, because a task
         // that has used up its turn would be told to wait although there is room.
         match tokio::task::unconstrained(write).now_or_never() {
-            Some(Ok(())) => Proposal::enqueued(answer),
+            Some(Ok(())) => Proposal::enqueued(self.core.node, answer),
             Some(Err(_)) => Proposal::refused(self.core.shared.stopped()),
             None if self.core.shared.is_stopped() => Proposal::refused(self.core.shared.stopped()),
             None => Proposal::refused(Error::Busy),
@@ -313,7 +313,7 @@ impl Core {
         match result {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(Error::NotLeader { leader: forward.leader_id })
+                Err(Error::NotLeader { leader: proposal::other(self.node, forward.leader_id) })
             }
             Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(Error::OutcomeUnknown),
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {

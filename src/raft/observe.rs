@@ -6,6 +6,7 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 
 use super::group::Core;
+use super::proposal::other;
 use super::{Error, NodeId, Role};
 
 /// Runs until the replica stops.
@@ -51,6 +52,8 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         ServerState::Leader => Role::Leader,
         ServerState::Shutdown => Role::Stopped,
     };
+    let leader =
+        if role == Role::Leader { Some(core.node) } else { other(core.node, observed.current_leader) };
     // The only voter hears from nobody and has nobody to talk to, so time need not pass for it.
     let members = observed.membership_config.nodes().count();
     let alone = role == Role::Leader && members == 1 && voters == [core.node];
@@ -62,14 +65,14 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     core.shared.status().send_if_modified(|status| {
         let term = observed.vote.leader_id.term;
         let same = status.role == role
-            && status.leader == observed.current_leader
+            && status.leader == leader
             && status.term == term
             && *status.voters == *voters;
         if same {
             return false;
         }
         status.role = role;
-        status.leader = observed.current_leader;
+        status.leader = leader;
         status.term = term;
         status.voters = voters.into();
         true

@@ -383,6 +383,21 @@ async fn a_group_goes_on_when_its_leadership_is_not_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_removed_does_not_name_itself() {
+    let cluster = Cluster::start(4 << 20).await;
+    let removed = cluster.leader(&[]).await;
+    let group = cluster.group(removed);
+    group.change_voters((1..=3).filter(|node| *node != removed)).await.unwrap();
+    eventually(group, "it is no leader any more", |status| status.role == Role::Learner).await;
+
+    let refused = group.propose(command("no")).await;
+
+    assert!(matches!(refused, Err(Error::NotLeader { leader }) if leader != Some(removed)), "{refused:?}");
+    assert_ne!(group.status().borrow().leader, Some(removed));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_is_handed_to_other_voters_only() {
     let cluster = Cluster::start(4 << 20).await;
     let leader = cluster.leader(&[]).await;
