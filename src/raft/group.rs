@@ -11,10 +11,11 @@ use tokio::sync::{oneshot, watch};
 
 use super::apply::Applier;
 use super::checkpoint::Checkpoint;
+use super::hand_over::HandOver;
 use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{self, Peers, Transport};
-use super::proposal::Waiter;
+use super::proposal::{self, Waiter};
 use super::shared::Shared;
 use super::tail::Tail;
 use super::types::{Command, Types, position};
@@ -63,6 +64,7 @@ pub(super) struct Core {
     pub(super) agreement: Agreement,
     pub(super) node: NodeId,
     pub(super) transport: Arc<dyn Transport>,
+    pub(super) hand_over: HandOver,
     /// Purging is a sequence of steps; one caller at a time does them.
     purging: tokio::sync::Mutex<()>,
     /// Completes when openraft's state machine task has ended.
@@ -127,6 +129,8 @@ impl<M: Machine> Group<M> {
             agreement,
             node,
             transport: Arc::clone(&env.transport),
+            // The successor may wait for entries on its disk before it stands.
+            hand_over: HandOver::new(env.config.election_min),
             purging: tokio::sync::Mutex::new(()),
             ended: Mutex::new(Some(ended)),
         });
@@ -153,7 +157,7 @@ impl<M: Machine> Group<M> {
         // openraft's queue takes the command on the first poll or not at all. `unconstrained`, because a task
         // that has used up its turn would be told to wait although there is room.
         match tokio::task::unconstrained(write).now_or_never() {
-            Some(Ok(())) => Proposal::enqueued(answer),
+            Some(Ok(())) => Proposal::enqueued(self.core.node, answer),
             Some(Err(_)) => Proposal::refused(self.core.shared.stopped()),
             None if self.core.shared.is_stopped() => Proposal::refused(self.core.shared.stopped()),
             None => Proposal::refused(Error::Busy),
@@ -221,13 +225,12 @@ impl<M> Group<M> {
         self.core.changed(self.core.agreement.change_membership(voters, false).await)
     }
 
-    /// Asks the leader, if it is this node, to hand its leadership to `to`. Whether it did is seen in
-    /// [`Status`].
+    /// See [`Members::transfer_leadership`].
     ///
     /// # Errors
-    /// What ended the replica.
+    /// As there.
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), Error> {
-        self.core.agreement.trigger().transfer_leader(to).await.map_err(|_| self.core.shared.stopped())
+        self.members().transfer_leadership(to).await
     }
 
     /// Forgets entries up to at most `index`: the newest checkpoint at or below it becomes the snapshot, and
@@ -319,7 +322,7 @@ impl Core {
         match result {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(Error::NotLeader { leader: forward.leader_id })
+                Err(Error::NotLeader { leader: proposal::other(self.node, forward.leader_id) })
             }
             Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(Error::OutcomeUnknown),
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {

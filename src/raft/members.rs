@@ -9,7 +9,7 @@ use openraft::{ChangeMembers, Instant as _};
 use tokio::sync::watch;
 
 use super::group::Core;
-use super::{Error, NodeId, Status};
+use super::{Error, NodeId, Role, Status};
 use crate::storage::GroupId;
 
 /// A handle of one replica, whatever its machine, that sees and changes the members of its group.
@@ -98,12 +98,21 @@ impl Members {
         self.core.changed(self.core.agreement.change_membership(change, false).await)
     }
 
-    /// Asks the leader, if it is this node, to hand its leadership to `to`. Whether it did is seen in
-    /// [`Status`].
+    /// Asks the leader, if it is this node, to hand its leadership to `to`. It takes no more commands from then on. Whether
+    /// it did is seen in [`Status`]; if `to` does not take over in time, the members elect whom they can.
     ///
     /// # Errors
-    /// What ended the replica.
+    /// [`Error::Membership`] if `to` is this node or has no vote, and what ended the replica.
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), Error> {
+        let Status { role, term, voters, .. } = self.status().borrow().clone();
+        if role != Role::Leader {
+            return Ok(());
+        }
+        if to == self.core.node || !voters.contains(&to) {
+            let reason = format!("node {to} is not another voter that could lead");
+            return Err(Error::Membership { reason });
+        }
+        self.core.hand_over.begin(term);
         self.core.agreement.trigger().transfer_leader(to).await.map_err(|_| self.core.shared.stopped())
     }
 

@@ -21,6 +21,7 @@
 //! | `checkpoint`, `membership`, `vote` | disk layouts |
 //! | `members` | who belongs to a group, and how that changes |
 //! | `message` | what replicas say to each other |
+//! | `hand_over` | a leadership on its way to another node, and what if it does not arrive |
 //! | `observe` | the status, from what openraft says; rest for idle groups |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
@@ -33,6 +34,7 @@ mod config;
 mod conformance;
 mod error;
 mod group;
+mod hand_over;
 mod log_store;
 mod machine;
 mod members;

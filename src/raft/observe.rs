@@ -6,6 +6,7 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 
 use super::group::Core;
+use super::proposal::other;
 use super::{Error, NodeId, Role};
 
 /// Runs until the replica stops.
@@ -14,8 +15,17 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut observed = core.agreement.server_metrics();
     loop {
         publish(&core, &observed.borrow_watched());
-        if observed.changed().await.is_err() {
-            break;
+        tokio::select! {
+            biased;
+            changed = observed.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+            }
+            () = core.hand_over.late() => {
+                tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
+                core.agreement.runtime_config().heartbeat(false);
+            }
         }
     }
     let stopped_itself = match &core.agreement.metrics().borrow_watched().running_state {
@@ -42,6 +52,8 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         ServerState::Leader => Role::Leader,
         ServerState::Shutdown => Role::Stopped,
     };
+    let leader =
+        if role == Role::Leader { Some(core.node) } else { other(core.node, observed.current_leader) };
     // The only voter hears from nobody and has nobody to talk to, so time need not pass for it.
     let members: Vec<NodeId> = observed.membership_config.nodes().map(|(node, _)| *node).collect();
     let alone = role == Role::Leader && members.len() == 1 && voters == [core.node];
@@ -51,10 +63,13 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     if became_leader {
         core.transport.elected(core.shared.group);
     }
+    if core.hand_over.ends_with(role == Role::Leader, observed.vote.leader_id.term) {
+        core.agreement.runtime_config().heartbeat(true);
+    }
     core.shared.status().send_if_modified(|status| {
         let term = observed.vote.leader_id.term;
         let same = status.role == role
-            && status.leader == observed.current_leader
+            && status.leader == leader
             && status.term == term
             && *status.voters == *voters
             && *status.members == *members;
@@ -62,7 +77,7 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
             return false;
         }
         status.role = role;
-        status.leader = observed.current_leader;
+        status.leader = leader;
         status.term = term;
         status.voters = voters.into();
         status.members = members.into();

@@ -11,8 +11,8 @@ use openraft::raft::ClientWriteResult;
 use openraft::raft::responder::Responder;
 use tokio::sync::oneshot;
 
-use super::Error;
 use super::types::{LogId, Types};
+use super::{Error, NodeId};
 
 /// A command that was applied.
 #[derive(Debug)]
@@ -46,7 +46,8 @@ pub struct Proposal<R> {
 
 enum State {
     Refused(Option<Error>),
-    Enqueued(oneshot::Receiver<Answer<ClientWriteResult<Types>>>),
+    /// By which node.
+    Enqueued(NodeId, oneshot::Receiver<Answer<ClientWriteResult<Types>>>),
 }
 
 impl<R> Proposal<R> {
@@ -54,8 +55,11 @@ impl<R> Proposal<R> {
         Proposal { state: State::Refused(Some(error)), reply: PhantomData }
     }
 
-    pub(super) fn enqueued(answer: oneshot::Receiver<Answer<ClientWriteResult<Types>>>) -> Self {
-        Proposal { state: State::Enqueued(answer), reply: PhantomData }
+    pub(super) fn enqueued(
+        node: NodeId,
+        answer: oneshot::Receiver<Answer<ClientWriteResult<Types>>>,
+    ) -> Self {
+        Proposal { state: State::Enqueued(node, answer), reply: PhantomData }
     }
 }
 
@@ -65,22 +69,31 @@ impl<R: Send + 'static> Future for Proposal<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.state {
             State::Refused(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Stopped))),
-            State::Enqueued(answer) => match Pin::new(answer).poll(cx) {
+            State::Enqueued(node, answer) => match Pin::new(answer).poll(cx) {
                 Poll::Pending => Poll::Pending,
                 // The waiter was dropped unanswered: the replica stopped with the command somewhere on its
                 // way.
                 Poll::Ready(Err(_)) => Poll::Ready(Err(Error::OutcomeUnknown)),
-                Poll::Ready(Ok(answer)) => Poll::Ready(conclude(answer)),
+                Poll::Ready(Ok(answer)) => Poll::Ready(conclude(*node, answer)),
             },
         }
     }
 }
 
-fn conclude<R: 'static>(answer: Answer<ClientWriteResult<Types>>) -> Result<Proposed<R>, Error> {
+/// Who leads, for somebody who was told that `node` does not. A leader that was removed from its group goes on naming
+/// itself.
+pub(super) fn other(node: NodeId, leader: Option<NodeId>) -> Option<NodeId> {
+    leader.filter(|leader| *leader != node)
+}
+
+fn conclude<R: 'static>(
+    node: NodeId,
+    answer: Answer<ClientWriteResult<Types>>,
+) -> Result<Proposed<R>, Error> {
     let response = match answer.result {
         Ok(response) => response,
         Err(ClientWriteError::ForwardToLeader(forward)) => {
-            return Err(Error::NotLeader { leader: forward.leader_id });
+            return Err(Error::NotLeader { leader: other(node, forward.leader_id) });
         }
         Err(ClientWriteError::LogEntryDiscarded(_)) => return Err(Error::OutcomeUnknown),
         Err(ClientWriteError::ChangeMembershipError(error)) => {

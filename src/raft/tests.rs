@@ -363,6 +363,53 @@ async fn leadership_is_handed_over_on_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_goes_on_when_its_leadership_is_not_taken_over() {
+    let cluster = Cluster::start(4 << 20).await;
+    let first = cluster.leader(&[]).await;
+    let (next, third) = (first % 3 + 1, (first + 1) % 3 + 1);
+    cluster.catches_up(third, first).await;
+    let term = cluster.group(first).status().borrow().term;
+    cluster.switch.cut(next);
+
+    cluster.group(first).transfer_leadership(next).await.unwrap();
+
+    let elected = eventually(cluster.group(third), "somebody is elected", |status| {
+        status.term > term && status.leader.is_some_and(|leader| leader != next)
+    });
+    let second = elected.await.leader.unwrap();
+    leads(cluster.group(second)).await;
+    write(cluster.group(second), ["after"]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_removed_does_not_name_itself() {
+    let cluster = Cluster::start(4 << 20).await;
+    let removed = cluster.leader(&[]).await;
+    let group = cluster.group(removed);
+    group.change_voters((1..=3).filter(|node| *node != removed)).await.unwrap();
+    eventually(group, "it is no leader any more", |status| status.role == Role::Learner).await;
+
+    let refused = group.propose(command("no")).await;
+
+    assert!(matches!(refused, Err(Error::NotLeader { leader }) if leader != Some(removed)), "{refused:?}");
+    assert_ne!(group.status().borrow().leader, Some(removed));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_is_handed_to_other_voters_only() {
+    let cluster = Cluster::start(4 << 20).await;
+    let leader = cluster.leader(&[]).await;
+    for to in [leader, 4] {
+        let refused = cluster.group(leader).transfer_leadership(to).await;
+        assert!(matches!(refused, Err(Error::Membership { .. })), "{refused:?}");
+    }
+    write(cluster.group(leader), ["still"]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_of_one_grows_and_shrinks() {
     let cluster = Cluster::start_unformed(4 << 20).await;
     let group = cluster.group(1);

@@ -28,7 +28,7 @@ mod trace;
 mod workload;
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -253,7 +253,7 @@ impl World {
     /// Whether every client is content and every replica has all that its leader has.
     fn converged(&self, clients_done: bool) -> Result<(), String> {
         if !clients_done {
-            return Err("a client still waits".to_owned());
+            return Err(format!("a client still waits{}", self.standing()));
         }
         let brokers = self.brokers();
         for group in self.groups() {
@@ -276,6 +276,18 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What every replica says of itself.
+    fn standing(&self) -> String {
+        let mut text = String::new();
+        for broker in self.brokers() {
+            for (group, replica) in broker.replicas.iter() {
+                let status = replica.handle_of_any().status().borrow().clone();
+                let _ = write!(text, "\nnode {}, group {group}: {status:?}", broker.node);
+            }
+        }
+        text
     }
 
     /// Reads every replica of every voter from its start to its end.
