@@ -97,7 +97,7 @@ impl Server {
             tracer: telemetry.tracer().clone(),
             clock: clock.clone(),
         });
-        let hub = Hub::new(identity.clone(), metrics.clone(), &tasks);
+        let hub = Hub::new(identity.clone(), metrics.clone(), telemetry.tracer().clone(), &tasks);
         let api = api::Server::bind(
             &config.api,
             api::Environment {

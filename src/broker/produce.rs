@@ -185,7 +185,7 @@ impl PendingProduce {
     fn record_spans(&self, committed: &Committed) {
         let timing = &committed.timing;
         self.trace.child("append", timing.proposed, timing.appended, Vec::new);
-        self.trace.child("replicate", timing.appended, timing.committed, Vec::new);
+        self.trace.replication(timing.appended, timing.committed);
         self.trace.child("commit", timing.committed, timing.applied, || {
             vec![KeyValue::new("streambus.offset", committed.base_offset.0 as i64)]
         });

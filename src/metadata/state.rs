@@ -205,7 +205,7 @@ impl State {
     pub fn apply(&mut self, command: Command) -> Result<Outcome, Error> {
         match command {
             Command::RegisterBroker(broker) => self.register(broker),
-            Command::AdmitBroker(broker) => Ok(Outcome::Broker(self.admit(broker))),
+            Command::AdmitBroker(broker) => self.admit(broker).map(Outcome::Broker),
             Command::DrainBroker { id, draining } => self.broker_mut(id).and_then(|broker| {
                 if !draining && broker.replaced_by.is_some() {
                     let text = format!("broker {id} was replaced and cannot come back");
@@ -281,7 +281,11 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    fn admit(&mut self, broker: Broker) -> BrokerId {
+    fn admit(&mut self, broker: Broker) -> Result<BrokerId, Error> {
+        // Its founder numbers itself, and must come first.
+        if self.brokers.is_empty() {
+            return Err(Error::Refused("the cluster is being founded; try again".to_owned()));
+        }
         let id = BrokerId(self.next_broker_id);
         self.next_broker_id += 1;
         for known in self.brokers.values_mut() {
@@ -290,7 +294,7 @@ impl State {
             }
         }
         self.brokers.insert(id, Broker { id, draining: false, replaced_by: None, ..broker });
-        id
+        Ok(id)
     }
 
     fn broker_mut(&mut self, id: BrokerId) -> Result<&mut Broker, Error> {
@@ -506,6 +510,13 @@ mod tests {
             assert_eq!(admitted, Ok(Outcome::Broker(BrokerId(id))));
         }
         state
+    }
+
+    #[test]
+    fn nobody_is_admitted_before_the_founder() {
+        let mut state = State::default();
+        assert!(matches!(state.apply(Command::AdmitBroker(broker("b"))), Err(Error::Refused(_))));
+        assert_eq!(state, State::default());
     }
 
     #[test]

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::Error;
 use super::checkpoint::Checkpoint;
 use super::machine::AnyMachine;
-use super::network::Transport;
 use super::shared::Shared;
 use super::types::{Command, Entry, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types, position};
 use crate::storage::{Batch, Durability};
@@ -30,7 +29,6 @@ const COMMANDS_PER_STATE: u64 = 8;
 /// Feeds a machine with committed entries.
 pub(super) struct Applier {
     shared: Arc<Shared>,
-    transport: Arc<dyn Transport>,
     /// A lock only because openraft wants `Sync`; whoever has the applier mutably needs none.
     machine: Mutex<Box<dyn AnyMachine>>,
     applied: Option<LogId>,
@@ -51,7 +49,6 @@ impl Applier {
     /// Continues from `start`, the newest state in the store, which `machine` holds already.
     pub(super) fn new(
         shared: Arc<Shared>,
-        transport: Arc<dyn Transport>,
         machine: Box<dyn AnyMachine>,
         start: Option<&Checkpoint>,
         checkpoint_bytes: u64,
@@ -59,7 +56,6 @@ impl Applier {
     ) -> Self {
         Applier {
             shared,
-            transport,
             machine: Mutex::new(machine),
             applied: start.map(|start| start.applied),
             members: start.map(|start| start.members.clone()).unwrap_or_default(),
@@ -250,7 +246,7 @@ impl RaftStateMachine<Types> for Applier {
             status.applied_term = applied.leader_id.term;
             status.committed = status.committed.max(Some(applied.index));
         });
-        self.transport.installed(group);
+        self.shared.transport.installed(group);
         Ok(())
     }
 

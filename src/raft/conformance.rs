@@ -22,16 +22,11 @@ impl StoreBuilder<Types, LogStore, Applier, Broker> for Empty {
     async fn build(&self) -> Result<(Broker, LogStore, Applier), StorageError<Types>> {
         let broker = Broker::alone(Config::default());
         let log = broker.env.store.log(GROUP).expect("a new store opens a log");
-        let shared = Shared::new(GROUP, broker.env.store.clone(), log, 1 << 20, Tail::new(None, None), None);
+        let tail = Tail::new(None, None);
+        let transport = Arc::new(crate::raft::NoPeers);
+        let shared = Shared::new(GROUP, broker.env.store.clone(), log, 1 << 20, tail, None, transport);
         let (ended, _) = oneshot::channel();
-        let applier = Applier::new(
-            Arc::clone(&shared),
-            Arc::new(crate::raft::NoPeers),
-            Box::new(Notebook::default()),
-            None,
-            1 << 20,
-            ended,
-        );
+        let applier = Applier::new(Arc::clone(&shared), Box::new(Notebook::default()), None, 1 << 20, ended);
         Ok((broker, LogStore::new(shared), applier))
     }
 }

@@ -63,7 +63,6 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) agreement: Agreement,
     pub(super) node: NodeId,
-    pub(super) transport: Arc<dyn Transport>,
     pub(super) hand_over: HandOver,
     /// Purging is a sequence of steps; one caller at a time does them.
     purging: tokio::sync::Mutex<()>,
@@ -96,7 +95,15 @@ impl<M: Machine> Group<M> {
         }
         let applied = found.start.as_ref().map(|start| start.applied.index);
         let tail = Tail::new(found.last, applied);
-        let shared = Shared::new(id, env.store.clone(), log, env.config.append_bytes_max, tail, found.vote);
+        let shared = Shared::new(
+            id,
+            env.store.clone(),
+            log,
+            env.config.append_bytes_max,
+            tail,
+            found.vote,
+            Arc::clone(&env.transport),
+        );
         shared.update_status(|status| {
             status.last_index = found.last;
             status.purged = found.purged;
@@ -108,7 +115,6 @@ impl<M: Machine> Group<M> {
         let checkpoint_bytes = env.config.checkpoint_bytes;
         let applier = Applier::new(
             Arc::clone(&shared),
-            Arc::clone(&env.transport),
             Box::new(machine),
             found.start.as_ref(),
             checkpoint_bytes,
@@ -128,7 +134,6 @@ impl<M: Machine> Group<M> {
             shared,
             agreement,
             node,
-            transport: Arc::clone(&env.transport),
             // The successor may wait for entries on its disk before it stands.
             hand_over: HandOver::new(env.config.election_min),
             purging: tokio::sync::Mutex::new(()),
@@ -376,7 +381,7 @@ impl Core {
     }
 
     async fn stop(&self) {
-        self.transport.detach(self.shared.group);
+        self.shared.transport.detach(self.shared.group);
         // Fails only for a task that was cancelled, which is as good as stopped.
         let _ = self.agreement.shutdown().await;
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -11,6 +11,7 @@ use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, RaftLogReader};
 
+use super::Role;
 use super::membership;
 use super::shared::Shared;
 use super::types::{Command, Entry, LogId, Types, Vote, log_id, position};
@@ -199,10 +200,15 @@ impl RaftLogStorage<Types> for LogStore {
     {
         let mut batch = Batch::new();
         let mut last = None;
+        let (received, mut spans) = (Instant::now(), Vec::new());
+        let follows = self.shared.status().borrow().role != Role::Leader;
         {
             let mut tail = self.shared.tail();
             for entry in entries {
                 let row = row_from(entry);
+                if follows && row.kind == Kind::Command {
+                    spans.extend(self.shared.transport.spans_of(self.shared.group, &row.payload));
+                }
                 last = Some(row.index);
                 self.shared.log.append(&mut batch, &row);
                 tail.push(row);
@@ -215,9 +221,13 @@ impl RaftLogStorage<Types> for LogStore {
         self.shared.update_status(|status| status.last_index = Some(last));
         self.shared.note_append(last);
         let progress = Arc::clone(&self.shared.progress);
+        let (group, transport) = (self.shared.group, Arc::clone(&self.shared.transport));
         let done = move |written: Result<(), storage::Error>| match written {
             Ok(()) => {
                 progress.tail().written(last, Instant::now());
+                if !spans.is_empty() {
+                    transport.stored(group, &spans, received);
+                }
                 callback.io_completed(Ok(()));
             }
             Err(error) => callback.io_completed(Err(progress.fail(error))),

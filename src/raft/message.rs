@@ -58,19 +58,6 @@ pub struct Append {
     pub rows: Vec<Bytes>,
     /// What the leader knows to be committed.
     pub committed: Option<Position>,
-    /// The spans of the entries among `rows` that are sampled, which the receiver's spans join.
-    pub traces: Vec<EntryTrace>,
-}
-
-/// The span of a sampled entry, on the leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryTrace {
-    /// The entry's log index.
-    pub index: u64,
-    /// W3C trace id.
-    pub trace: [u8; 16],
-    /// W3C span id.
-    pub span: [u8; 8],
 }
 
 impl Request {

@@ -60,7 +60,7 @@ pub use error::Error;
 pub use group::{Env, Group, Replica};
 pub use machine::{Machine, MachineError};
 pub use members::{Follower, Members};
-pub use network::{NoPeers, Transport, TransportError};
+pub use network::{NoPeers, SpanIds, Transport, TransportError};
 pub use proposal::{Proposal, Proposed, Timing};
 pub use status::{Role, Status};
 

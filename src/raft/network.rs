@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -76,9 +76,21 @@ pub trait Transport: Send + Sync + 'static {
     /// A follower has entries on its disk, the last of which this node appended so long ago.
     fn replicated(&self, _took: Duration) {}
 
+    /// The spans of a command that somebody follows, whatever the command is. Asked of every command that this node
+    /// stores as a follower, so the answer must be quick.
+    fn spans_of(&self, _group: GroupId, _command: &Bytes) -> Vec<SpanIds> {
+        Vec::new()
+    }
+
+    /// This node has stored, as a follower, commands with these spans.
+    fn stored(&self, _group: GroupId, _spans: &[SpanIds], _received: Instant) {}
+
     /// A replica on this node took over a snapshot.
     fn installed(&self, _group: GroupId) {}
 }
+
+/// W3C trace id and span id.
+pub type SpanIds = ([u8; 16], [u8; 8]);
 
 /// How long replication to a node rests that was not reached.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -195,7 +207,6 @@ impl RaftNetworkV2<Types> for Peer {
             previous: rpc.prev_log_id.as_ref().map(position),
             rows: rpc.entries.into_iter().map(|entry| row_from(entry).bytes().clone()).collect(),
             committed: rpc.leader_commit.as_ref().map(position),
-            traces: Vec::new(),
         };
         let last = match request.rows.len() as u64 {
             0 => None,

@@ -61,7 +61,7 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     core.agreement.runtime_config().tick(!rests);
     let became_leader = role == Role::Leader && core.shared.status().borrow().role != Role::Leader;
     if became_leader {
-        core.transport.elected(core.shared.group);
+        core.shared.transport.elected(core.shared.group);
     }
     if core.hand_over.ends_with(role == Role::Leader, observed.vote.leader_id.term) {
         core.agreement.runtime_config().heartbeat(true);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::network::Transport;
 use super::tail::Tail;
 use super::types::Vote;
 use super::{Error, Role, Status};
@@ -22,6 +23,8 @@ pub(super) struct Shared {
     pub(super) log: Log,
     /// The most bytes of entries read at once for a follower.
     pub(super) append_bytes_max: u64,
+    /// The world outside.
+    pub(super) transport: Arc<dyn Transport>,
     /// Removal of purged rows, under way.
     pub(super) purges: TaskTracker,
     /// What the store's callbacks need. They must not keep the store itself alive: they run on its thread.
@@ -51,12 +54,14 @@ impl Shared {
         append_bytes_max: u64,
         tail: Tail,
         vote: Option<Vote>,
+        transport: Arc<dyn Transport>,
     ) -> Arc<Self> {
         Arc::new(Shared {
             group,
             store,
             log,
             append_bytes_max,
+            transport,
             purges: TaskTracker::new(),
             progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),
             vote: Mutex::new(vote),

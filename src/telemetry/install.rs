@@ -32,7 +32,7 @@ use super::negotiation::{Format, accepts_gzip};
 use super::openmetrics;
 use super::pipeline::{LogEntrance, SpanEntrance};
 use super::resource::{Identity, resource};
-use super::trace::{Tracer, scope};
+use super::trace::{Ids, Tracer, scope};
 
 /// The telemetry of the process: instruments, spans, and the ways out. Clones share them.
 #[derive(Clone, Debug)]
@@ -116,8 +116,10 @@ impl Telemetry {
 
         let (span_entrance, spans) = SpanEntrance::new(Signal::Traces, settings.span_queue, metrics.clone());
         let (log_entrance, log_items) = LogEntrance::new(Signal::Logs, settings.log_queue, metrics.clone());
-        let mut tracers =
-            SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(settings.sampling);
+        let mut tracers = SdkTracerProvider::builder()
+            .with_id_generator(Ids::default())
+            .with_resource(resource.clone())
+            .with_sampler(settings.sampling);
         if settings.traces.is_some() {
             tracers = tracers.with_span_processor(span_entrance.clone());
         }

@@ -62,5 +62,7 @@ pub use resource::Identity;
 pub use sampling::Sampling;
 pub use storage::{StorageFailure, StorageLevels, StorageMetrics};
 pub use topics::TopicMetrics;
-pub use trace::{LINKS_MAX, RequestTrace, SampledRequest, Tracer, code_name, is_server_error};
+pub use trace::{
+    LINKS_MAX, RequestTrace, SampledRequest, Tracer, code_name, is_server_error, replication_of,
+};
 pub use traceparent::{TraceIds, TraceParent};

@@ -60,8 +60,14 @@ fn move_everything(telemetry: &Telemetry) {
     }));
     metrics.observe_health(Arc::new(|| Some(vec![HealthCheck { check: "storage", ok: true }])));
     metrics.observe_topics(Arc::new(|| Some(TopicLevels { topics: 1, partitions: 4, replicas: 4 })));
-    metrics.observe_cluster(Arc::new(|| {
-        Some(ClusterLevels { brokers: 1, leader: true, ..ClusterLevels::default() })
+    let peer = PeerLevels { peer: "2".to_owned(), connected: true, lag: 3 };
+    metrics.observe_cluster(Arc::new(move || {
+        Some(ClusterLevels {
+            brokers: 2,
+            leader: true,
+            peers: vec![peer.clone()],
+            ..ClusterLevels::default()
+        })
     }));
     metrics.observe_raft(Arc::new(|| {
         Some(RaftLevels { term: 7, commit_index: 42, leading: 5, following: 0, leaderless: 0 })

@@ -4,16 +4,18 @@
 //! nothing. Spans below the call (append, replicate, …) are built afterwards from recorded instants.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{
-    Link, Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _, TracerProvider as _,
+    Link, Span as _, SpanBuilder, SpanId, SpanKind, Status, TraceContextExt, TraceId, Tracer as _,
+    TracerProvider as _,
 };
 use opentelemetry::{Context, ContextGuard, InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
 use tonic::Code;
 
 use super::sampling::{Chosen, Sampling};
@@ -25,6 +27,36 @@ pub const LINKS_MAX: usize = 128;
 /// The instrumentation scope of all spans.
 pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope::builder("streambus").with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+thread_local! {
+    /// The id of the span that is built next on this thread, if that is not left to chance.
+    static CHOSEN_SPAN: Cell<Option<[u8; 8]>> = const { Cell::new(None) };
+}
+
+/// Ids of spans: random, but for those that other brokers derive for themselves.
+#[derive(Debug, Default)]
+pub(super) struct Ids(RandomIdGenerator);
+
+impl IdGenerator for Ids {
+    fn new_trace_id(&self) -> TraceId {
+        self.0.new_trace_id()
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        CHOSEN_SPAN.take().map_or_else(|| self.0.new_span_id(), SpanId::from_bytes)
+    }
+}
+
+/// The span in which a batch is replicated, from the one in which a broker got it. Followers know only the latter, from
+/// the batch's header, and put their part below the former.
+#[must_use]
+pub fn replication_of(batch: TraceIds) -> TraceIds {
+    let id = u64::from_be_bytes(batch.span);
+    // Any mapping to other ids that all brokers agree on; an odd factor makes it one to one.
+    let derived = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5265_706c_6963_6174;
+    let derived = if derived == 0 { id } else { derived };
+    TraceIds { trace: batch.trace, span: derived.to_be_bytes() }
 }
 
 /// Makes spans. Clones share exporters and sampling.
@@ -48,6 +80,11 @@ impl Tracer {
     /// A tracer that samples nothing, for tests of other modules.
     pub fn disabled() -> Self {
         Tracer::new(&SdkTracerProvider::builder().build(), Sampling::NEVER)
+    }
+
+    /// Whether anything may be sampled.
+    pub fn is_on(&self) -> bool {
+        self.sampling != Sampling::NEVER
     }
 
     /// Begins the server span of a gRPC call, if it is to be sampled. `method` is the full name without leading
@@ -277,6 +314,15 @@ impl RequestTrace {
         };
         let SampledRequest { tracer, context, times, .. } = &**sampled;
         Some(tracer.finished(context, times, name, started, ended, attributes()))
+    }
+
+    /// Writes the child span of the batch's replication, which is over. Its id is [`replication_of`] the request's, so
+    /// that what followers wrote lies below it. Does nothing if the request is not sampled.
+    pub fn replication(&self, started: Instant, ended: Instant) {
+        let RequestTrace::Sampled(sampled) = self else { return };
+        CHOSEN_SPAN.set(Some(replication_of(sampled.ids).span));
+        self.child("replicate", started, ended, Vec::new);
+        CHOSEN_SPAN.set(None);
     }
 
     /// Adds attributes to the span. Does nothing, and calls nothing, if the request is not sampled.

@@ -60,7 +60,7 @@ impl Api {
         let telemetry = Telemetry::for_tests();
         let tasks = Tasks::new();
         let identity = Identity::found(data.path()).unwrap();
-        let hub = Hub::new(identity.clone(), telemetry.metrics().clone(), &tasks);
+        let hub = Hub::new(identity.clone(), telemetry.metrics().clone(), telemetry.tracer().clone(), &tasks);
         let (broker, coordinators) = open_broker(&data, identity, hub.clone(), &telemetry, &tasks).await;
         broker.create_topic("orders", 2, 1, TopicChanges::default(), false).await.unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -57,7 +57,12 @@ impl Home {
 
     async fn control(&self, log_bytes: u64) -> Control {
         let identity = Identity { cluster: uuid::Uuid::nil(), broker: BrokerId(NODE) };
-        let hub = Hub::new(identity, crate::telemetry::Metrics::detached(), &self.tasks);
+        let hub = Hub::new(
+            identity,
+            crate::telemetry::Metrics::detached(),
+            crate::telemetry::Tracer::disabled(),
+            &self.tasks,
+        );
         let open = Control::open(NODE, true, log_bytes, hub, &self.env, &self.tasks);
         let control = open.await.expect("opened");
         control.ready().await.expect("ready");

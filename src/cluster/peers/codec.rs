@@ -1,13 +1,11 @@
 //! Between what replicas say ([`crate::raft::message`]) and how it travels.
 
-use bytes::Bytes;
-
 use crate::proto::internal as wire;
 use crate::proto::internal::peer_frame::Body;
 use crate::proto::internal::{raft_appended, raft_transferred};
 use crate::raft::message::{
-    Append, Appended, Ballot, EntryTrace, Request, Response, SnapshotRequest, TransferRequest, Transferred,
-    VoteRequest, VoteResponse,
+    Append, Appended, Ballot, Request, Response, SnapshotRequest, TransferRequest, Transferred, VoteRequest,
+    VoteResponse,
 };
 use crate::storage::Position;
 
@@ -19,7 +17,6 @@ pub(super) fn request_to_wire(request: Request) -> Body {
             previous: append.previous.map(position),
             rows: append.rows,
             committed: append.committed.map(position),
-            traces: append.traces.into_iter().map(trace).collect(),
         }),
         Request::Vote(request) => Body::Vote(vote(&request)),
         Request::PreVote(request) => Body::PreVote(vote(&request)),
@@ -43,7 +40,6 @@ pub(super) fn request_from_wire(body: Body) -> Option<Request> {
             previous: append.previous.map(position_from),
             rows: append.rows,
             committed: append.committed.map(position_from),
-            traces: append.traces.into_iter().filter_map(trace_from).collect(),
         }),
         Body::Vote(request) => Request::Vote(vote_from(request)?),
         Body::PreVote(request) => Request::PreVote(vote_from(request)?),
@@ -161,20 +157,10 @@ fn vote_from(request: wire::RaftVoteRequest) -> Option<VoteRequest> {
     })
 }
 
-fn trace(of: EntryTrace) -> wire::EntryTrace {
-    let mut span = Vec::with_capacity(24);
-    span.extend_from_slice(&of.trace);
-    span.extend_from_slice(&of.span);
-    wire::EntryTrace { index: of.index, span: Bytes::from(span) }
-}
-
-fn trace_from(of: wire::EntryTrace) -> Option<EntryTrace> {
-    let (trace, span) = of.span.split_first_chunk::<16>()?;
-    Some(EntryTrace { index: of.index, trace: *trace, span: span.try_into().ok()? })
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     const AT: Position = Position { index: 7, term: 3, leader: 2 };
@@ -189,7 +175,6 @@ mod tests {
                 previous: Some(AT),
                 rows: vec![Bytes::from_static(b"row")],
                 committed: None,
-                traces: vec![EntryTrace { index: 8, trace: [1; 16], span: [2; 8] }],
             }),
             Request::Vote(vote.clone()),
             Request::PreVote(vote),

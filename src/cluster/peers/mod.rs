@@ -21,10 +21,12 @@ mod service;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use opentelemetry::KeyValue;
 use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -37,10 +39,11 @@ use super::routing::Routing;
 use crate::metadata::State;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
 use crate::raft::message::{Request, Response};
-use crate::raft::{NodeId, Replica, Transport, TransportError};
+use crate::raft::{NodeId, Replica, SpanIds, Transport, TransportError};
+use crate::record::command::Command;
 use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, TraceIds, Tracer, replication_of};
 
 pub use service::{Newcomer, Service};
 
@@ -58,9 +61,11 @@ struct Inner {
     identity: Identity,
     replicas: RwLock<HashMap<GroupId, Replica>>,
     links: Mutex<BTreeMap<NodeId, Known>>,
-    serving: OnceLock<Serving>,
+    /// Gone once the cluster is closed: what it holds holds the hub.
+    serving: RwLock<Option<Arc<Serving>>>,
     changed: watch::Sender<u64>,
     metrics: Metrics,
+    tracer: Tracer,
     tasks: Tasks,
 }
 
@@ -113,14 +118,15 @@ struct Serving {
 
 impl Hub {
     /// A hub without peers.
-    pub fn new(identity: Identity, metrics: Metrics, tasks: &Tasks) -> Self {
+    pub fn new(identity: Identity, metrics: Metrics, tracer: Tracer, tasks: &Tasks) -> Self {
         Hub(Arc::new(Inner {
             identity,
             replicas: RwLock::default(),
             links: Mutex::default(),
-            serving: OnceLock::new(),
+            serving: RwLock::default(),
             changed: watch::Sender::new(0),
             metrics,
+            tracer,
             tasks: tasks.child(),
         }))
     }
@@ -134,8 +140,8 @@ impl Hub {
 
     /// Lets calls of other brokers reach metadata and partitions.
     pub(super) fn serve(&self, control: Control, routing: Arc<Routing>) {
-        // Opened once.
-        let _ = self.0.serving.set(Serving { control, routing });
+        let serving = Arc::new(Serving { control, routing });
+        *self.0.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(serving);
     }
 
     /// Connects to the brokers that the metadata names, wherever they are now. If the metadata may be old, brokers that it
@@ -223,6 +229,10 @@ impl Hub {
         link::endpoint(&address)?.connect().await.map_err(|error| error.to_string())
     }
 
+    fn serving(&self) -> Option<Arc<Serving>> {
+        self.0.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn link(&self, node: NodeId) -> Option<Arc<Link>> {
         self.links().get(&node).map(|known| Arc::clone(&known.link))
     }
@@ -253,6 +263,7 @@ impl Hub {
 
     /// Ends all connections.
     pub(super) async fn close(&self, deadline: Duration) {
+        self.0.serving.write().unwrap_or_else(PoisonError::into_inner).take();
         self.0.tasks.stop(deadline).await;
         self.links().clear();
     }
@@ -288,6 +299,29 @@ impl Transport for Hub {
 
     fn replicated(&self, took: Duration) {
         self.0.metrics.cluster.replicated(took);
+    }
+
+    fn spans_of(&self, group: GroupId, command: &Bytes) -> Vec<SpanIds> {
+        if !group.is_partition() || !self.0.tracer.is_on() {
+            return Vec::new();
+        }
+        let Ok(Command::Append(append)) = Command::decode(command) else { return Vec::new() };
+        let spans = append.frames().filter_map(|frame| frame.header.span);
+        spans.map(|span| (span.trace_id, span.span_id)).collect()
+    }
+
+    fn stored(&self, group: GroupId, spans: &[SpanIds], received: Instant) {
+        let stored = Instant::now();
+        for (trace, span) in spans {
+            let parent = replication_of(TraceIds { trace: *trace, span: *span });
+            self.0.tracer.remote_child(parent, "append", received, stored, || {
+                vec![
+                    KeyValue::new("streambus.replica.role", "follower"),
+                    KeyValue::new("streambus.broker.id", self.0.identity.broker.0 as i64),
+                    KeyValue::new("streambus.raft.group", group.to_string()),
+                ]
+            });
+        }
     }
 
     fn installed(&self, _: GroupId) {

@@ -111,7 +111,7 @@ async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
     while let Some(up) = link.upgrade() {
         let channel = up.is_up().then(|| up.channel());
         drop(up);
-        if let (Some(channel), Some(serving)) = (channel, hub.0.serving.get()) {
+        if let (Some(channel), Some(serving)) = (channel, hub.serving()) {
             let mut client =
                 PeerServiceClient::new(channel).max_decoding_message_size(link::MESSAGE_BYTES_MAX);
             if let Ok(response) = client.report(hub.introduce(ReportRequest {})).await {

@@ -1,6 +1,7 @@
 //! What other brokers ask of this one.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -61,13 +62,13 @@ impl Service {
         caller.ok_or_else(|| Status::invalid_argument("the caller does not say which broker it is"))
     }
 
-    fn serving(&self) -> Result<&Serving, Status> {
-        self.0.0.serving.get().ok_or_else(|| Status::unavailable("the broker is starting"))
+    fn serving(&self) -> Result<Arc<Serving>, Status> {
+        self.0.serving().ok_or_else(|| Status::unavailable("the broker is starting"))
     }
 
     fn replica(&self, group: u64) -> Result<Partition, partition::Error> {
         let not_here = partition::Error::Raft(raft::Error::NotLeader { leader: None });
-        let serving = self.0.0.serving.get().ok_or(not_here.clone())?;
+        let serving = self.0.serving().ok_or(not_here.clone())?;
         let known = serving.routing.partition(GroupId(group)).ok_or(not_here.clone())?;
         known.replica().ok_or(not_here)
     }
@@ -263,7 +264,7 @@ impl PeerService for Service {
     async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<Reports>, Status> {
         self.admit(&request)?;
         let (outgoing, answers) = mpsc::channel(MESSAGES_AHEAD);
-        let routing = std::sync::Arc::clone(&self.serving()?.routing);
+        let routing = Arc::clone(&self.serving()?.routing);
         self.0.spawn("reports to a peer", reports::tell(routing, outgoing));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
