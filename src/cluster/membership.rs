@@ -48,6 +48,17 @@ enum Step {
     Expel(NodeId),
 }
 
+/// What is to be done about a group's members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// This.
+    Do(Step),
+    /// Nothing before a member has caught up.
+    Wait,
+    /// Nothing: they are as wanted.
+    Done,
+}
+
 /// Who should be in a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
@@ -56,12 +67,12 @@ struct Wanted {
     learners: BTreeSet<NodeId>,
 }
 
-/// What is to be done next, if anything.
-fn next_step(wanted: &Wanted, status: &Status, followers: &[Follower]) -> Option<Step> {
+/// What is to be done next.
+fn next_step(wanted: &Wanted, status: &Status, followers: &[Follower]) -> Next {
     let is_member = |node: &NodeId| status.members.contains(node);
     let missing = wanted.voters.iter().chain(&wanted.learners).find(|node| !is_member(node));
     if let Some(missing) = missing {
-        return Some(Step::Invite(*missing));
+        return Next::Do(Step::Invite(*missing));
     }
     let voters: BTreeSet<NodeId> = status.voters.iter().copied().collect();
     if voters != wanted.voters {
@@ -75,10 +86,11 @@ fn next_step(wanted: &Wanted, status: &Status, followers: &[Follower]) -> Option
             })
         };
         let ready = wanted.voters.iter().filter(|node| !voters.contains(node)).all(caught_up);
-        return ready.then(|| Step::GiveVotes(wanted.voters.clone()));
+        return if ready { Next::Do(Step::GiveVotes(wanted.voters.clone())) } else { Next::Wait };
     }
     let all: BTreeSet<NodeId> = wanted.voters.union(&wanted.learners).copied().collect();
-    status.members.iter().find(|node| !all.contains(node)).map(|node| Step::Expel(*node))
+    let unwanted = status.members.iter().find(|node| !all.contains(node));
+    unwanted.map_or(Next::Done, |node| Next::Do(Step::Expel(*node)))
 }
 
 /// Which brokers are in the groups that all brokers share: all of them, and as many as allowed with a vote.
@@ -159,7 +171,7 @@ impl Membership {
                 continue;
             }
             let wanted = wanted_in_system_groups(state, &status, &self.config);
-            if let Some(step) = next_step(&wanted, &status, &members.followers()) {
+            if let Next::Do(step) = next_step(&wanted, &status, &members.followers()) {
                 self.spawn_step(members, step, under_way, room);
             }
         }
@@ -194,7 +206,7 @@ impl Membership {
                 let members = replica.members();
                 // A leader that is to go leads until others can, and hands over before it loses its vote.
                 match next_step(&wanted, &status, &members.followers()) {
-                    Some(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => {
+                    Next::Do(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => {
                         let heir = voters.iter().find(|node| status.voters.contains(node)).copied();
                         match heir {
                             Some(heir) => self.spawn_transfer(members, heir),
@@ -205,13 +217,13 @@ impl Membership {
                             }
                         }
                     }
-                    Some(step) => self.spawn_step(members, step, under_way, room),
-                    None if assignment.is_moving() => {
+                    Next::Do(step) => self.spawn_step(members, step, under_way, room),
+                    Next::Done if assignment.is_moving() => {
                         let (topic, partition) = (topic.id, number as u32);
                         let finish = Command::FinishMove { topic, partition, revision: assignment.revision };
                         self.spawn_change(group, finish, under_way, room);
                     }
-                    None => {}
+                    Next::Wait | Next::Done => {}
                 }
             }
         }
@@ -434,26 +446,26 @@ mod tests {
     fn a_group_grows_by_inviting_waiting_and_giving_votes() {
         let goal = wanted(&[1, 2, 3], &[]);
         let step = |status: &Status, followers: &[Follower]| next_step(&goal, status, followers);
-        assert_eq!(step(&status(&[1], &[1]), &[]), Some(Step::Invite(2)));
-        assert_eq!(step(&status(&[1], &[1, 2]), &[follower(2, None)]), Some(Step::Invite(3)));
+        assert_eq!(step(&status(&[1], &[1]), &[]), Next::Do(Step::Invite(2)));
+        assert_eq!(step(&status(&[1], &[1, 2]), &[follower(2, None)]), Next::Do(Step::Invite(3)));
         let all = status(&[1], &[1, 2, 3]);
         let behind = [follower(2, Some(999)), follower(3, Some(10))];
-        assert_eq!(step(&all, &behind), None, "a member that lacks much gets no vote yet");
-        assert_eq!(step(&all, &[follower(2, Some(999)), follower(3, None)]), None);
+        assert_eq!(step(&all, &behind), Next::Wait, "a member that lacks much gets no vote yet");
+        assert_eq!(step(&all, &[follower(2, Some(999)), follower(3, None)]), Next::Wait);
         let there = [follower(2, Some(999)), follower(3, Some(950))];
-        assert_eq!(step(&all, &there), Some(Step::GiveVotes(goal.voters.clone())));
-        assert_eq!(step(&status(&[1, 2, 3], &[1, 2, 3]), &there), None);
+        assert_eq!(step(&all, &there), Next::Do(Step::GiveVotes(goal.voters.clone())));
+        assert_eq!(step(&status(&[1, 2, 3], &[1, 2, 3]), &there), Next::Done);
     }
 
     #[test]
     fn a_replica_moves_and_the_old_one_leaves_last() {
         let goal = wanted(&[1, 4], &[]);
         let there = [follower(2, Some(999)), follower(4, Some(999))];
-        assert_eq!(next_step(&goal, &status(&[1, 2], &[1, 2]), &there), Some(Step::Invite(4)));
+        assert_eq!(next_step(&goal, &status(&[1, 2], &[1, 2]), &there), Next::Do(Step::Invite(4)));
         let invited = status(&[1, 2], &[1, 2, 4]);
-        assert_eq!(next_step(&goal, &invited, &there), Some(Step::GiveVotes([1, 4].into())));
+        assert_eq!(next_step(&goal, &invited, &there), Next::Do(Step::GiveVotes([1, 4].into())));
         let voted = status(&[1, 4], &[1, 2, 4]);
-        assert_eq!(next_step(&goal, &voted, &there), Some(Step::Expel(2)));
+        assert_eq!(next_step(&goal, &voted, &there), Next::Do(Step::Expel(2)));
     }
 
     #[test]
