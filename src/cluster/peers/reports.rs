@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -26,6 +26,8 @@ use crate::storage::GroupId;
 const GATHER: Duration = Duration::from_millis(2);
 /// How often all partitions are looked at: leaders come and go without ringing.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often everything is told again: what came before the listener knew the partition was lost on it.
+const REPEAT_EVERY: Duration = Duration::from_secs(1);
 /// After how long a broken stream is opened anew.
 const REOPEN: Duration = Duration::from_millis(100);
 
@@ -33,6 +35,7 @@ const REOPEN: Duration = Duration::from_millis(100);
 pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<PartitionReports, Status>>) {
     let mut teller =
         Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
+    let mut repeated = Instant::now();
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -40,6 +43,10 @@ pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<Pa
             () = outgoing.closed() => return,
             _ = look.tick() => {
                 teller.listen(&routing);
+                if repeated.elapsed() >= REPEAT_EVERY {
+                    repeated = Instant::now();
+                    teller.sent.retain(|_, _| false);
+                }
                 teller.changed_of(0..teller.slots.len())
             }
             rung = teller.signal.wait() => teller.changed_of(rung.into_iter()),

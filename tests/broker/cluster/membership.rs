@@ -1,5 +1,6 @@
 //! Brokers that join, leave, lose their disks, and lag.
 
+use streambus::client::BrokerStatus;
 use streambus::proto::v1;
 use streambus::proto::v1::position::At;
 
@@ -71,13 +72,13 @@ async fn a_broker_that_lost_its_disk_comes_back_as_another_and_gets_every_record
     cluster.kill(2);
     let id = cluster.replace(2).await;
     assert_eq!(id, 4);
-    eventually(PATIENCE, "the old broker is gone and the new one has its replicas", async || {
-        let status = cluster.status_at(1).await?;
-        let ids: Vec<u64> = status.brokers.iter().map(|broker| broker.broker_id).collect();
-        let replicas = status.brokers.iter().find(|broker| broker.broker_id == 4)?.replicas;
-        (ids == [1, 3, 4] && replicas == 3 && status.problems.is_empty()).then_some(())
-    })
-    .await;
+    cluster
+        .until(1, "the old broker is gone and the new one has its replicas", |status| {
+            let ids: Vec<u64> = status.brokers.iter().map(|broker| broker.broker_id).collect();
+            let full = status.brokers.iter().any(|broker| broker.broker_id == 4 && broker.replicas == 3);
+            ids == [1, 3, 4] && full && status.problems.is_empty()
+        })
+        .await;
     // It has all of it itself: the others are not needed to read.
     let admin = cluster.client().await.admin();
     eventually(PATIENCE, "the new broker leads", async || admin.transfer_leader("kept", 0, 4).await.ok())
@@ -98,21 +99,21 @@ async fn a_drained_broker_has_nothing_left_and_can_be_removed() {
     assert!(refused.to_string().contains("drain it first"), "{refused}");
     let fourth = cluster.grow().await;
     admin.drain_broker(3, false).await.expect("known");
-    eventually(PATIENCE, "nothing is left", async || {
-        let status = cluster.status_at(1).await?;
-        let drained = status.brokers.iter().find(|broker| broker.broker_id == 3)?;
-        (drained.replicas == 0 && status.problems.is_empty() && !status.controller_voters.contains(&3))
-            .then_some(())
-    })
-    .await;
+    cluster
+        .until(1, "nothing is left", |status| {
+            let empty = |broker: &BrokerStatus| broker.broker_id == 3 && broker.replicas == 0;
+            status.brokers.iter().any(empty)
+                && status.problems.is_empty()
+                && !status.controller_voters.contains(&3)
+        })
+        .await;
     admin.remove_broker(3).await.expect("removed");
     cluster.kill(3);
-    eventually(PATIENCE, "the others are one cluster", async || {
-        let status = cluster.status_at(fourth).await?;
-        (status.brokers.len() == 3 && status.controller_voters.len() == 3 && status.problems.is_empty())
-            .then_some(())
-    })
-    .await;
+    cluster
+        .until(fourth, "the others are one cluster", |status| {
+            status.brokers.len() == 3 && status.controller_voters.len() == 3 && status.problems.is_empty()
+        })
+        .await;
     let records = read(cluster.broker(1), "moved", 0, At::Earliest(()), &[]).await;
     assert_eq!(records.high_watermark, 200);
 }
@@ -137,14 +138,15 @@ async fn a_partition_is_reassigned_by_hand() {
     let from = cluster.leader("one", 0).await;
     let to = from % 3 + 1;
     cluster.client().await.admin().reassign_partition("one", 0, vec![to]).await.expect("known brokers");
-    eventually(PATIENCE, "the partition has moved", async || {
-        let status = cluster.status_at(to).await?;
-        let has = |id| {
-            status.brokers.iter().find(|broker| broker.broker_id == id).map(|one| (one.replicas, one.leaders))
-        };
-        (has(from) == Some((0, 0)) && has(to) == Some((1, 1)) && status.problems.is_empty()).then_some(())
-    })
-    .await;
+    cluster
+        .until(to, "the partition has moved", |status| {
+            let has = |id| {
+                let broker = status.brokers.iter().find(|broker| broker.broker_id == id);
+                broker.map(|one| (one.replicas, one.leaders))
+            };
+            has(from) == Some((0, 0)) && has(to) == Some((1, 1)) && status.problems.is_empty()
+        })
+        .await;
     let records = read(cluster.broker(from), "one", 0, At::Earliest(()), &[]).await;
     assert_eq!(records.high_watermark, 300);
 }

@@ -124,24 +124,27 @@ impl Cluster {
         self.running[&id].client().await.admin().cluster_status().await.ok()
     }
 
+    /// Waits until the cluster, as one broker sees it, is as wished; says how it was if it does not become so.
+    pub async fn until(&self, id: u64, what: &str, mut wish: impl FnMut(&ClusterStatus) -> bool) {
+        let mut last = None;
+        let wished = tokio::time::timeout(PATIENCE, async {
+            loop {
+                last = self.status_at(id).await;
+                if last.as_ref().is_some_and(&mut wish) {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        });
+        if wished.await.is_err() {
+            panic!("not within {PATIENCE:?} at broker {id}: {what}: {last:#?}");
+        }
+    }
+
     /// Waits until all running brokers reach each other, enough of them vote, and no partition has a problem.
     pub async fn settled(&self) {
         for id in self.running.keys() {
-            let mut last = None;
-            let settled = tokio::time::timeout(PATIENCE, async {
-                loop {
-                    last = self.status_at(*id).await;
-                    if let Some(status) = &last
-                        && self.is_settled(status)
-                    {
-                        return;
-                    }
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-            });
-            if settled.await.is_err() {
-                panic!("not settled at broker {id}: {last:#?}");
-            }
+            self.until(*id, "the cluster is settled", |status| self.is_settled(status)).await;
         }
     }
 
