@@ -13,21 +13,7 @@ from running import eventually
 
 TOPIC = "orders"
 PARTITIONS = 6
-# These promise that nothing was written.
-UNWRITTEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 PATIENCE_SECONDS = 30
-
-
-def patiently(call, request, timeout=10):
-    """Calls until the answer is something else than that nothing happened and a retry can help."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return call(request, timeout=timeout)
-        except grpc.RpcError as error:
-            if error.code() not in UNWRITTEN or time.monotonic() > end:
-                raise
-            time.sleep(0.05)
 
 
 class Producers:
@@ -65,7 +51,7 @@ class Producers:
                 answer = self._client.produce.Produce(request, timeout=20)
                 self.acknowledged[partition][answer.base_offset] = value
             except grpc.RpcError as error:
-                if error.code() in UNWRITTEN:
+                if error.code() in wire.UNWRITTEN:
                     self.retries += 1
                     time.sleep(0.05)
                     continue
@@ -108,7 +94,7 @@ class PlainClient(unittest.TestCase):
 
     def leaders(self):
         """Who leads each partition, as the broker says that the client knows."""
-        described = patiently(self.client.topic.DescribeTopic, wire.topic.DescribeTopicRequest(name=TOPIC))
+        described = wire.patiently(self.client.topic.DescribeTopic, wire.topic.DescribeTopicRequest(name=TOPIC))
         return [partition.leader_id for partition in described.partitions]
 
     def states(self):
@@ -125,7 +111,7 @@ class PlainClient(unittest.TestCase):
         found, offset = {}, 0
         while True:
             request = wire.consume.FetchRequest(partitions=[wire.start(TOPIC, partition, offset)])
-            read = patiently(self.client.consume.Fetch, request).partitions[0]
+            read = wire.patiently(self.client.consume.Fetch, request).partitions[0]
             self.assertFalse(read.HasField("error"), read.error)
             for stored in read.batches:
                 for at, record in enumerate(stored.batch.records, stored.base_offset):
@@ -192,7 +178,7 @@ class PlainClient(unittest.TestCase):
 
         with self.subTest("what was committed is still committed"):
             request = wire.group.FetchOffsetsRequest(group="readers")
-            offsets = patiently(self.client.group.FetchOffsets, request).offsets
+            offsets = wire.patiently(self.client.group.FetchOffsets, request).offsets
             self.assertEqual({at.partition: at.offset for at in offsets}, committed)
 
         total = 0
