@@ -203,7 +203,7 @@ class Load:
             raise AssertionError(answer.results[0].error)
 
     def _move(self, client):
-        """Gives `events` other replicas, again and again. The new one gets a snapshot, since most of the log is deleted."""
+        """Gives `events` another second replica, again and again. It gets a snapshot, since most of the log is deleted."""
         for number in range(1 << 30):
             if self._over.wait(1):
                 return
@@ -212,8 +212,8 @@ class Load:
             described = wire.patiently(client.topic.DescribeTopic, request).partitions[0]
             if any(problem.topic == EVENTS for problem in problems) or described.log_start_offset == 0:
                 continue
-            leaves = BROKERS[number % len(BROKERS)]
-            replicas = [one for one in BROKERS if one != leaves]
+            stays, *others = BROKERS
+            replicas = [stays, others[number % len(others)]]
             request = wire.cluster.ReassignPartitionRequest(topic=EVENTS, partition=0, replica_ids=replicas)
             wire.patiently(client.cluster.ReassignPartition, request)
 
