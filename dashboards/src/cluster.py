@@ -1,7 +1,33 @@
 """The brokers as a cluster, and agreement among them."""
 
-from grafana import RED, STATUS, YELLOW, Row, dashboard, falling, lines, queries, stat, steps, table, values
+from grafana import (
+    RED,
+    STATUS,
+    YELLOW,
+    Row,
+    dashboard,
+    falling,
+    lines,
+    matrix,
+    queries,
+    stat,
+    steps,
+    table,
+    values,
+)
 from performance import p99
+
+# Every broker sees these of the whole cluster, so the largest number is right; the others each leader counts for itself.
+SEEN_BY_ALL = 'streambus_cluster_partitions{$S,state=~"leaderless|offline|moving"}'
+COUNTED_BY_LEADERS = 'streambus_cluster_partitions{$S,state=~"under_replicated|misplaced"}'
+
+
+def replicated_within(quantile):
+    """A quantile of the time that entries take to be on a follower's disk."""
+    return (
+        f"histogram_quantile({quantile}, sum by (le) (rate(streambus_replication_latency_seconds_bucket{{$S}}[$R])))"
+    )
+
 
 DASHBOARD = dashboard(
     "streambus-cluster",
@@ -28,6 +54,27 @@ DASHBOARD = dashboard(
             "short",
             queries(('sum(streambus_raft_groups{$S,role="leaderless"})', "leaderless")),
             thresholds=steps((1, RED)),
+        ),
+        stat(
+            "Leaderless Partitions",
+            "Partitions of the cluster that have no leader, so that they take no writes. PartitionsLeaderless fires after a "
+            "minute.",
+            "short",
+            queries(
+                (
+                    'sum(max by (job, cluster) (streambus_cluster_partitions{$S,state="leaderless"}))',
+                    "leaderless",
+                )
+            ),
+            thresholds=steps((1, RED)),
+        ),
+        stat(
+            "Under-replicated Partitions",
+            "Partitions with a leader of which a replica lacks records or is not reached: the next failure may stop them. "
+            "PartitionsUnderReplicated fires after 5 minutes.",
+            "short",
+            queries(('sum(streambus_cluster_partitions{$S,state="under_replicated"})', "under-replicated")),
+            thresholds=steps((1, YELLOW)),
         ),
         stat(
             "Raft Term",
@@ -76,7 +123,89 @@ DASHBOARD = dashboard(
         ),
     ),
     Row(
+        "Replication",
+        lines(
+            "Partitions That Need Attention",
+            "Leaderless: no writes. Offline: no majority of the replicas is reached either, so none can be elected. "
+            "Under-replicated: a replica lacks records. Moving: replicas are on their way. Misplaced: led by another "
+            "broker than the first of its replicas, until the next balancing.",
+            "short",
+            queries(
+                (f"max by (state) ({SEEN_BY_ALL})", "{{state}}"),
+                (f"sum by (state) ({COUNTED_BY_LEADERS})", "{{state}}"),
+            ),
+        ),
+        matrix(
+            "Peer Connections",
+            "Whether the broker of the row reaches the broker of the column. A column of failures is a broker that is down; "
+            "a single one is a broken way between two.",
+            "none",
+            "min by (instance, peer) (streambus_peer_connected{$S})",
+            "instance",
+            "peer",
+            values({0: ("not reached", RED), 1: ("ok", "green")}),
+        ),
+        lines(
+            "Peers Not Reached",
+            "How many of the other brokers each broker does not reach.",
+            "short",
+            queries(("sum by (instance) (1 - streambus_peer_connected{$S})", "{{instance}}")),
+            thresholds=steps((1, RED)),
+        ),
+        lines(
+            "Replication Latency",
+            "Time from the append of an entry on the leader until a follower has it on its disk. A batch waits for as many "
+            "followers as make a majority, not for the slowest. ReplicationSlow fires at 1 s.",
+            "s",
+            queries(
+                (replicated_within(0.5), "p50"),
+                (replicated_within(0.95), "p95"),
+                (replicated_within(0.99), "p99"),
+            ),
+            thresholds=steps((1, RED)),
+        ),
+        lines(
+            "Replication Lag",
+            "The most log entries that each broker lacks in any group, as the leaders of the groups see it. Above 1,000 a "
+            "replica counts as lagging, and ReplicationLagHigh fires.",
+            "short",
+            queries(("max by (peer) (streambus_replication_lag_entries{$S})", "broker {{peer}}")),
+            thresholds=steps((1_000, RED)),
+        ),
+        lines(
+            "Leaders by Broker",
+            "Raft groups that each broker leads. Leaderships return to the first replicas by themselves: a broker that "
+            "stays without any does not keep up.",
+            "short",
+            queries(('sum by (instance) (streambus_raft_groups{$S,role="leader"})', "{{instance}}")),
+            stacked=True,
+        ),
+        lines(
+            "Partition Moves",
+            "Partitions whose replicas finished their move to other brokers, in the last 10 minutes, by the broker that led "
+            "them: after a drain, a reassignment or the replacement of a broker.",
+            "short",
+            queries(("sum by (instance) (increase(streambus_partition_moves_total{$S}[10m]))", "{{instance}}")),
+        ),
+        lines(
+            "Snapshots Installed",
+            "Snapshots that each broker took over in the last 10 minutes, because what it lacked was no longer in the "
+            "leader's log: new replicas, and those that were away for longer than records are kept.",
+            "short",
+            queries(
+                ("sum by (instance) (increase(streambus_raft_snapshots_installed_total{$S}[10m]))", "{{instance}}")
+            ),
+        ),
+    ),
+    Row(
         "Agreement",
+        lines(
+            "Elections Won",
+            "Times that each broker became the leader of a group in the last 10 minutes: after restarts and failures, and "
+            "when leaderships are handed over.",
+            "short",
+            queries(("sum by (instance) (increase(streambus_raft_elections_total{$S}[10m]))", "{{instance}}")),
+        ),
         lines(
             "Elections",
             "New terms of the control group in the last 10 minutes, as each broker saw them. Terms that change often "
@@ -108,7 +237,7 @@ DASHBOARD = dashboard(
         ),
         lines(
             "Partitions and Replicas",
-            "Partitions of all topics, and the replicas that each broker holds.",
+            "Partitions of all topics, and replicas as each broker counts them.",
             "short",
             queries(
                 ("max(streambus_partitions_total{$S})", "partitions"),

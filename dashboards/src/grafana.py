@@ -161,6 +161,21 @@ def table(title, description, unit, query, columns, width=12, height=8, threshol
     return _panel("table", title, description, unit, targets, width, height, defaults, options, **more)
 
 
+def matrix(title, description, unit, query, rows, columns, mappings, width=12, height=8):
+    """The present value at each crossing of two labels."""
+    made = table(title, description, unit, query, [rows, columns], width, height)
+    made["fieldConfig"]["defaults"]["mappings"] = mappings
+    made["fieldConfig"]["defaults"]["custom"]["cellOptions"] = {"mode": "basic", "type": "color-background"}
+    made["transformations"] = [
+        {
+            "id": "groupingToMatrix",
+            "options": {"columnField": columns, "emptyValue": "empty", "rowField": rows, "valueField": "Value"},
+        }
+    ]
+    made["options"]["sortBy"] = []
+    return made
+
+
 def values(texts):
     """Value mappings: number to (text, colour)."""
     return [

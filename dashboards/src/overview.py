@@ -138,7 +138,7 @@ DASHBOARD = dashboard(
                 "percentunit",
                 queries(("avg(up{$S})", "reachable")),
                 thresholds=falling((0.99, YELLOW), (1, "green")),
-                width=6,
+                width=4,
                 height=8,
             ),
             CLUSTER,
@@ -150,7 +150,26 @@ DASHBOARD = dashboard(
                 "none",
                 queries(("min by (check) (streambus_health_check{$S})", "{{check}}")),
                 mappings=values({0: ("failing", RED), 1: ("ok", "green")}),
-                width=6,
+                width=4,
+                height=8,
+            ),
+            CLUSTER,
+        ),
+        linked(
+            stat(
+                "Partitions in Trouble",
+                "Leaderless ones take no writes. Under-replicated ones work, and may stop with the next failure. "
+                "PartitionsLeaderless fires after a minute, PartitionsUnderReplicated after five.",
+                "short",
+                queries(
+                    (
+                        'sum(max by (job, cluster) (streambus_cluster_partitions{$S,state="leaderless"}))',
+                        "leaderless",
+                    ),
+                    ('sum(streambus_cluster_partitions{$S,state="under_replicated"})', "under-replicated"),
+                ),
+                thresholds=steps((1, RED)),
+                width=4,
                 height=8,
             ),
             CLUSTER,

@@ -1,4 +1,4 @@
-"""A broker at work: everything that the dashboards show happens, again and again, until the load is stopped."""
+"""Three brokers at work: everything that the dashboards show happens, again and again, until the load is stopped."""
 
 import contextlib
 import random
@@ -15,13 +15,18 @@ from members import Member
 
 ORDERS, EVENTS = "orders", "events"
 PARTITIONS = 4
+BROKERS = (1, 2, 3)
 # Of `events` so little is kept that retention always has something to delete.
 EVENTS_KEPT = 256 << 10
 # Seconds that a load may take.
 LONGEST = 900
+# Records may be there twice, so what may have been written is sent again too.
+AGAIN = (*wire.UNWRITTEN, grpc.StatusCode.UNKNOWN)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 SETTINGS = {
+    # So short that what a replica lacks that is new is not in the log any more.
+    "raft.checkpoint_bytes": "64KiB",
     "partition.retention_interval": "1s",
     "storage.table_bytes": "1MiB",
     "storage.write_buffer_bytes": "4MiB",
@@ -49,7 +54,7 @@ class Moody(Collector):
 
 
 class Load:
-    """Threads that each do one kind of thing. What goes wrong in one of them is raised by `stop`."""
+    """Threads that each do one kind of thing at one broker of the three. What goes wrong in one of them is raised by `stop`."""
 
     def __init__(self, broker):
         self._broker = broker
@@ -58,10 +63,19 @@ class Load:
         self._client = wire.Client(broker.grpc)
         config = wire.topic.TopicConfig(retention_bytes=EVENTS_KEPT)
         create = self._client.topic.CreateTopic
-        create(wire.topic.CreateTopicRequest(name=ORDERS, partition_count=PARTITIONS))
-        create(wire.topic.CreateTopicRequest(name=EVENTS, config=config))
+        create(wire.topic.CreateTopicRequest(name=ORDERS, partition_count=PARTITIONS, replication_factor=3))
+        create(wire.topic.CreateTopicRequest(name=EVENTS, config=config, replication_factor=2))
         self._commit("archive", ORDERS, 0)
-        jobs = (self._produce, self._fill, self._read, self._consume, self._share, self._miss, self._blunder)
+        jobs = (
+            self._produce,
+            self._fill,
+            self._read,
+            self._consume,
+            self._share,
+            self._miss,
+            self._blunder,
+            self._move,
+        )
         self._threads = [threading.Thread(target=self._guard, args=(job,), daemon=True) for job in jobs]
         for thread in self._threads:
             thread.start()
@@ -93,10 +107,12 @@ class Load:
         for number in range(1 << 30):
             if self._over.wait(0.02):
                 return
-            client.produce.Produce(
+            wire.patiently(
+                client.produce.Produce,
                 wire.produce.ProduceRequest(
                     topic=ORDERS, partition=number % PARTITIONS, batch=wire.batch(wire.orders(20, seed=number))
                 ),
+                again=AGAIN,
                 metadata=[("traceparent", f"00-{TRACE}-{number + 1:016x}-01")],
             )
 
@@ -105,7 +121,8 @@ class Load:
         noise = random.Random(3)
         while not self._over.wait(0.05):
             records = [(b"", noise.randbytes(32 << 10)) for _ in range(4)]
-            client.produce.Produce(wire.produce.ProduceRequest(topic=EVENTS, batch=wire.batch(records)))
+            request = wire.produce.ProduceRequest(topic=EVENTS, batch=wire.batch(records))
+            wire.patiently(client.produce.Produce, request, again=AGAIN)
 
     def _read(self, client):
         """Reads without a group, and waits at the end."""
@@ -114,7 +131,7 @@ class Load:
             request = wire.consume.FetchRequest(
                 partitions=[wire.start(ORDERS, 0, offset)], max_wait={"seconds": 1}, min_bytes=64 << 10
             )
-            batches = client.consume.Fetch(request).partitions[0].batches
+            batches = wire.patiently(client.consume.Fetch, request).partitions[0].batches
             if batches:
                 offset = batches[-1].base_offset + len(batches[-1].batch.records)
 
@@ -163,22 +180,42 @@ class Load:
     def _miss(self, client):
         """A group that begins where nothing is left, again and again."""
         while not self._over.wait(0.5):
-            described = client.topic.DescribeTopic(wire.topic.DescribeTopicRequest(name=EVENTS))
+            described = wire.patiently(client.topic.DescribeTopic, wire.topic.DescribeTopicRequest(name=EVENTS))
             if described.partitions[0].log_start_offset == 0:
                 continue
             self._commit("late", EVENTS, 0)
             member = Member(client, "late", EVENTS)
-            for kind, _ in member.events():
-                if kind == "records" or self._over.is_set():
-                    break
-            member.leave()
+            try:
+                for kind, _ in member.events():
+                    if kind == "records" or self._over.is_set():
+                        break
+                member.leave()
+            except grpc.RpcError as error:
+                # Its partition moves.
+                if error.code() not in wire.UNWRITTEN:
+                    raise
 
     def _commit(self, group, topic, offset):
         commit = wire.group.OffsetCommit(topic=topic, partition=0, offset=offset)
         request = wire.group.CommitOffsetsRequest(group=group, offsets=[commit])
-        answer = self._client.group.CommitOffsets(request)
+        answer = wire.patiently(self._client.group.CommitOffsets, request)
         if answer.results[0].HasField("error"):
             raise AssertionError(answer.results[0].error)
+
+    def _move(self, client):
+        """Gives `events` another second replica, again and again. It gets a snapshot, since most of the log is deleted."""
+        for number in range(1 << 30):
+            if self._over.wait(1):
+                return
+            problems = client.cluster.GetClusterStatus(wire.cluster.GetClusterStatusRequest()).problems
+            request = wire.topic.DescribeTopicRequest(name=EVENTS)
+            described = wire.patiently(client.topic.DescribeTopic, request).partitions[0]
+            if any(problem.topic == EVENTS for problem in problems) or described.log_start_offset == 0:
+                continue
+            stays, *others = BROKERS
+            replicas = [stays, others[number % len(others)]]
+            request = wire.cluster.ReassignPartitionRequest(topic=EVENTS, partition=0, replica_ids=replicas)
+            wire.patiently(client.cluster.ReassignPartition, request)
 
     def _blunder(self, client):
         """What clients do wrong."""

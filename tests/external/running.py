@@ -102,6 +102,13 @@ class Program:
         self._process.stderr.close()
         return code
 
+    def kill(self):
+        """Ends the process with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(DEADLINE_SECONDS)
+        self._process.stderr.close()
+
 
 class Broker:
     """A broker with an empty data directory on ports that the system chose."""
@@ -153,6 +160,11 @@ class Broker:
             if line.startswith(series + " "):
                 return float(line.rsplit(" ", 1)[1])
         raise AssertionError(f"/metrics has no series {series}")
+
+    def kill(self):
+        """Ends the broker as a power switch would. Only its own directory is removed, not one that was chosen for it."""
+        self.program.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def close(self):
         """Stops the broker, which must end cleanly, and removes its data."""

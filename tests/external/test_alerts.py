@@ -20,6 +20,7 @@ import grpc
 import yaml
 
 import wire
+from cluster import Cluster
 from members import Member
 from monitoring import RULES, Prometheus, catalogue, family, metric_names
 from running import ROOT, Broker, binary, eventually, free_port, tool
@@ -245,8 +246,34 @@ class Runbooks(unittest.TestCase):
                     self.assertIn(setting, known, name)
 
 
-class Live(unittest.TestCase):
-    """Brokers to which things happen, one Prometheus with our rules. Only `for` is shorter than it is."""
+class Firing(unittest.TestCase):
+    """A Prometheus with our rules. Only `for` is shorter than it is."""
+
+    prometheus = None
+
+    def fires(self, name, cause=lambda: None, deadline=90, **labels):
+        """Waits until an alert with these labels fires, repeating the cause; what it says must be complete."""
+
+        def fired():
+            cause()
+            for alert in self.prometheus.firing():
+                has = alert["labels"]
+                if has["alertname"] == name and all(has.get(key) == value for key, value in labels.items()):
+                    return alert
+            return None
+
+        alert = eventually(f"{name} fires", fired, deadline)
+        for text in alert["annotations"].values():
+            self.assertNotRegex(text, r"<no value>|<error|%!|\{\{|  ", name)
+        return alert
+
+    def firing(self):
+        """The names of the alerts that fire."""
+        return {alert["labels"]["alertname"] for alert in self.prometheus.firing()}
+
+
+class Live(Firing):
+    """Brokers that know nothing of each other, and to which things happen."""
 
     @classmethod
     def setUpClass(cls):
@@ -307,19 +334,7 @@ class Live(unittest.TestCase):
         self.assertFalse(answer.results[0].HasField("error"), answer)
 
     def fires(self, name, cause=lambda: None, deadline=90, **labels):
-        """Waits until an alert with these labels fires, repeating the cause; what it says must be complete."""
-
-        def fired():
-            cause()
-            for alert in self.prometheus.firing():
-                has = alert["labels"]
-                if has["alertname"] == name and all(has.get(key) == value for key, value in labels.items()):
-                    return alert
-            return None
-
-        alert = eventually(f"{name} fires", fired, deadline)
-        for text in alert["annotations"].values():
-            self.assertNotRegex(text, r"<no value>|<error|%!|\{\{|  ", name)
+        alert = super().fires(name, cause, deadline, **labels)
         self.assertEqual(
             [
                 one["labels"]
@@ -534,6 +549,105 @@ class Live(unittest.TestCase):
 
         found = eventually("all rules are evaluated", evaluated)
         self.assertEqual(len(found), len(list(rules())))
+
+
+class LiveCluster(Firing):
+    """Three brokers that form a cluster, of which some are killed or stand still."""
+
+    PARTITIONS = 3
+    # Not ReplicationSlow, which remembers five minutes.
+    OF_A_CLUSTER = {
+        "PartitionsLeaderless",
+        "PartitionsOffline",
+        "PartitionsUnderReplicated",
+        "PeerDisconnected",
+        "ReplicationLagHigh",
+    }
+
+    @classmethod
+    def setUpClass(cls):
+        # Leaderships stay where elections bring them.
+        cls.cluster = Cluster(**{"cluster.balance_interval": "1h"})
+        cls.addClassCleanup(cls.cluster.close)
+        cls.prometheus = Prometheus(list(cls.cluster.http.values()), with_rules=True)
+        cls.addClassCleanup(cls.prometheus.close)
+        cls.client = wire.Client(cls.cluster.grpc[1])
+        cls.addClassCleanup(cls.client.channel.close)
+        cls.client.topic.CreateTopic(
+            wire.topic.CreateTopicRequest(name="orders", partition_count=cls.PARTITIONS, replication_factor=3)
+        )
+
+    def setUp(self):
+        eventually("the cluster is well", lambda: self.cluster.settled(3))
+        eventually("no alert of the cluster fires", lambda: not self.firing() & self.OF_A_CLUSTER)
+        scraped = "count(streambus_cluster_partitions{state=\"leaderless\"} == 0) == 3"
+        eventually("all brokers are scraped", lambda: self.prometheus.query(scraped))
+
+    def produce(self, partition):
+        request = wire.produce.ProduceRequest(topic="orders", partition=partition, batch=wire.batch([(b"", b"x")]))
+        self.client.produce.Produce(request, timeout=30)
+
+    def test_brokers_are_killed_until_no_majority_is_left(self):
+        self.cluster.kill(3)
+        alert = self.fires("PeerDisconnected", instance=self.cluster.http[1], peer="3")
+        self.assertEqual(alert["labels"]["severity"], "warning")
+        alert = self.fires("PartitionsUnderReplicated", job="streambus", cluster="local")
+        eventually(
+            "each partition lacks a replica",
+            lambda: self.prometheus.query('sum(streambus_cluster_partitions{state="under_replicated"})')
+            == [({}, self.PARTITIONS)],
+        )
+        self.fires("BrokerDown", instance=self.cluster.http[3])
+        self.assertFalse(self.firing() & {"PartitionsLeaderless", "PartitionsOffline"}, "two of three are enough")
+
+        self.cluster.kill(2)
+        for name in ("PartitionsLeaderless", "PartitionsOffline"):
+            alert = self.fires(name, job="streambus", cluster="local")
+            self.assertEqual(alert["labels"]["severity"], "critical")
+        self.fires("HealthCheckFailing", instance=self.cluster.http[1], check="cluster")
+
+        self.cluster.start_together(2, 3)
+        eventually("all is well again", lambda: not self.firing() & self.OF_A_CLUSTER, deadline=90)
+
+    def test_a_follower_that_stands_still(self):
+        follower = self.cluster.running[3].program.process_id()
+        described = self.client.topic.DescribeTopic(wire.topic.DescribeTopicRequest(name="orders"))
+        partition = next(one.partition for one in described.partitions if one.leader_id != 3)
+        over = threading.Event()
+
+        def produce():
+            while not over.wait(0.05):
+                self.produce(partition)
+
+        def pause():
+            # The pause is the cause: entries that are on their way take at least as long.
+            os.kill(follower, signal.SIGSTOP)
+            try:
+                time.sleep(1.3)
+            finally:
+                os.kill(follower, signal.SIGCONT)
+            time.sleep(0.2)
+
+        producer = threading.Thread(target=produce)
+        producer.start()
+        try:
+            self.fires("ReplicationSlow", pause)
+        finally:
+            over.set()
+            producer.join(60)
+
+        os.kill(follower, signal.SIGSTOP)
+        try:
+
+            def fall_behind():
+                for _ in range(200):
+                    self.produce(partition)
+
+            self.fires("ReplicationLagHigh", fall_behind, peer="3")
+        finally:
+            os.kill(follower, signal.SIGCONT)
+        lag = 'max(streambus_replication_lag_entries{peer="3"}) < 100'
+        eventually("it catches up", lambda: self.prometheus.query(lag), deadline=90)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,13 @@ class Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class WithoutAnchors(yaml.SafeDumper):
+    """YAML that repeats what is there twice."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 def documents(path):
     return list(yaml.load_all(path.read_text(), Strict))
 
@@ -148,6 +155,11 @@ class Alertmanager(unittest.TestCase):
                     self.assertLessEqual(set(names.split("|")), alerts)
 
 
+def brokers_of(compose):
+    """The services that are brokers, by name."""
+    return {name: one for name, one in compose["services"].items() if name.startswith("broker-")}
+
+
 class Compose(unittest.TestCase):
     """deploy/compose/compose.yaml."""
 
@@ -161,14 +173,16 @@ class Compose(unittest.TestCase):
     def setUpClass(cls):
         cls.compose = document(cls.FILE)
         cls.services = cls.compose["services"]
+        cls.brokers = brokers_of(cls.compose)
 
     def test_it_is_a_compose_file(self):
-        parsed = compose_spec.PyCompose.from_yaml(self.FILE.read_text())
+        # Merge keys are resolved, which Compose does and the schema does not know.
+        parsed = compose_spec.PyCompose.from_yaml(yaml.dump(self.compose, Dumper=WithoutAnchors))
         parsed.validate()
         self.assertEqual(set(parsed.service_names()), set(self.services))
 
     def test_it_uses_what_we_know(self):
-        self.assertEqual(set(self.compose), {"name", "services", "volumes"})
+        self.assertEqual(set(self.compose), {"name", "services", "volumes", "x-broker", "x-settings"})
         for name, service in self.services.items():
             self.assertLessEqual(set(service), self.KEYS, name)
             self.assertRegex(service["image"], r"^[\w./-]+:[\w.]+$")
@@ -195,19 +209,49 @@ class Compose(unittest.TestCase):
 
     def test_the_brokers_settings_exist(self):
         known = settings()
-        for variable in self.services["broker"]["environment"]:
-            self.assertIn(variable, known)
+        # The address that the command line asks is no setting of the broker.
+        for broker in self.brokers.values():
+            self.assertLessEqual(set(broker["environment"]) - {"STREAMBUS_BROKER"}, known)
+
+    def test_three_brokers_know_each_other(self):
+        self.assertEqual(len(self.brokers), 3)
+        seeds, volumes, ports = set(), [], {}
+        for name, broker in self.brokers.items():
+            settings_here = broker["environment"]
+            port = settings_here["STREAMBUS_API__GRPC_LISTEN"].removeprefix("0.0.0.0:")
+            self.assertEqual(settings_here["STREAMBUS_SERVER__GRPC_ADVERTISE"], f"{name}:{port}")
+            self.assertEqual(settings_here["STREAMBUS_BROKER"], f"localhost:{port}")
+            # Inside and outside it has one address, so that a client on the host can use what it is told.
+            self.assertIn(f"{port}:{port}", broker["ports"])
+            ports[name] = port
+            seeds.add(settings_here["STREAMBUS_CLUSTER__SEEDS"])
+            volumes += broker["volumes"]
+        self.assertEqual(seeds, {",".join(f"{name}:{port}" for name, port in ports.items())})
+        self.assertEqual(len(set(volumes)), 3, "each has a volume of its own")
+        published = [port.split(":")[0] for one in self.services.values() for port in one.get("ports", [])]
+        self.assertEqual(len(published), len(set(published)))
+
+    def test_prometheus_scrapes_every_broker(self):
+        mounted = [one for one in self.services["prometheus"]["volumes"] if "prometheus.yml" in one]
+        self.assertEqual(
+            mounted, ["../prometheus/prometheus-cluster.yml:/etc/prometheus/prometheus.yml:ro"]
+        )
+        scrape = document(DEPLOY / "prometheus" / "prometheus-cluster.yml")["scrape_configs"][0]
+        (static,) = scrape["static_configs"]
+        self.assertEqual(static["targets"], [f"{name}:8080" for name in self.brokers])
 
     def test_addresses_lead_to_services(self):
         texts = {self.FILE.name: yaml.safe_dump(self.services)}
         for path in (
-            DEPLOY / "prometheus" / "prometheus.yml",
+            DEPLOY / "prometheus" / "prometheus-cluster.yml",
             DEPLOY / "grafana" / "datasources.yml",
             COLLECTOR / "beside-prometheus.yaml",
         ):
             texts[path.name] = yaml.safe_dump(document(path))
         listens = {
-            "broker": {"8080", "9092"},
+            "broker-1": {"8080", "9092"},
+            "broker-2": {"8080", "9192"},
+            "broker-3": {"8080", "9292"},
             "prometheus": {"9090"},
             "alertmanager": {"9093"},
             "jaeger": {"4317", "16686"},
@@ -216,7 +260,7 @@ class Compose(unittest.TestCase):
         }
         found = 0
         for name, text in texts.items():
-            for host, port in re.findall(r"\b([a-z]+):(\d{4,5})\b", text):
+            for host, port in re.findall(r"\b([a-z][a-z0-9-]*):(\d{4,5})\b", text):
                 if host in ("localhost", "latest"):
                     continue
                 self.assertIn(host, listens, name)
@@ -225,14 +269,15 @@ class Compose(unittest.TestCase):
         self.assertGreater(found, 8)
 
     def test_the_health_check_is_a_command(self):
-        ran = subprocess.run(
-            [binary(), *self.services["broker"]["healthcheck"]["test"][2:]],
-            env={"STREAMBUS_BROKER": "127.0.0.1:1"},
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        self.assertEqual(ran.returncode, 1, "nobody is there, but the command makes sense")
+        for broker in self.brokers.values():
+            ran = subprocess.run(
+                [binary(), *broker["healthcheck"]["test"][2:]],
+                env={"STREAMBUS_BROKER": "127.0.0.1:1"},
+                capture_output=True,
+                check=False,
+                timeout=60,
+            )
+            self.assertEqual(ran.returncode, 1, "nobody is there, but the command makes sense")
 
     def test_grafana_finds_sources_and_dashboards(self):
         sources = {
@@ -241,7 +286,7 @@ class Compose(unittest.TestCase):
         metrics = sources["prometheus"]["jsonData"]
         for destination in metrics["exemplarTraceIdDestinations"]:
             self.assertIn(sources[destination["datasourceUid"]]["type"], ("jaeger", "tempo"))
-        scrape = document(DEPLOY / "prometheus" / "prometheus.yml")["global"]["scrape_interval"]
+        scrape = document(DEPLOY / "prometheus" / "prometheus-cluster.yml")["global"]["scrape_interval"]
         self.assertEqual(metrics["timeInterval"], scrape)
         self.assertIn(sources["traces"]["jsonData"]["tracesToLogsV2"]["datasourceUid"], sources)
         for field in sources["logs"]["jsonData"]["derivedFields"]:
@@ -362,6 +407,53 @@ class Kubernetes(unittest.TestCase):
     def test_the_headless_service_is_there(self):
         services = {service["metadata"]["name"]: service for service in objects("Service")}
         self.assertEqual(services[stateful_set()["spec"]["serviceName"]]["spec"]["clusterIP"], "None")
+
+    def test_pods_reach_each_other_by_stable_names_before_they_are_ready(self):
+        services = {service["metadata"]["name"]: service for service in objects("Service")}
+        headless = services[stateful_set()["spec"]["serviceName"]]
+        self.assertTrue(headless["spec"]["publishNotReadyAddresses"], "a broker is ready only with others")
+        environment = {one["name"]: one.get("value", "") for one in self.container["env"]}
+        name, replicas = stateful_set()["metadata"]["name"], stateful_set()["spec"]["replicas"]
+        announced = environment["STREAMBUS_SERVER__GRPC_ADVERTISE"]
+        self.assertIn(f"$(POD_NAME).{headless['metadata']['name']}.$(POD_NAMESPACE).", announced)
+        pods = [announced.replace("$(POD_NAME)", f"{name}-{number}") for number in range(replicas)]
+        # The founder is the first of the list, and knows itself by the address that it announces.
+        self.assertEqual(re.split(r",\s*", environment["STREAMBUS_CLUSTER__SEEDS"]), pods)
+
+    def test_a_majority_is_left_when_a_node_is_lost_or_maintained(self):
+        spec = stateful_set()["spec"]
+        self.assertEqual((spec["replicas"], spec["podManagementPolicy"]), (3, "Parallel"))
+        (budget,) = objects("PodDisruptionBudget")
+        self.assertGreater(2 * (spec["replicas"] - budget["spec"]["maxUnavailable"]), spec["replicas"])
+        affinity = self.template["spec"]["affinity"]["podAntiAffinity"]
+        (apart,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+        self.assertEqual(apart["topologyKey"], "kubernetes.io/hostname")
+        self.assertEqual(apart["labelSelector"]["matchLabels"], self.template["metadata"]["labels"])
+
+    def test_probes_wait_for_a_majority_before_they_restart_anything(self):
+        # Until the start is over the other probes are not made, and a start waits for other brokers.
+        startup = self.container["startupProbe"]
+        self.assertEqual(startup["httpGet"]["path"], "/health/startup")
+        self.assertGreaterEqual(startup["failureThreshold"] * startup["periodSeconds"], 600)
+        self.assertEqual(self.container["livenessProbe"]["httpGet"]["path"], "/health/live")
+        self.assertEqual(self.container["readinessProbe"]["httpGet"]["path"], "/health/ready")
+
+    def test_there_is_time_to_hand_over_and_drain(self):
+        shown = subprocess.run(
+            [binary(), "config", "show", "-o", "json"],
+            env={},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        known = {entry["key"]: entry["value"] for entry in json.loads(shown.stdout)}
+        needed = sum(
+            int(known[name].removesuffix("s")) for name in ("cluster.handover_timeout", "server.drain_timeout")
+        )
+        self.assertGreaterEqual(self.template["spec"]["terminationGracePeriodSeconds"], 2 * needed)
+        for broker in brokers_of(document(Compose.FILE)).values():
+            self.assertGreaterEqual(int(broker["stop_grace_period"].removesuffix("s")), 2 * needed)
 
     def test_the_monitor_finds_one_service_and_gives_the_job_its_name(self):
         (monitor,) = objects("ServiceMonitor")

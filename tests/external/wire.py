@@ -7,6 +7,7 @@ import pathlib
 import random
 import sys
 import tempfile
+import time
 
 import grpc
 from grpc_tools import protoc
@@ -49,6 +50,9 @@ cluster = _load("cluster")
 error = _load("error")
 
 MESSAGE_BYTES_MAX = 64 << 20
+# These promise that nothing was written.
+UNWRITTEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+PATIENCE_SECONDS = 30
 
 
 class Client:
@@ -68,6 +72,18 @@ class Client:
 
     def __exit__(self, *_):
         self.channel.close()
+
+
+def patiently(call, request, timeout=10, again=UNWRITTEN, **more):
+    """Calls until the answer is something else than that nothing happened and a retry can help, or what `again` lists."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return call(request, timeout=timeout, **more)
+        except grpc.RpcError as error:
+            if error.code() not in again or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def murmur2(data):

@@ -1,0 +1,91 @@
+"""Brokers that form a cluster, and die and come back with the same data at the same addresses."""
+
+import pathlib
+import shutil
+import tempfile
+
+import wire
+from running import Broker, eventually, free_port
+
+# Fast enough for tests, slow enough for a busy machine.
+SETTINGS = {
+    "raft.heartbeat": "100ms",
+    "raft.election_min": "700ms",
+    "raft.election_max": "1400ms",
+    "cluster.balance_interval": "1s",
+}
+
+
+class Cluster:
+    """`count` brokers by their numbers, from 1. They join one after another, so the numbers are those they get."""
+
+    def __init__(self, count=3, **settings):
+        numbers = range(1, count + 1)
+        self._directory = tempfile.mkdtemp(prefix="streambus-cluster-")
+        self._settings = {**SETTINGS, **settings}
+        self.grpc = {number: f"127.0.0.1:{free_port()}" for number in numbers}
+        self.http = {number: f"127.0.0.1:{free_port()}" for number in numbers}
+        self.running = {}
+        try:
+            for number in numbers:
+                self.start(number)
+            eventually("all brokers are one cluster", lambda: self.settled(count))
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, number):
+        """Starts a broker that does not run."""
+        # Without a list the first founds a cluster at once; the others ask it.
+        seeds = {"cluster.seeds": self.grpc[1]} if number != 1 else {}
+        self.running[number] = Broker(
+            **{
+                **self._settings,
+                **seeds,
+                "api.grpc_listen": self.grpc[number],
+                "api.http_listen": self.http[number],
+                "storage.data_dir": str(pathlib.Path(self._directory) / str(number)),
+            }
+        )
+
+    def start_together(self, *numbers):
+        """Starts brokers that need each other to become ready."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(len(numbers)) as pool:
+            list(pool.map(self.start, numbers))
+
+    def kill(self, number):
+        """Ends a broker with SIGKILL."""
+        self.running.pop(number).kill()
+
+    def stop(self, number):
+        """Stops a broker, which must end cleanly."""
+        self.running.pop(number).close()
+
+    def status(self, number):
+        """The cluster as a broker sees it."""
+        with wire.Client(self.grpc[number]) as client:
+            return client.cluster.GetClusterStatus(wire.cluster.GetClusterStatusRequest(), timeout=10)
+
+    def settled(self, votes):
+        """Whether all running brokers reach each other, `votes` of them vote, and nothing is wrong with a partition."""
+        for number in self.running:
+            status = self.status(number)
+            reached = sum(broker.reached for broker in status.brokers)
+            if reached < len(self.running) or len(status.controller_voter_ids) != votes or status.problems:
+                return False
+        return True
+
+    def metric(self, series):
+        """The value of a series at each running broker."""
+        return {number: broker.metric(series) for number, broker in self.running.items()}
+
+    def close(self):
+        """Ends all brokers and removes what they wrote."""
+        try:
+            # The last ones have nobody to hand over to, and a minority cannot drain in order.
+            for number in list(self.running):
+                self.kill(number)
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
