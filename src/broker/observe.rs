@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Broker;
-use crate::cluster::partition_ref::PartitionRef;
+use crate::cluster::partition_ref::{DESERTED, PartitionRef};
 use crate::metadata::BrokerId;
-use crate::raft::{Role, Status};
+use crate::raft::{Members, Role};
 use crate::telemetry::{BufferLevels, ClusterLevels, PeerLevels, RaftLevels, StorageLevels, TopicLevels};
 
 impl Broker {
@@ -29,11 +29,11 @@ impl Broker {
 
     fn topic_levels(&self) -> Option<TopicLevels> {
         let routes = self.0.open.get()?.cluster.routing().all();
-        let partitions = routes.values().flat_map(|route| &route.topic.partitions);
+        let partitions = || routes.values().flat_map(|route| &route.partitions);
         Some(TopicLevels {
             topics: routes.len() as u64,
-            partitions: partitions.clone().count() as u64,
-            replicas: partitions.map(|partition| partition.replicas.len() as u64).sum(),
+            partitions: partitions().count() as u64,
+            replicas: partitions().filter(|partition| partition.replica().is_some()).count() as u64,
         })
     }
 
@@ -42,7 +42,8 @@ impl Broker {
         let this = cluster.identity().broker;
         let mut levels = ClusterLevels {
             brokers: cluster.state().brokers().count() as u64,
-            leader: cluster.controller() == Some(this),
+            leader: cluster.controller() == Some(this)
+                && cluster.control_members().quorum_age().is_none_or(|age| age <= DESERTED),
             ..ClusterLevels::default()
         };
         let reached = |id: BrokerId| cluster.hub().is_up(id.0);
@@ -79,18 +80,23 @@ impl Broker {
         let cluster = &self.0.open.get()?.cluster;
         let control = cluster.control_status().borrow().clone();
         let (mut leading, mut following, mut leaderless) = (0, 0, 0);
-        let mut count = |status: &Status| match status.role {
-            Role::Leader => leading += 1,
-            _ if status.leader.is_some() => following += 1,
-            _ => leaderless += 1,
+        let reached = |leader: u64| cluster.hub().is_up(leader);
+        let mut count = |members: &Members| {
+            let status = members.status().borrow().clone();
+            match status.role {
+                Role::Leader if members.quorum_age().is_none_or(|age| age <= DESERTED) => leading += 1,
+                Role::Leader => leaderless += 1,
+                _ if status.leader.is_some_and(reached) => following += 1,
+                _ => leaderless += 1,
+            }
         };
-        count(&control);
+        count(&cluster.control_members());
         for coordinator in cluster.coordinators().all() {
-            count(&coordinator.status().borrow());
+            count(&coordinator.members());
         }
         for route in cluster.routing().all().values() {
             for replica in route.partitions.iter().filter_map(PartitionRef::replica) {
-                count(&replica.status().borrow());
+                count(&replica.members());
             }
         }
         let commit_index = control.committed.unwrap_or(0);

@@ -130,12 +130,16 @@ impl PartitionRef {
         &self.0.topic
     }
 
-    /// Who leads, as far as this broker knows. A leader that no majority follows any more does not count.
+    /// Who leads, as far as this broker knows. A leader that no majority follows any more, or that is not reached, does
+    /// not count.
     pub fn leader(&self) -> Option<BrokerId> {
         let here = self.replica().and_then(|replica| {
-            let leader = replica.status().borrow().leader;
-            let deserted = || replica.members().quorum_age().is_some_and(|age| age > DESERTED);
-            leader.filter(|leader| *leader != self.0.node.0 || !deserted())
+            let leader = replica.status().borrow().leader?;
+            let counts = match leader == self.0.node.0 {
+                true => replica.members().quorum_age().is_none_or(|age| age <= DESERTED),
+                false => self.0.hub.is_up(leader),
+            };
+            counts.then_some(leader)
         });
         here.or_else(|| self.reported().leader).map(BrokerId)
     }
