@@ -245,9 +245,11 @@ impl Broker {
     }
 
     /// Waits until this broker knows what the leader of the control group knew at some moment after the call.
-    pub async fn catch_up(&self) {
+    /// And until it knows the leaders of `topic`, if that exists.
+    pub async fn catch_up(&self, topic: &str) {
         if let Some(open) = self.0.open.get() {
             open.cluster.catch_up().await;
+            open.cluster.led(topic).await;
         }
     }
 

@@ -210,15 +210,20 @@ impl Cluster {
         if let (Command::CreateTopic { name, .. } | Command::AddPartitions { name, .. }, Outcome::Topic(_)) =
             (command, &outcome)
         {
-            let led = async {
-                while !self.is_led(name) {
-                    tokio::time::sleep(LEADERS_LOOK).await;
-                }
-            };
-            // A broker that is down delays the leaders of its partitions; they come without anybody waiting.
-            let _ = tokio::time::timeout(LEADERS_TIMEOUT, led).await;
+            self.led(name).await;
         }
         Ok(outcome)
+    }
+
+    /// Waits until this broker knows a leader of each partition of a topic; not for long, since a broker that is down
+    /// delays the leaders of its partitions, which come without anybody waiting.
+    pub async fn led(&self, topic: &str) {
+        let led = async {
+            while !self.is_led(topic) {
+                tokio::time::sleep(LEADERS_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(LEADERS_TIMEOUT, led).await;
     }
 
     fn is_led(&self, topic: &str) -> bool {

@@ -171,6 +171,13 @@ impl PartitionRef {
         tokio::time::timeout(LEADER_WAIT, decided).await.unwrap_or(false)
     }
 
+    /// The replica here if it takes batches, or can say best why it does not.
+    fn taking(&self) -> Option<Partition> {
+        let replica = self.replica()?;
+        let role = replica.status().borrow().role;
+        (role == Role::Leader || role == Role::Stopped && !replica.is_closed()).then_some(replica)
+    }
+
     fn leading(&self) -> Option<Partition> {
         self.replica().filter(|replica| replica.status().borrow().is_ready_leader())
     }
@@ -253,14 +260,19 @@ impl PartitionRef {
         received: Instant,
         may_forward: bool,
     ) -> Result<oneshot::Receiver<Result<Committed, partition::Error>>, partition::Error> {
-        if let Some(replica) = self.replica() {
-            let role = replica.status().borrow().role;
-            if role == Role::Leader || role == Role::Stopped && !replica.is_closed() {
-                return replica.submit(batch, header, received).await;
-            }
+        if let Some(replica) = self.taking() {
+            return replica.submit(batch, header, received).await;
         }
         if self.is_closed() {
             return Err(partition::Error::Stopped);
+        }
+        // A client that does not look for leaders itself is spared a short election.
+        if may_forward
+            && self.leader_elsewhere().is_err()
+            && self.leads_here_soon().await
+            && let Some(replica) = self.taking()
+        {
+            return replica.submit(batch, header, received).await;
         }
         let leader = self.leader_elsewhere()?;
         if !may_forward {

@@ -20,8 +20,9 @@ impl TopicService for Service {
     ) -> Result<Response<v1::CreateTopicResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.TopicService/CreateTopic", writes: true };
         if let Some(to) = self.0.controller_elsewhere(&request) {
+            let name = request.get_ref().name.clone();
             let answer = self.0.forward(to, METHOD, request).await?;
-            self.0.broker().catch_up().await;
+            self.0.broker().catch_up(&name).await;
             return Ok(answer);
         }
         let v1::CreateTopicRequest { name, partition_count, replication_factor, config, validate_only } =
@@ -60,8 +61,9 @@ impl TopicService for Service {
     ) -> Result<Response<v1::AlterTopicResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.TopicService/AlterTopic", writes: true };
         if let Some(to) = self.0.controller_elsewhere(&request) {
+            let name = request.get_ref().name.clone();
             let answer = self.0.forward(to, METHOD, request).await?;
-            self.0.broker().catch_up().await;
+            self.0.broker().catch_up(&name).await;
             return Ok(answer);
         }
         let v1::AlterTopicRequest { name, config } = request.into_inner();
@@ -76,8 +78,9 @@ impl TopicService for Service {
     ) -> Result<Response<v1::AddTopicPartitionsResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.TopicService/AddTopicPartitions", writes: true };
         if let Some(to) = self.0.controller_elsewhere(&request) {
+            let name = request.get_ref().name.clone();
             let answer = self.0.forward(to, METHOD, request).await?;
-            self.0.broker().catch_up().await;
+            self.0.broker().catch_up(&name).await;
             return Ok(answer);
         }
         let v1::AddTopicPartitionsRequest { name, partition_count } = request.into_inner();
@@ -92,8 +95,9 @@ impl TopicService for Service {
     ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.TopicService/DeleteTopic", writes: true };
         if let Some(to) = self.0.controller_elsewhere(&request) {
+            let name = request.get_ref().name.clone();
             let answer = self.0.forward(to, METHOD, request).await?;
-            self.0.broker().catch_up().await;
+            self.0.broker().catch_up(&name).await;
             return Ok(answer);
         }
         self.0.broker().delete_topic(&request.into_inner().name).await.map_err(Failure::from)?;

@@ -121,7 +121,9 @@ impl Cluster {
 
     /// The cluster as one of the running brokers sees it.
     pub async fn status_at(&self, id: u64) -> Option<ClusterStatus> {
-        self.running[&id].client().await.admin().cluster_status().await.ok()
+        let client =
+            Client::connect(self.running[&id].grpc.to_string(), ClientConfig::default()).await.ok()?;
+        client.admin().cluster_status().await.ok()
     }
 
     /// Waits until the cluster, as one broker sees it, is as wished; says how it was if it does not become so.
@@ -181,7 +183,8 @@ impl Cluster {
 
 /// Who leads a partition, as a broker sees it.
 pub async fn leader_at(broker: &Endpoint, topic: &str, partition: u32) -> Option<u64> {
-    let described = broker.client().await.admin().describe_topic(topic).await.ok()?;
+    let client = Client::connect(broker.grpc.to_string(), ClientConfig::default()).await.ok()?;
+    let described = client.admin().describe_topic(topic).await.ok()?;
     described.partitions.get(partition as usize)?.leader_id
 }
 
