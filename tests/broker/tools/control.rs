@@ -41,7 +41,7 @@ async fn a_log_filter_counts_at_once_and_ends_by_itself() {
     assert_eq!(details(&broker), 0);
     let mut client = control(&broker).await;
     let request =
-        v1::SetLogFilterRequest { filter: "debug".to_owned(), terms: terms(Duration::from_secs(2)) };
+        v1::SetLogFilterRequest { filter: "debug".to_owned(), terms: terms(Duration::from_secs(5)) };
     let set = client.set_log_filter(request).await.expect("set").into_inner();
     assert_eq!(set.outcomes, [v1::ControlOutcome { broker_id: 1, error: None }]);
     let log = client.get_overrides(v1::GetOverridesRequest {}).await.expect("an answer").into_inner();

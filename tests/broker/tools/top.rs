@@ -54,7 +54,8 @@ async fn once_prints_what_happened_in_one_interval() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_are_added_up_and_those_that_are_away_are_named() {
-    let mut cluster = Cluster::start(3).await;
+    // A leadership that moves in between has no rate yet.
+    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
     cluster.create_topic("spread", 3, 3).await;
     cluster.settled().await;
     cluster.kill(3);
