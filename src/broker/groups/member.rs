@@ -527,7 +527,11 @@ impl Member {
         }
         if let (Some(first), Ok(groups)) = (fetched.batches.first(), self.broker.groups()) {
             let delivery = Delivery { at: now, member: self.id.clone(), span: None };
-            groups.journal.delivered(&self.place(key), first.base_offset.max(from)..fetched.next_offset, delivery);
+            groups.journal.delivered(
+                &self.place(key),
+                first.base_offset.max(from)..fetched.next_offset,
+                delivery,
+            );
         }
         Some(MemberEvent::Records(fetched, responding))
     }
