@@ -32,13 +32,17 @@ pub struct RecordFacts {
     pub high_watermark: Offset,
 }
 
-/// What is known of a record and a group that this broker coordinates.
+/// What is known of a record and a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupFacts {
     /// The group.
     pub group: Arc<str>,
     /// Its kind.
     pub kind: Kind,
+    /// The broker that coordinates it, if there is one at the moment.
+    pub coordinator: Option<u64>,
+    /// Whether that is this broker. If not, what is remembered is not known here, and what is replicated may be newer there.
+    pub coordinated_here: bool,
     /// What is committed: every record below is done.
     pub committed: Offset,
     /// When it was committed; none for share groups.
@@ -96,7 +100,7 @@ impl Broker {
         })
     }
 
-    /// What is known of a record and each group that this broker coordinates and that has a position in the partition.
+    /// What is known of a record and each group that has a position in the partition, by name.
     ///
     /// # Errors
     /// There is no such partition, or its leader does not say when the record was appended.

@@ -157,7 +157,7 @@ fn text(explanation: &Explanation) -> String {
     if !explanation.unreached.is_empty() {
         let _ = writeln!(
             text,
-            "  brokers {:?} were not reached: groups that they coordinate may be missing",
+            "  brokers {:?} were not reached: what they remember of their groups is missing",
             explanation.unreached
         );
     }
@@ -175,11 +175,11 @@ fn replicas(record: &RecordFacts) -> String {
 }
 
 fn write_group(text: &mut String, record: &RecordFacts, group: &GroupFacts) {
-    let _ = writeln!(
-        text,
-        "\n  group {} ({}, coordinated by broker {})",
-        group.group, group.kind, group.coordinator_id
-    );
+    let coordinator = match group.coordinator_id {
+        Some(id) => format!("coordinated by broker {id}"),
+        None => "no coordinator at the moment".to_owned(),
+    };
+    let _ = writeln!(text, "\n  group {} ({}, {coordinator})", group.group, group.kind);
     // The coordinator may have taken over, or started, after the append: then an earlier delivery is not known.
     let begins =
         group.memory_since.filter(|since| record.append_time.is_some_and(|appended| appended < *since));
@@ -291,7 +291,7 @@ mod tests {
         let group = |name: &str, kind: &str, delivery, acknowledgement, since| GroupFacts {
             group: name.to_owned(),
             kind: kind.to_owned(),
-            coordinator_id: 2,
+            coordinator_id: Some(2),
             committed: Offset(9),
             commit_time: None,
             delivery,

@@ -105,13 +105,13 @@ pub(in crate::api) fn reference(span: SpanLink) -> v1::TraceReference {
     v1::TraceReference { trace_id: ids.trace_hex(), span_id: ids.span_hex() }
 }
 
-/// What the coordinator `coordinator_id` knows of a record and a group.
-pub(in crate::api) fn group(coordinator_id: u64, facts: GroupFacts) -> v1::GroupFacts {
+/// What is known of a record and a group.
+pub(in crate::api) fn group(facts: GroupFacts) -> v1::GroupFacts {
     use v1::GroupRecordState as State;
     let mut group = v1::GroupFacts {
         group: facts.group.to_string(),
         kind: facts.kind.as_str().to_owned(),
-        coordinator_id,
+        coordinator_id: facts.coordinator.unwrap_or_default(),
         committed_offset: facts.committed.0,
         commit_time: facts.committed_at.map(timestamp_to_proto),
         memory_since: facts.since.map(timestamp_to_proto),

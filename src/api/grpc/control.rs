@@ -110,10 +110,11 @@ impl Service {
         ids.filter(|id| *id != cluster.broker_id && !reached.contains(id)).collect()
     }
 
-    /// What this broker alone knows.
+    /// What this broker alone knows: of groups that others coordinate only if `all` are wanted.
     async fn explain_here(
         &self,
         request: &v1::ExplainRecordRequest,
+        all: bool,
     ) -> Result<v1::ExplainRecordResponse, Failure> {
         let broker = self.0.broker();
         let v1::ExplainRecordRequest { topic, partition, offset, producer_id } = request;
@@ -125,11 +126,11 @@ impl Service {
                 Some(convert::record(topic.clone(), *partition, facts))
             }
         };
-        let groups = broker.explain_groups(topic, *partition, offset).await?;
+        let groups = broker.explain_groups(topic, *partition, offset).await?.into_iter();
         let name = producer_id.and_then(|id| broker.producer_name(id));
         Ok(v1::ExplainRecordResponse {
             record,
-            groups: groups.into_iter().map(|facts| convert::group(self.id(), facts)).collect(),
+            groups: groups.filter(|facts| all || facts.coordinated_here).map(convert::group).collect(),
             unreached_broker_ids: Vec::new(),
             producer_user_agent: name.map(|name| name.to_string()).unwrap_or_default(),
         })
@@ -215,7 +216,7 @@ impl ControlService for Service {
     ) -> Result<Response<v1::ExplainRecordResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.ControlService/ExplainRecord", writes: false };
         if forward::is_forwarded(request.metadata()) {
-            return Ok(Response::new(self.explain_here(request.get_ref()).await?));
+            return Ok(Response::new(self.explain_here(request.get_ref(), false).await?));
         }
         let mut asked = request.get_ref().clone();
         let broker = self.0.broker();
@@ -223,7 +224,7 @@ impl ControlService for Service {
         // The leader first: without the record there is nothing to explain.
         let mut answer: v1::ExplainRecordResponse = match leader {
             Some(to) => self.0.forward(to, METHOD, Request::new(asked.clone())).await?.into_inner(),
-            None => self.explain_here(&asked).await?,
+            None => self.explain_here(&asked, true).await?,
         };
         let Some(record) = &mut answer.record else {
             let text = "the partition is getting another leader; retry";
@@ -239,12 +240,20 @@ impl ControlService for Service {
             join_all(others).await.into_iter().map(|other| other.map(Response::into_inner)).collect();
         answer.unreached_broker_ids = self.unreached(&reached);
         if leader.is_some() {
-            others.push(self.explain_here(&asked).await.map_err(Status::from));
+            // What is replicated is known here too, so groups whose coordinator does not answer are not left out.
+            let here = self.explain_here(&asked, true).await?;
+            let coordinated = std::mem::replace(&mut answer.groups, here.groups);
+            others.push(Ok(v1::ExplainRecordResponse { groups: coordinated, ..here }));
         }
         for (place, other) in others.into_iter().enumerate() {
             match other {
                 Ok(other) => {
-                    answer.groups.extend(other.groups);
+                    for group in other.groups {
+                        match answer.groups.iter_mut().find(|known| known.group == group.group) {
+                            Some(known) => *known = group,
+                            None => answer.groups.push(group),
+                        }
+                    }
                     if record.producer_user_agent.is_empty() {
                         record.producer_user_agent = other.producer_user_agent;
                     }

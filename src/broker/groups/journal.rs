@@ -51,6 +51,12 @@ pub(super) struct Found {
     pub(super) since: Option<Timestamp>,
 }
 
+impl Found {
+    /// Nothing is remembered.
+    pub(super) const NOTHING: Found =
+        Found { delivery: Known::Forgotten, acknowledgement: Known::Forgotten, since: None };
+}
+
 /// A partition of a group, in a term in which this broker coordinates it.
 pub(super) struct Place<'a> {
     pub(super) group: &'a Arc<str>,
@@ -174,7 +180,7 @@ impl Journal {
     pub(super) fn look_up(&self, at: &Place<'_>, offset: Offset, appended: Timestamp) -> Found {
         let state = self.lock();
         let Some(pair) = state.pairs.get(&at.id()).filter(|pair| pair.term == at.term) else {
-            return Found { delivery: Known::Forgotten, acknowledgement: Known::Forgotten, since: None };
+            return Found::NOTHING;
         };
         // What was appended before the memory began may have been delivered before it, too.
         let complete = appended >= pair.since;

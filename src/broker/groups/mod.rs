@@ -240,22 +240,27 @@ impl Groups {
         }
     }
 
-    /// What is known of a record and each group that this broker coordinates, by name.
+    /// What is known of a record and each group that has a position in its partition, by name. Of groups that another
+    /// broker coordinates that is what is replicated, as far as it is known here.
     pub(super) fn explain(&self, key: PartitionKey, offset: Offset, appended: Timestamp) -> Vec<GroupFacts> {
         let mut facts = Vec::new();
         for coordinator in self.coordinators.all() {
-            let Some(term) = coordinator.leading().and_then(|term| u32::try_from(term).ok()) else {
-                continue;
-            };
+            let term = coordinator.leading().and_then(|term| u32::try_from(term).ok());
             coordinator.read(|state| {
                 for group in state.groups() {
                     let Some((committed, _, at)) = offsets::standing_at(group, key) else { continue };
-                    let place = Place { group: &group.name, key, term };
-                    let found = self.journal.look_up(&place, offset, appended);
+                    let found = match term {
+                        Some(term) => {
+                            self.journal.look_up(&Place { group: &group.name, key, term }, offset, appended)
+                        }
+                        None => journal::Found::NOTHING,
+                    };
                     let accepted = group.shares().get(&key).is_some_and(|progress| progress.is_done(offset));
                     facts.push(GroupFacts {
                         group: group.name.clone(),
                         kind: group.kind,
+                        coordinator: coordinator.leader(),
+                        coordinated_here: term.is_some(),
                         committed,
                         committed_at: (group.kind == Kind::Consumer).then_some(at),
                         done: offset < committed || accepted,

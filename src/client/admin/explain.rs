@@ -15,7 +15,7 @@ pub struct Explanation {
     pub record: RecordFacts,
     /// Every group that has a position in the partition, by name.
     pub groups: Vec<GroupFacts>,
-    /// Brokers that did not answer: groups that they coordinate may be missing.
+    /// Brokers that did not answer: what they remember of the groups that they coordinate is missing.
     pub unreached: Vec<u64>,
 }
 
@@ -105,8 +105,8 @@ pub struct GroupFacts {
     pub group: String,
     /// `consumer` or `share`.
     pub kind: String,
-    /// The broker that coordinates it.
-    pub coordinator_id: u64,
+    /// The broker that coordinates it, if there is one at the moment.
+    pub coordinator_id: Option<u64>,
     /// What is committed in the partition now.
     pub committed: Offset,
     /// When that was committed; none for share groups.
@@ -207,7 +207,7 @@ impl From<v1::GroupFacts> for GroupFacts {
             acknowledgement: when(facts.acknowledgement(), facts.acknowledgement_time),
             group: facts.group,
             kind: facts.kind,
-            coordinator_id: facts.coordinator_id,
+            coordinator_id: (facts.coordinator_id != 0).then_some(facts.coordinator_id),
             committed: Offset(facts.committed_offset),
             commit_time: time(facts.commit_time),
             member_id: given(facts.delivery_member_id),

@@ -36,7 +36,7 @@ fn audit(broker: &Process, setting: &str) -> Vec<[String; 3]> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_filter_counts_at_once_and_ends_by_itself() {
-    let broker = Process::start(&[("telemetry.log.filter", "warn")]).await;
+    let broker = Process::start(&[("telemetry.log.filter", "info")]).await;
     let details = |broker: &Process| broker.log().iter().filter(|line| line["level"] == "DEBUG").count();
     assert_eq!(details(&broker), 0);
     let mut client = control(&broker).await;
@@ -45,7 +45,7 @@ async fn a_log_filter_counts_at_once_and_ends_by_itself() {
     let set = client.set_log_filter(request).await.expect("set").into_inner();
     assert_eq!(set.outcomes, [v1::ControlOutcome { broker_id: 1, error: None }]);
     let log = client.get_overrides(v1::GetOverridesRequest {}).await.expect("an answer").into_inner();
-    assert_eq!(log.configured_log_filter, "warn");
+    assert_eq!(log.configured_log_filter, "info");
     let now = log.log_filter.expect("in force");
     let terms = now.terms.expect("terms");
     assert_eq!((now.filter.as_str(), terms.reason.as_str()), ("debug", "a test"));
@@ -67,18 +67,19 @@ async fn a_log_filter_counts_at_once_and_ends_by_itself() {
         Some(audit(&broker, "log")).filter(|audit| audit.len() == 2)
     })
     .await;
-    assert_eq!(
-        audited,
-        [["set", "warn", "debug"], ["expire", "debug", "warn"]].map(|change| change.map(str::to_owned))
-    );
+    let expected = [["set", "info", "debug"], ["expire", "debug", "info"]];
+    assert_eq!(audited, expected.map(|change| change.map(str::to_owned)));
     let event = &broker.events("control.changed")[0];
-    assert_eq!(
-        (&event["level"], &event["target"]),
-        (&"INFO".into(), &"streambus::audit".into()),
-        "below `warn`"
-    );
+    assert_eq!((&event["level"], &event["target"]), (&"INFO".into(), &"streambus::audit".into()));
     assert!(event["by"].as_str().is_some_and(|by| by.contains("ann from")), "{event}");
     assert!(event["expires"].as_str().is_some_and(|at| at.ends_with('Z')), "{event}");
+
+    // Whoever switches logging off is still audited, by the new filter.
+    let off =
+        v1::SetLogFilterRequest { filter: "off".to_owned(), terms: self::terms(Duration::from_secs(3600)) };
+    client.set_log_filter(off).await.expect("set");
+    eventually(PATIENCE, "the change is audited", async || (audit(&broker, "log").len() == 3).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -169,7 +169,8 @@ async fn a_record_that_is_not_there_is_an_error_that_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_broker_explains_what_others_lead_and_coordinate() {
     const PARTITIONS: u32 = 3;
-    let mut cluster = Cluster::start(3).await;
+    // Groups keep their coordinators, and so their memory.
+    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
     cluster.create_topic("orders", PARTITIONS, 3).await;
     cluster.settled().await;
     let mut members = Vec::new();
@@ -212,4 +213,6 @@ async fn any_broker_explains_what_others_lead_and_coordinate() {
     })
     .await;
     assert!(explained.record.leader_id != 3);
+    let names: Vec<_> = explained.groups.iter().map(|group| group.group.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "e", "f"], "what is replicated is told without the coordinator");
 }
