@@ -19,6 +19,7 @@ const FILES: &[&str] = &[
     "streambus/v1/consume.proto",
     "streambus/v1/topic.proto",
     "streambus/v1/cluster.proto",
+    "streambus/v1/control.proto",
     "streambus/internal/v1/metadata.proto",
     "streambus/internal/v1/partition.proto",
     "streambus/internal/v1/coordination.proto",

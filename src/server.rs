@@ -95,6 +95,7 @@ impl Server {
             storage: config.storage.clone(),
             metrics: metrics.clone(),
             tracer: telemetry.tracer().clone(),
+            control: telemetry.control().clone(),
             clock: clock.clone(),
         });
         let hub = Hub::new(identity.clone(), metrics.clone(), telemetry.tracer().clone(), &tasks);
@@ -106,6 +107,7 @@ impl Server {
                 metrics: metrics.clone(),
                 tracer: telemetry.tracer().clone(),
                 scraper: scraper(telemetry.clone()),
+                detailer: detailer(telemetry.clone()),
                 tasks: ports.clone(),
                 batch_bytes_max: config.broker.batch_bytes_max,
             },
@@ -151,6 +153,7 @@ impl Server {
         broker.open(broker::Open { cluster, partitions, groups });
         tasks.spawn_until_stopped("health", Criticality::Critical, broker.clone().watch_health());
         tasks.spawn_until_stopped("groups", Criticality::Critical, broker.clone().keep_groups());
+        tasks.spawn_until_stopped("overrides", Criticality::Critical, broker.clone().keep_overrides());
         info!(
             name: "broker.ready",
             grpc = %grpc_addr,
@@ -274,6 +277,12 @@ fn stopped_early() {
 
 fn scraper(telemetry: Telemetry) -> api::Scraper {
     Arc::new(move |accept, accept_encoding| telemetry.scrape(Some(accept), Some(accept_encoding)))
+}
+
+fn detailer(telemetry: Telemetry) -> api::Detailer {
+    Arc::new(move |families, partitions, accept, accept_encoding| {
+        telemetry.detail(families, partitions, Some(accept), Some(accept_encoding))
+    })
 }
 
 /// Runs disk work off the runtime.

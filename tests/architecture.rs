@@ -80,6 +80,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("opentelemetry_prometheus::", &["telemetry"]),
     ("opentelemetry_proto::", &["telemetry"]),
     ("axum::", &["api"]),
+    ("ratatui::", &["cli"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -12,7 +12,7 @@ use crate::broker::{Check, Health, Phase};
 /// The name that stands for the whole server.
 const SERVER: &str = "";
 /// Services that serve whenever the broker does.
-const SERVICES: [&str; 5] = [SERVER, grpc::CONSUME, grpc::GROUP, grpc::TOPIC, grpc::CLUSTER];
+const SERVICES: [&str; 6] = [SERVER, grpc::CONSUME, grpc::GROUP, grpc::TOPIC, grpc::CLUSTER, grpc::CONTROL];
 
 /// Why the broker cannot take traffic, or `None` if it can. What only stops writes, such as a full disk, is no reason
 /// to send readers away.

@@ -8,7 +8,7 @@
 //! - `net`: the accept loop of both ports; what a connection may cost.
 //! - `rpc`: what every call gets, whichever its service.
 //! - `grpc`: the services of `streambus.v1`, a file each; [`convert`] between their types and the broker's.
-//! - `http`: `/metrics`, `/health` and the probes. `health`: the same over gRPC.
+//! - `http`: `/metrics`, `/metrics/detailed`, `/health` and the probes. `health`: the same over gRPC.
 //! - [`status`]: the only table from error codes to what clients see.
 //!
 //! Handlers decide nothing: they convert, call the broker, and convert back. Whatever a client does, the memory it
@@ -42,7 +42,9 @@ use self::rpc::Calls;
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::cluster::peers::Hub;
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{BrokerLevels, HealthCheck, Metrics, MetricsOff, Scrape, Status, Tracer};
+use crate::telemetry::{
+    BrokerLevels, DetailedFamilies, HealthCheck, Metrics, MetricsOff, PartitionLevels, Scrape, Status, Tracer,
+};
 
 /// What a message may have beyond its batch: topic, trace context, lengths.
 const MESSAGE_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -79,6 +81,8 @@ pub struct Environment {
     pub tracer: Tracer,
     /// Answers `/metrics`.
     pub scraper: Scraper,
+    /// Answers `/metrics/detailed`.
+    pub detailer: Detailer,
     /// Runs listeners and connections.
     pub tasks: Tasks,
     /// Largest batch that any topic may allow (`broker.batch_bytes_max`).
@@ -87,6 +91,11 @@ pub struct Environment {
 
 /// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
 pub type Scraper = Arc<dyn Fn(&str, &str) -> Result<Scrape, MetricsOff> + Send + Sync>;
+
+/// Encodes families of partitions for a client's `Accept` and `Accept-Encoding`. It may block.
+pub type Detailer = Arc<
+    dyn Fn(&DetailedFamilies, &[PartitionLevels], &str, &str) -> Result<Scrape, MetricsOff> + Send + Sync,
+>;
 
 /// Both ports, open but not served yet.
 pub struct Server {
@@ -114,7 +123,8 @@ impl Server {
     /// # Errors
     /// If an address cannot be listened on.
     pub async fn bind(config: &Config, environment: Environment) -> Result<Self, Error> {
-        let Environment { broker, peers, metrics, tracer, scraper, tasks, batch_bytes_max } = environment;
+        let Environment { broker, peers, metrics, tracer, scraper, detailer, tasks, batch_bytes_max } =
+            environment;
         let (grpc_listener, grpc_address) = listen("api.grpc_listen", config.grpc_listen)?;
         let (http_listener, http_address) = listen("api.http_listen", config.http_listen)?;
         let (grpc_tasks, http_tasks) = (tasks.child(), tasks.child());
@@ -144,11 +154,9 @@ impl Server {
         );
         let site = http::Site::new(
             config,
-            broker.health(),
-            scraper,
+            http::Sources::new(config, broker.clone(), scraper, detailer, grpc_address.port()),
             metrics.clone(),
             load.clone(),
-            grpc_address.port(),
         );
 
         let grpc = Grpc::new(config, calls, http_address.port(), metrics.clone());

@@ -6,17 +6,24 @@
 //! | [`fetch`], [`subscription`] | read batches, once or as they come |
 //! | [`topics`] | manage topics and offsets |
 //! | [`cluster`] | look at the cluster, move replicas and leaderships |
+//! | [`detail`] | levels of each partition, on demand |
+//! | [`control`] | change the log filter and the sampling of traces for a while |
+//! | [`explain`], [`memory`] | what became of a record |
 //! | [`groups`] | consumer and share groups |
 //! | [`health`] | whether the broker can do its work |
 //! | [`error`] | everything that can be wrong with a request |
 
 mod cluster;
 mod config;
+mod control;
+mod detail;
 mod error;
+mod explain;
 mod fetch;
 pub mod groups;
 pub mod health;
 mod levels;
+mod memory;
 mod observe;
 mod produce;
 mod subscription;
@@ -24,10 +31,11 @@ mod topics;
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use health::Reporter;
 use levels::Levels;
+use memory::Memory;
 
 use crate::clock::{Clock, Timestamp};
 use crate::cluster::Cluster;
@@ -35,13 +43,17 @@ use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
 use crate::partition;
 use crate::storage;
-use crate::telemetry::{Metrics, Tracer};
+use crate::telemetry::{Control, Metrics, Tracer};
 
 pub use cluster::{BrokerStatus, ClusterStatus, PartitionProblem, Problem};
 pub use config::Config;
+pub use control::{Order, Overrides};
+pub use detail::{DetailPage, DetailQuery};
 pub use error::{Error, ErrorCode};
+pub use explain::{GroupFacts, RecordFacts};
 pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position, Responding};
 pub use health::{Check, Health, Phase};
+pub use memory::TracedBatch;
 pub use produce::{PendingProduce, Produce, Produced};
 pub use subscription::Subscription;
 pub use topics::{PartitionInfo, Topic, TopicChanges, TopicSettings};
@@ -54,9 +66,12 @@ struct Inner {
     config: Config,
     metrics: Metrics,
     tracer: Tracer,
+    control: Control,
+    overrides_changed: Notify,
     clock: Clock,
     health: Reporter,
     levels: Levels,
+    memory: Arc<Memory>,
     /// Held while metadata is checked and changed.
     changing: Mutex<()>,
     storage: storage::Config,
@@ -84,6 +99,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Makes spans.
     pub tracer: Tracer,
+    /// Changes what is logged and traced.
+    pub control: Control,
     /// Tells the time.
     pub clock: Clock,
 }
@@ -134,14 +151,17 @@ pub struct ClusterInfo {
 impl Broker {
     /// A broker that is starting: it tells its health, and refuses everything else with `NOT_READY`.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, storage, metrics, tracer, clock } = parts;
+        let Parts { config, storage, metrics, tracer, control, clock } = parts;
         let broker = Broker(Arc::new(Inner {
             config,
             metrics,
             tracer,
+            control,
+            overrides_changed: Notify::new(),
             clock,
             health: Reporter::default(),
             levels: Levels::default(),
+            memory: Arc::default(),
             changing: Mutex::new(()),
             storage,
             open: OnceLock::new(),

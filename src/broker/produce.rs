@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tonic::Code;
 use tracing::info;
 
+use super::memory::{Memory, TracedBatch};
 use super::{Broker, Error};
 use crate::clock::Timestamp;
 use crate::cluster::routing::Route;
@@ -68,6 +69,8 @@ pub struct PendingProduce {
     records: u64,
     bytes: u64,
     trace: RequestTrace,
+    /// The trace that the batch is marked with, and who remembers it.
+    marked: Option<([u8; 16], Arc<Memory>)>,
     /// Whether the span was begun here, and so ends here.
     owns_span: bool,
 }
@@ -110,12 +113,13 @@ impl Broker {
             records: skimmed.records.into(),
             bytes,
             trace,
+            marked: span.map(|span| (span.trace_id, self.0.memory.clone())),
             owns_span,
         })
     }
 
     fn begin_span(&self, parent: Option<TraceParent>, route: &Route, partition: u32) -> RequestTrace {
-        self.0.tracer.start(SpanKind::Server, parent, None, || {
+        self.0.tracer.start_for_topic(&route.topic.name, SpanKind::Server, parent, || {
             let mut attributes = attributes(route, partition, 0);
             attributes.pop();
             attributes.push(KeyValue::new("rpc.system.name", "grpc"));
@@ -169,6 +173,18 @@ impl PendingProduce {
         };
         self.metrics.produce.accepted(&self.counters, self.records, self.bytes);
         self.metrics.produce.completed(&phases, self.trace.ids());
+        if let Some((trace, memory)) = &self.marked {
+            memory.batch(
+                *trace,
+                TracedBatch {
+                    topic: self.topic.clone(),
+                    partition: self.partition,
+                    base: committed.base_offset,
+                    records: u32::try_from(self.records).unwrap_or(u32::MAX),
+                    append_time: committed.append_time,
+                },
+            );
+        }
         if self.trace.is_sampled() {
             self.record_spans(committed);
         }

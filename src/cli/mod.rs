@@ -10,14 +10,18 @@ mod completions;
 mod config;
 mod connect;
 mod consume;
+mod control;
+mod explain;
 mod failure;
 mod group;
+mod http;
 mod metrics;
 mod observe;
 mod output;
 mod position;
 mod produce;
 mod serve;
+mod top;
 mod topic;
 
 use std::future::Future;
@@ -92,6 +96,13 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::Cluster),
+    /// Watch a cluster: throughput, latency, lag, hot topics, health
+    Top(top::Top),
+    /// Tell what became of a record: who sent it, where it is, which groups got it
+    Explain(explain::Explain),
+    /// Change what brokers log and trace for a while, without a restart
+    #[command(subcommand)]
+    Control(control::Control),
     /// Measure a running broker, and print one line of JSON
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -140,6 +151,9 @@ fn run(Cli { global, command }: Cli) -> anyhow::Result<()> {
         Command::Consume(consume) => as_client(consume.run(&global)),
         Command::Group(group) => as_client(group.run(&global)),
         Command::Cluster(cluster) => as_client(cluster.run(&global)),
+        Command::Top(top) => as_client(top.run(&global)),
+        Command::Explain(explain) => as_client(explain.run(&global)),
+        Command::Control(control) => as_client(control.run(&global)),
         Command::Bench(bench) => on_runtime(bench.threads(), bench.run(&global)),
         Command::Metrics(metrics) => metrics.run(global.output),
         Command::Config(config) => config.run(global.output),

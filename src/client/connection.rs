@@ -10,6 +10,7 @@ use super::error::append_sources;
 use super::{ClientConfig, Error};
 use crate::proto::v1::cluster_service_client::ClusterServiceClient;
 use crate::proto::v1::consume_service_client::ConsumeServiceClient;
+use crate::proto::v1::control_service_client::ControlServiceClient;
 use crate::proto::v1::group_service_client::GroupServiceClient;
 use crate::proto::v1::produce_service_client::ProduceServiceClient;
 use crate::proto::v1::topic_service_client::TopicServiceClient;
@@ -109,4 +110,5 @@ impl Broker {
     service!(produce, ProduceServiceClient);
     service!(consume, ConsumeServiceClient);
     service!(groups, GroupServiceClient);
+    service!(control, ControlServiceClient);
 }

@@ -9,7 +9,7 @@
 //!   connection breaks.
 //! - [`GroupConsumer`] is a member of a consumer group, which shares partitions out to its members and remembers how far
 //!   each was read; [`ShareConsumer`] is a member of a share group, which hands out and takes back single records.
-//! - [`Admin`] manages topics and groups and looks at the cluster.
+//! - [`Admin`] manages topics, groups and what brokers log and trace, looks at the cluster, and explains records.
 //!
 //! ```no_run
 //! use futures_util::StreamExt;
@@ -94,9 +94,11 @@ use std::sync::Arc;
 
 pub use admin::{
     Admin, BrokerDescription, BrokerStatus, ClusterDescription, ClusterStatus, CommittedOffset,
-    GroupDescription, GroupKind, GroupListing, GroupMember, GroupPartition, PartitionDescription,
-    PartitionProblem, ProblemKind, ProducerIdentity, ResetOffset, ResetSpec, ResetTo, TopicConfig,
-    TopicDescription, TopicSpec, TopicSummary,
+    ControlOutcome, Explanation, FoundBatch, FoundBatches, GroupDescription, GroupFacts, GroupKind,
+    GroupListing, GroupMember, GroupPartition, LogFilterOverride, OverrideTerms, Overrides,
+    PartitionDescription, PartitionProblem, ProblemKind, ProducerFacts, ProducerIdentity, RecordFacts,
+    ReplicaFacts, ResetOffset, ResetSpec, ResetTo, SamplingOverride, SamplingScope, TermsInForce,
+    TopicConfig, TopicDescription, TopicSpec, TopicSummary, TraceReference, WhenKnown,
 };
 pub use backoff::Backoff;
 pub use config::{ClientBuilder, ClientConfig};

@@ -45,7 +45,7 @@ use crate::storage::{self, CommandBuf, GroupId, Log, Store};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{Metrics, StorageFailure, TopicMetrics};
 
-pub use reader::StoredBatch;
+pub use reader::{Origin, StoredBatch};
 
 /// Settings of partitions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -381,6 +381,14 @@ impl Partition {
             return Ok(Some(time));
         }
         Ok(self.0.reader.entry_holding(offset).await?.map(|entry| entry.append_time))
+    }
+
+    /// Where the record at `offset` came from.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`], [`Error::Corrupt`], or the store failed.
+    pub async fn origin(&self, offset: Offset) -> Result<Origin, Error> {
+        self.0.reader.origin(offset).await.inspect_err(|error| self.note_failure(error))
     }
 
     /// What readers see.

@@ -9,7 +9,7 @@ use super::Error;
 use super::index::Entry;
 use super::view::View;
 use crate::clock::Timestamp;
-use crate::record::{Codec, Frame, Offset, SpanLink};
+use crate::record::{Codec, Frame, Offset, ProducerSequence, SpanLink};
 use crate::storage::{Durability, Log};
 
 /// Index rows that one read looks at. Bounds the work of a read over many small entries.
@@ -37,6 +37,29 @@ impl StoredBatch {
     pub fn end(&self) -> Offset {
         Offset(self.base.0 + u64::from(self.records))
     }
+}
+
+/// Where a record came from, as its log entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Offset of the first record of its batch.
+    pub base: Offset,
+    /// Records of its batch.
+    pub records: u32,
+    /// Encoded bytes of its batch.
+    pub size_bytes: u64,
+    /// When the batch was appended.
+    pub append_time: Timestamp,
+    /// Who sent the batch and as which of its batches.
+    pub producer: Option<ProducerSequence>,
+    /// The span in which a broker got the batch, if that was sampled.
+    pub span: Option<SpanLink>,
+    /// The log entry.
+    pub raft_index: u64,
+    /// The term in which it was proposed.
+    pub term: u64,
+    /// Who led in that term.
+    pub leader: u64,
 }
 
 /// Reads a partition. Clones share everything.
@@ -175,6 +198,50 @@ impl Reader {
             }
             found => Ok(found),
         }
+    }
+
+    /// Where the record at `offset` came from.
+    pub(super) async fn origin(&self, offset: Offset) -> Result<Origin, Error> {
+        let out_of_range = |bounds: super::view::Bounds| Error::OffsetOutOfRange {
+            offset,
+            log_start: bounds.log_start,
+            high_watermark: bounds.high_watermark,
+        };
+        let bounds = self.view.bounds();
+        if offset < bounds.log_start || offset >= bounds.high_watermark {
+            return Err(out_of_range(bounds));
+        }
+        // Retention may be faster.
+        let entry = self.entry_holding(offset).await?.ok_or_else(|| out_of_range(self.view.bounds()))?;
+        let (log, index) = (self.log.clone(), entry.raft_index);
+        let read = super::blocking(self.log.store(), move || Ok(log.get(index)?)).await;
+        let row = read.map_err(|error| match error {
+            Error::Storage(error) => self.name_damage(&entry, error),
+            other => other,
+        })?;
+        let row = row.ok_or_else(|| out_of_range(self.view.bounds()))?;
+        let mut origin = None;
+        let visit = |base: Offset, frame: Frame| {
+            let header = frame.header;
+            if base.0 + u64::from(header.records) <= offset.0 {
+                return ControlFlow::Continue(());
+            }
+            origin = Some(Origin {
+                base,
+                records: header.records,
+                size_bytes: frame.batch.len() as u64,
+                append_time: entry.append_time,
+                producer: header.producer,
+                span: header.span,
+                raft_index: row.index,
+                term: row.term,
+                leader: row.leader,
+            });
+            ControlFlow::Break(())
+        };
+        let damaged = |what: String| Error::Corrupt { offset: entry.base, end: entry.end, what };
+        entry.visit(&row.payload, visit).map_err(|damage| damaged(damage.to_string()))?;
+        origin.ok_or_else(|| damaged("the log entry does not hold the record".to_owned()))
     }
 
     /// The entry that holds `offset`, if its row can be read already. Blocking.

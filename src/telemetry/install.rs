@@ -22,16 +22,20 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::catalog::ROWS;
 use super::config::{Config, Error, Settings};
+use super::control::Control;
+use super::detailed::{self, DetailedFamilies, PartitionLevels};
 use super::exemplars::Store;
 use super::export::{Exporters, Running};
 use super::exporting::{QueueLevels, Signal};
 use super::instruments::{Collection, lock};
+use super::live_filter::LiveFilters;
 use super::logs;
 use super::metrics::Metrics;
 use super::negotiation::{Format, accepts_gzip};
 use super::openmetrics;
 use super::pipeline::{LogEntrance, SpanEntrance};
 use super::resource::{Identity, resource};
+use super::sampling::Sampler;
 use super::trace::{Ids, Tracer, scope};
 
 /// The telemetry of the process: instruments, spans, and the ways out. Clones share them.
@@ -42,6 +46,7 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Metrics,
     tracer: Tracer,
+    control: Control,
     /// None while metrics are off.
     meters: Option<Meters>,
     running: Mutex<Option<Running>>,
@@ -77,6 +82,17 @@ pub struct Scrape {
     pub body: Bytes,
 }
 
+impl Scrape {
+    fn new(format: Format, text: String, accept_encoding: Option<&str>) -> Self {
+        let compressed = accepts_gzip(accept_encoding).then(|| gzip(text.as_bytes())).flatten();
+        let (encoding, body) = match compressed {
+            Some(body) => (Some("gzip"), body),
+            None => (None, text.into_bytes()),
+        };
+        Scrape { content_type: format.content_type(), encoding, body: body.into() }
+    }
+}
+
 impl Telemetry {
     /// Sets telemetry up and makes it the process's: log events and `tracing` spans go through it from now on.
     ///
@@ -105,7 +121,9 @@ impl Telemetry {
         output: impl Fn(&[u8]) + Send + Sync + 'static,
     ) -> Result<(Self, Dispatch), Error> {
         let settings = Settings::resolve(config, env)?;
-        let filter = || logs::env_filter(&settings.filter);
+        let filters = LiveFilters::new(&settings.filter)?;
+        let filter = || filters.layer();
+        let sampler = Sampler::new(settings.sampling);
         let resource = resource(identity, env);
         let exporters = Exporters::build(&settings, &resource)?;
         let meters = match settings.measures {
@@ -119,25 +137,24 @@ impl Telemetry {
         let mut tracers = SdkTracerProvider::builder()
             .with_id_generator(Ids::default())
             .with_resource(resource.clone())
-            .with_sampler(settings.sampling);
+            .with_sampler(sampler.clone());
         if settings.traces.is_some() {
             tracers = tracers.with_span_processor(span_entrance.clone());
         }
         let tracers = tracers.build();
-        let tracer = Tracer::new(&tracers, settings.sampling);
+        let tracer = Tracer::new(&tracers, sampler.clone());
+        let control =
+            Control::new(filters.clone(), sampler, config.trace.enabled, settings.traces.is_some(), &metrics);
 
-        let bridged_spans = match &settings.traces {
-            Some(_) => Some(
-                tracing_opentelemetry::layer()
-                    .with_tracer(tracers.tracer_with_scope(scope()))
-                    .with_location(false)
-                    .with_threads(false)
-                    .with_tracked_inactivity(false)
-                    .with_filter(filter()?)
-                    .with_filter(logs::feedback_filter()),
-            ),
-            None => None,
-        };
+        let bridged_spans = settings.traces.is_some().then(|| {
+            tracing_opentelemetry::layer()
+                .with_tracer(tracers.tracer_with_scope(scope()))
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false)
+                .with_filter(filter())
+                .with_filter(logs::feedback_filter())
+        });
         let bridged_logs = match &settings.logs {
             Some(_) => {
                 let provider = SdkLoggerProvider::builder()
@@ -145,15 +162,15 @@ impl Telemetry {
                     .with_log_processor(log_entrance.clone())
                     .build();
                 let bridge = OpenTelemetryTracingBridge::new(&provider);
-                Some(bridge.with_filter(filter()?).with_filter(logs::feedback_filter()))
+                Some(bridge.with_filter(filter()).with_filter(logs::feedback_filter()))
             }
             None => None,
         };
         let subscriber = tracing_subscriber::registry()
             .with(bridged_spans)
             .with(bridged_logs)
-            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN).with_filter(filter()?))
-            .with(logs::Lines::new(settings.format, output).with_filter(filter()?));
+            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN).with_filter(filter()))
+            .with(logs::Lines::new(settings.format, output).with_filter(filter()));
         let dispatch = Dispatch::new(subscriber);
 
         let running = match exporters {
@@ -175,7 +192,8 @@ impl Telemetry {
             }
             None => None,
         };
-        let inner = Inner { metrics, tracer, meters, running: Mutex::new(running), _tracers: tracers };
+        let inner =
+            Inner { metrics, tracer, control, meters, running: Mutex::new(running), _tracers: tracers };
         Ok((Telemetry(Arc::new(inner)), dispatch))
     }
 
@@ -187,6 +205,11 @@ impl Telemetry {
     /// Makes the spans of requests.
     pub fn tracer(&self) -> &Tracer {
         &self.0.tracer
+    }
+
+    /// Changes the log filter and the sampling of traces while the process runs.
+    pub fn control(&self) -> &Control {
+        &self.0.control
     }
 
     /// Collects and encodes all metrics, for the headers `Accept` and `Accept-Encoding`.
@@ -203,13 +226,26 @@ impl Telemetry {
         let mut families = meters.collection.run(&meters.seen, || meters.registry.gather());
         families.extend(meters.collection.removable.families());
         let exposition = openmetrics::encode(families, &meters.exemplars, format);
-        let compressed = accepts_gzip(accept_encoding).then(|| gzip(exposition.text.as_bytes())).flatten();
-        let (encoding, body) = match compressed {
-            Some(body) => (Some("gzip"), body),
-            None => (None, exposition.text.into_bytes()),
-        };
+        let scrape = Scrape::new(format, exposition.text, accept_encoding);
         inner.metrics.exporting.scraped(started.elapsed(), exposition.series, exposition.overflowing);
-        Ok(Scrape { content_type: format.content_type(), encoding, body: body.into() })
+        Ok(scrape)
+    }
+
+    /// Writes families of partitions for `/metrics/detailed`, for the headers `Accept` and `Accept-Encoding`. Blocks like
+    /// [`Telemetry::scrape`].
+    ///
+    /// # Errors
+    /// Metrics are off.
+    pub fn detail(
+        &self,
+        families: &DetailedFamilies,
+        partitions: &[PartitionLevels],
+        accept: Option<&str>,
+        accept_encoding: Option<&str>,
+    ) -> Result<Scrape, MetricsOff> {
+        self.0.meters.as_ref().ok_or(MetricsOff)?;
+        let format = Format::negotiate(accept);
+        Ok(Scrape::new(format, detailed::encode(families, partitions, format), accept_encoding))
     }
 
     /// Exports what waits, then stops exporting. Returns whether everything was handed over before the deadline.

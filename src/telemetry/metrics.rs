@@ -8,6 +8,7 @@ use opentelemetry::metrics::Meter;
 use super::broker::{BrokerLevels, BrokerMetrics, HealthCheck};
 use super::cluster::{ClusterLevels, ClusterMetrics, RaftLevels, TopicLevels};
 use super::consume::{ConsumeLevels, ConsumeMetrics};
+use super::control::ControlMetrics;
 use super::exemplars::Store;
 use super::exporting::ExportingMetrics;
 use super::groups::{ConsumerGroups, GroupLevels, GroupMetrics};
@@ -44,6 +45,8 @@ pub struct Groups {
     pub groups: ConsumerGroups,
     /// The cluster and agreement.
     pub cluster: ClusterMetrics,
+    /// What is changed at run time.
+    pub(super) control: ControlMetrics,
     broker: BrokerMetrics,
     runtime: RuntimeMetrics,
     topics: Topics,
@@ -78,6 +81,7 @@ impl Metrics {
             network: NetworkMetrics::new(instruments),
             exporting: ExportingMetrics::new(instruments),
             groups: ConsumerGroups::new(instruments),
+            control: ControlMetrics::new(instruments),
             broker: BrokerMetrics::new(instruments),
             cluster: ClusterMetrics::new(instruments),
             runtime: RuntimeMetrics::new(instruments),

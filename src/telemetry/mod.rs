@@ -4,6 +4,7 @@
 //!   of levels register an [`Observer`].
 //! * [`Tracer`] and [`RequestTrace`] are the spans of requests; a request that is not sampled pays almost nothing.
 //!   `tracing` spans are for background work and administration only.
+//! * [`Control`] changes the log filter and the sampling of traces for a while, without a restart.
 //! * [`Telemetry`] puts it together: [`Telemetry::install`], [`Telemetry::scrape`], [`Telemetry::shutdown`].
 //!
 //! Invariants:
@@ -18,12 +19,15 @@ mod broker;
 mod cluster;
 mod config;
 mod consume;
+mod control;
+mod detailed;
 mod exemplars;
 mod export;
 mod exporting;
 mod groups;
 mod install;
 mod instruments;
+mod live_filter;
 mod logs;
 mod metric_export;
 mod metrics;
@@ -47,6 +51,10 @@ pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, PeerLevels, RaftLevels, TopicLevels};
 pub use config::{Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, TraceConfig};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
+pub use control::{
+    Change, Control, ControlMetrics, LogOverride, Override, OverrideError, OverrideKind, SamplingOverride,
+};
+pub use detailed::{DetailedFamilies, PartitionLevels};
 pub use exporting::{ExportingMetrics, LogLevel, Loss, Signal};
 pub use groups::{
     AckKind, CommitOutcome, ConsumerGroups, DeliveryStage, GroupLag, GroupLevels, GroupMetrics,
@@ -59,7 +67,7 @@ pub use negotiation::Format;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};
 pub use produce::{BufferLevels, Phase, ProduceMetrics, ProducePhases};
 pub use resource::Identity;
-pub use sampling::Sampling;
+pub use sampling::{Sampler, Sampling};
 pub use storage::{StorageFailure, StorageLevels, StorageMetrics};
 pub use topics::TopicMetrics;
 pub use trace::{

@@ -86,12 +86,7 @@ impl Encoder<'_> {
             (Format::OpenMetrics, Kind::Counter) => row.prometheus.trim_end_matches("_total"),
             _ => row.prometheus,
         };
-        let unit = match row.unit {
-            "s" => Some("seconds"),
-            "By" => Some("bytes"),
-            _ => None,
-        };
-        self.header(family, row.kind.prometheus(), unit, row.help);
+        self.header(family, row.kind.prometheus(), unit_of(row), row.help);
         for metric in metrics {
             match row.kind {
                 Kind::Counter => {
@@ -106,20 +101,7 @@ impl Encoder<'_> {
     }
 
     fn header(&mut self, family: &str, kind: &str, unit: Option<&str>, help: &str) {
-        match self.format {
-            Format::Text => {
-                let _ = writeln!(self.text, "# HELP {family} {}", escape(help, false));
-                let _ = writeln!(self.text, "# TYPE {family} {kind}");
-            }
-            Format::OpenMetrics => {
-                let _ = writeln!(self.text, "# TYPE {family} {kind}");
-                // A unit may only be declared where the name ends with it.
-                if let Some(unit) = unit.filter(|unit| family.ends_with(&format!("_{unit}"))) {
-                    let _ = writeln!(self.text, "# UNIT {family} {unit}");
-                }
-                let _ = writeln!(self.text, "# HELP {family} {}", escape(help, true));
-            }
-        }
+        header(&mut self.text, self.format, family, kind, unit, help);
     }
 
     fn sample(&mut self, name: &str, suffix: &str, labels: &[LabelPair], value: f64) {
@@ -201,6 +183,40 @@ impl Encoder<'_> {
         }
         for metric in family.get_metric() {
             self.sample(TARGET_INFO, "", metric.get_label(), metric.get_gauge().get_value());
+        }
+    }
+}
+
+/// How a row's unit is called on `/metrics`, if its name may end with it.
+pub(super) fn unit_of(row: &Row) -> Option<&'static str> {
+    match row.unit {
+        "s" => Some("seconds"),
+        "By" => Some("bytes"),
+        _ => None,
+    }
+}
+
+/// Declares a family.
+pub(super) fn header(
+    text: &mut String,
+    format: Format,
+    family: &str,
+    kind: &str,
+    unit: Option<&str>,
+    help: &str,
+) {
+    match format {
+        Format::Text => {
+            let _ = writeln!(text, "# HELP {family} {}", escape(help, false));
+            let _ = writeln!(text, "# TYPE {family} {kind}");
+        }
+        Format::OpenMetrics => {
+            let _ = writeln!(text, "# TYPE {family} {kind}");
+            // A unit may only be declared where the name ends with it.
+            if let Some(unit) = unit.filter(|unit| family.ends_with(&format!("_{unit}"))) {
+                let _ = writeln!(text, "# UNIT {family} {unit}");
+            }
+            let _ = writeln!(text, "# HELP {family} {}", escape(help, true));
         }
     }
 }

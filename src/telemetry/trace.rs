@@ -18,7 +18,7 @@ use opentelemetry::{Context, ContextGuard, InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
 use tonic::Code;
 
-use super::sampling::{Chosen, Sampling};
+use super::sampling::{Chosen, Sampler, Sampling};
 use super::traceparent::{TraceIds, TraceParent, parse_tracestate};
 
 /// A span carries at most this many links; the number of the others is its attribute `streambus.links.dropped`.
@@ -63,18 +63,18 @@ pub fn replication_of(batch: TraceIds) -> TraceIds {
 #[derive(Clone)]
 pub struct Tracer {
     tracer: SdkTracer,
-    sampling: Sampling,
+    sampler: Sampler,
 }
 
 impl fmt::Debug for Tracer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracer").field("sampling", &self.sampling).finish_non_exhaustive()
+        f.debug_struct("Tracer").field("sampler", &self.sampler).finish_non_exhaustive()
     }
 }
 
 impl Tracer {
-    pub(super) fn new(provider: &SdkTracerProvider, sampling: Sampling) -> Self {
-        Tracer { tracer: provider.tracer_with_scope(scope()), sampling }
+    pub(super) fn new(provider: &SdkTracerProvider, sampler: impl Into<Sampler>) -> Self {
+        Tracer { tracer: provider.tracer_with_scope(scope()), sampler: sampler.into() }
     }
 
     /// A tracer that samples nothing, for tests of other modules.
@@ -84,7 +84,7 @@ impl Tracer {
 
     /// Whether anything may be sampled.
     pub fn is_on(&self) -> bool {
-        self.sampling != Sampling::NEVER
+        !self.sampler.is_never()
     }
 
     /// Begins the server span of a gRPC call, if it is to be sampled. `method` is the full name without leading
@@ -108,7 +108,29 @@ impl Tracer {
         state: Option<&[u8]>,
         describe: impl FnOnce() -> (Cow<'static, str>, Vec<KeyValue>),
     ) -> RequestTrace {
-        if !self.sampling.chooses(parent.as_ref()) {
+        self.start_if(self.sampler.chooses(parent.as_ref()), kind, parent, state, describe)
+    }
+
+    /// [`Tracer::start`] for a request that produces to `topic`, which may have a share of its own.
+    pub fn start_for_topic(
+        &self,
+        topic: &str,
+        kind: SpanKind,
+        parent: Option<TraceParent>,
+        describe: impl FnOnce() -> (Cow<'static, str>, Vec<KeyValue>),
+    ) -> RequestTrace {
+        self.start_if(self.sampler.chooses_for(topic, parent.as_ref()), kind, parent, None, describe)
+    }
+
+    fn start_if(
+        &self,
+        chosen: bool,
+        kind: SpanKind,
+        parent: Option<TraceParent>,
+        state: Option<&[u8]>,
+        describe: impl FnOnce() -> (Cow<'static, str>, Vec<KeyValue>),
+    ) -> RequestTrace {
+        if !chosen {
             return RequestTrace::Unsampled(parent.map(|parent| parent.ids));
         }
         let mut context = Context::new().with_value(Chosen);
@@ -148,7 +170,7 @@ impl Tracer {
         }
         let context = match request {
             RequestTrace::Sampled(sampled) => sampled.context.clone(),
-            RequestTrace::Unsampled(_) if kept.is_empty() || self.sampling == Sampling::NEVER => {
+            RequestTrace::Unsampled(_) if kept.is_empty() || self.sampler.is_never() => {
                 return RequestTrace::Unsampled(None);
             }
             RequestTrace::Unsampled(_) => Context::new().with_value(Chosen),
@@ -170,7 +192,7 @@ impl Tracer {
         ended: Instant,
         attributes: impl FnOnce() -> Vec<KeyValue>,
     ) {
-        if !parent.is_valid() || self.sampling == Sampling::NEVER {
+        if !parent.is_valid() || self.sampler.is_never() {
             return;
         }
         let context = Context::new()

@@ -9,6 +9,7 @@
 //! | `groups` | consumer and share groups: who owns what, what is committed, what is missed, lag |
 //! | `cluster` | several brokers: any serves any request, leaders die, brokers join and leave |
 //! | `switches` | what is switched off of telemetry is off |
+//! | `tools` | looking closer: `/metrics/detailed`, `top`, `control`, `explain` |
 //! | `overhead` | the measurement of what telemetry costs measures, and cleans up |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
 //!
@@ -26,4 +27,5 @@ mod limits;
 mod overhead;
 mod support;
 mod switches;
+mod tools;
 mod truth;

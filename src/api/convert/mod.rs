@@ -1,5 +1,6 @@
 //! Between the protocol's types and the broker's. A failed conversion names the field.
 
+pub(super) mod control;
 pub(super) mod groups;
 
 use std::time::Duration;

@@ -35,7 +35,8 @@ impl Service {
             fetched = self.0.broker().fetch(fetch) => fetched?,
             () = self.0.drain().cancelled() => return Err(Failure::stopping()),
         };
-        let partitions = fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace, None)).collect();
+        let partitions =
+            fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace, None).0).collect();
         Ok((v1::FetchResponse { partitions }, responding))
     }
 }
@@ -75,21 +76,23 @@ fn with_handover<T>(message: T, handover: Handover) -> Response<T> {
     response
 }
 
-/// Turns what was read into what is sent, and leaves a delivery span that links to the records' own traces.
+/// Turns what was read into what is sent, and leaves a delivery span that links to the records' own traces. Gives the span
+/// too, if it is sampled.
 pub(super) fn deliver(
     context: &Context,
     mut fetched: Fetched,
     request: &RequestTrace,
     group: Option<&str>,
-) -> v1::PartitionRecords {
+) -> (v1::PartitionRecords, Option<SpanLink>) {
     let error = fetched.error.take().map(|error| context.consume_refused(error));
     if fetched.batches.is_empty() {
-        return convert::records(fetched, error);
+        return (convert::records(fetched, error), None);
     }
     let span = context.tracer().delivery(request, links(&fetched), || describe(&fetched, group));
     let records = convert::records(fetched, error);
     span.end(None);
-    records
+    let link = span.ids().map(|TraceIds { trace, span }| SpanLink { trace_id: trace, span_id: span });
+    (records, link)
 }
 
 /// The sampled contexts in which the batches were written and their records created, as many as a span can link to.

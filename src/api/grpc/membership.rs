@@ -6,6 +6,7 @@ use super::subscribe::invalid;
 use crate::api::convert::{self, groups};
 use crate::api::rpc::Handover;
 use crate::api::status::Failure;
+use crate::broker::Fetched;
 use crate::broker::groups::{Member, MemberEvent, ShareMember};
 use crate::proto::v1;
 use crate::proto::v1::subscribe_request::Action;
@@ -70,11 +71,11 @@ impl Session {
             }),
             MemberEvent::Records(fetched, responding) => {
                 handover.made(responding);
-                return deliver(context, fetched, &RequestTrace::NONE, Some(group)).into();
+                return self.deliver(context, fetched).into();
             }
             MemberEvent::Leased { fetched, responding, leases } => {
                 handover.made(Some(responding));
-                let records = deliver(context, fetched, &RequestTrace::NONE, Some(group));
+                let records = self.deliver(context, fetched);
                 let leases = leases.into_iter().map(Into::into).collect();
                 return v1::PartitionRecords { leases, ..records }.into();
             }
@@ -92,6 +93,18 @@ impl Session {
             MemberEvent::Keepalive => Event::Keepalive(v1::Keepalive {}),
         };
         v1::SubscribeResponse::of(event)
+    }
+
+    /// Delivers what was read, and notes in which trace.
+    fn deliver(&self, context: &Context, fetched: Fetched) -> v1::PartitionRecords {
+        let (records, span) = deliver(context, fetched, &RequestTrace::NONE, Some(self.group()));
+        if let Some(span) = span {
+            match &self.member {
+                Membership::Consumer(member) => member.delivered_in(&records.topic, records.partition, span),
+                Membership::Share(member) => member.delivered_in(&records.topic, records.partition, span),
+            }
+        }
+        records
     }
 
     fn group(&self) -> &str {

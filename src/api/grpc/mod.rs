@@ -2,6 +2,7 @@
 
 mod cluster;
 mod consume;
+mod control;
 mod forward;
 mod group;
 mod membership;
@@ -27,6 +28,7 @@ use crate::proto::DESCRIPTORS;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
 use crate::proto::v1::cluster_service_server::{self, ClusterServiceServer};
 use crate::proto::v1::consume_service_server::{self, ConsumeServiceServer};
+use crate::proto::v1::control_service_server::{self, ControlServiceServer};
 use crate::proto::v1::group_service_server::{self, GroupServiceServer};
 use crate::proto::v1::produce_service_server::{self, ProduceServiceServer};
 use crate::proto::v1::topic_service_server::{self, TopicServiceServer};
@@ -40,6 +42,7 @@ pub(super) const CONSUME: &str = consume_service_server::SERVICE_NAME;
 pub(super) const GROUP: &str = group_service_server::SERVICE_NAME;
 pub(super) const TOPIC: &str = topic_service_server::SERVICE_NAME;
 pub(super) const CLUSTER: &str = cluster_service_server::SERVICE_NAME;
+pub(super) const CONTROL: &str = control_service_server::SERVICE_NAME;
 
 /// What all services share.
 #[derive(Clone)]
@@ -139,11 +142,13 @@ where
     let group = GroupServiceServer::new(group::Service(context.clone()));
     let topic = TopicServiceServer::new(topic::Service(context.clone()));
     let cluster = ClusterServiceServer::new(cluster::Service(context.clone()));
+    let control = ControlServiceServer::new(control::Service(context.clone()));
     Ok(Routes::new(produce.max_decoding_message_size(message_bytes_max))
         .add_service(consume.max_decoding_message_size(message_bytes_max))
         .add_service(group.max_decoding_message_size(message_bytes_max))
         .add_service(topic.max_decoding_message_size(message_bytes_max))
         .add_service(cluster.max_decoding_message_size(message_bytes_max))
+        .add_service(control.max_decoding_message_size(message_bytes_max))
         .add_service(peers)
         .add_service(health)
         .add_service(reflection().build_v1()?)

@@ -61,9 +61,12 @@ impl ProduceService for Service {
 
     async fn init_producer(
         &self,
-        _request: Request<v1::InitProducerRequest>,
+        request: Request<v1::InitProducerRequest>,
     ) -> Result<Response<v1::InitProducerResponse>, Status> {
         let (producer_id, epoch) = self.0.broker().init_producer().await.map_err(Failure::from)?;
+        if let Some(agent) = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()) {
+            self.0.broker().remember_producer(producer_id, agent);
+        }
         Ok(Response::new(v1::InitProducerResponse { producer_id, epoch }))
     }
 }

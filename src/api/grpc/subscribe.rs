@@ -77,7 +77,7 @@ impl Reading {
             Reading::Partitions(subscription) => {
                 let (fetched, responding) = subscription.next().await;
                 handover.made(responding);
-                Ok(Some(deliver(context, fetched, &RequestTrace::NONE, None).into()))
+                Ok(Some(deliver(context, fetched, &RequestTrace::NONE, None).0.into()))
             }
             Reading::Group(session) => {
                 let next = session.next(context, handover).await;
@@ -136,7 +136,7 @@ impl Subscriber {
         let drain = self.context.drain().clone();
         loop {
             if let Some(refused) = self.refused.pop_front() {
-                return Ok(Some(deliver(&self.context, refused, &RequestTrace::NONE, None).into()));
+                return Ok(Some(deliver(&self.context, refused, &RequestTrace::NONE, None).0.into()));
             }
             if (self.half_closed || self.reading.has_left()) && self.reading.is_over() {
                 return Ok(None);

@@ -1,5 +1,6 @@
-//! The HTTP endpoints: metrics and health, for scrapers, probes and people.
+//! The HTTP endpoints: metrics, of the broker and of each partition, and health, for scrapers, probes and people.
 
+mod detailed;
 mod health;
 mod metrics;
 
@@ -18,8 +19,8 @@ use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt as _;
 
 use super::load::Load;
-use super::{Config, Scraper};
-use crate::broker::Health;
+use super::{Config, Detailer, Scraper};
+use crate::broker::{Broker, Health};
 use crate::telemetry::Metrics;
 use crate::telemetry::{Outcome, Protocol};
 
@@ -33,35 +34,43 @@ pub(super) struct Site {
 }
 
 /// What the endpoints read.
-struct Sources {
+pub(super) struct Sources {
+    broker: Broker,
     health: watch::Receiver<Health>,
     scraper: Scraper,
+    detailer: Detailer,
     scrapes: Arc<Semaphore>,
     grpc_port: u16,
+}
+
+impl Sources {
+    pub(super) fn new(
+        config: &Config,
+        broker: Broker,
+        scraper: Scraper,
+        detailer: Detailer,
+        grpc_port: u16,
+    ) -> Self {
+        let scrapes = Arc::new(Semaphore::new(config.concurrent_scrapes_max));
+        Sources { health: broker.health(), broker, scraper, detailer, scrapes, grpc_port }
+    }
 }
 
 type Shared = State<Arc<Sources>>;
 
 impl Site {
-    pub(super) fn new(
-        config: &Config,
-        health: watch::Receiver<Health>,
-        scraper: Scraper,
-        metrics: Metrics,
-        load: Load,
-        grpc_port: u16,
-    ) -> Self {
-        let scrapes = Arc::new(Semaphore::new(config.concurrent_scrapes_max));
+    pub(super) fn new(config: &Config, sources: Sources, metrics: Metrics, load: Load) -> Self {
         let router = Router::new()
             .route("/", get(index))
             .route("/metrics", get(metrics::scrape))
+            .route("/metrics/detailed", get(detailed::scrape))
             .route("/health", get(health::overall))
             .route("/health/live", get(health::live))
             .route("/health/ready", get(health::ready))
             .route("/health/startup", get(health::startup))
             .fallback(unknown_path)
             .method_not_allowed_fallback(wrong_method)
-            .with_state(Arc::new(Sources { health, scraper, scrapes, grpc_port }));
+            .with_state(Arc::new(sources));
         Site { router, metrics, load, request_timeout: config.http_request_timeout }
     }
 
@@ -95,6 +104,7 @@ async fn index(State(sources): Shared) -> Response {
     let page = format!(
         "StreamBus {}\n\n\
          /metrics          metrics for Prometheus\n\
+         /metrics/detailed metrics of each partition: ?family=…&topic=…\n\
          /health           all health checks\n\
          /health/live      the process runs\n\
          /health/ready     the broker takes traffic\n\

@@ -113,7 +113,7 @@ impl Protocol for Grpc {
         let Some(mut connection) = greeted else { return };
         connection.linger_in(stop.drain.clone());
         let (peer, lost) = (connection.peer(), connection.lost());
-        let served = self.http2.serve_connection(TokioIo::new(connection), self.calls.clone());
+        let served = self.http2.serve_connection(TokioIo::new(connection), self.calls.from(peer));
         let result = until_stopped(served, |served| served.graceful_shutdown(), &stop).await;
         if let Some(Err(error)) = result {
             self.note_end(peer, lost.get(), &error);

@@ -20,7 +20,7 @@ pub(in crate::api) struct Method(&'static (&'static str, Kind));
 const OTHER: (&str, Kind) = ("_OTHER", Kind::Unary);
 
 /// Sorted by name.
-static METHODS: [(&str, Kind); 39] = [
+static METHODS: [(&str, Kind); 46] = [
     ("grpc.health.v1.Health/Check", Kind::Infrastructure),
     ("grpc.health.v1.Health/Watch", Kind::Infrastructure),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Kind::Infrastructure),
@@ -43,6 +43,13 @@ static METHODS: [(&str, Kind); 39] = [
     ("streambus.v1.ClusterService/TransferLeader", Kind::Unary),
     ("streambus.v1.ConsumeService/Fetch", Kind::Unary),
     ("streambus.v1.ConsumeService/Subscribe", Kind::Stream),
+    ("streambus.v1.ControlService/ClearLogFilter", Kind::Unary),
+    ("streambus.v1.ControlService/ClearSampling", Kind::Unary),
+    ("streambus.v1.ControlService/ExplainRecord", Kind::Unary),
+    ("streambus.v1.ControlService/FindRecords", Kind::Unary),
+    ("streambus.v1.ControlService/GetOverrides", Kind::Unary),
+    ("streambus.v1.ControlService/SetLogFilter", Kind::Unary),
+    ("streambus.v1.ControlService/SetSampling", Kind::Unary),
     ("streambus.v1.GroupService/CommitOffsets", Kind::Unary),
     ("streambus.v1.GroupService/DeleteGroup", Kind::Unary),
     ("streambus.v1.GroupService/DescribeGroup", Kind::Unary),
@@ -88,7 +95,7 @@ impl Method {
 
     /// Whether a call may have changed something although it was not answered.
     pub(in crate::api) fn writes(self) -> bool {
-        const READS: [&str; 5] = ["/Describe", "/Fetch", "/Get", "/List", "/Check"];
+        const READS: [&str; 7] = ["/Describe", "/Explain", "/Fetch", "/Find", "/Get", "/List", "/Check"];
         self.is_unary() && !READS.iter().any(|verb| self.name().contains(verb))
     }
 
@@ -135,7 +142,13 @@ mod tests {
         for method in ["ProduceService/Produce", "TopicService/CreateTopic", "TopicService/DeleteRecords"] {
             assert!(writes(&format!("/streambus.v1.{method}")), "{method}");
         }
-        for method in ["ConsumeService/Fetch", "TopicService/ListTopics", "ClusterService/DescribeCluster"] {
+        for method in [
+            "ConsumeService/Fetch",
+            "TopicService/ListTopics",
+            "ClusterService/DescribeCluster",
+            "ControlService/ExplainRecord",
+            "ControlService/FindRecords",
+        ] {
             assert!(!writes(&format!("/streambus.v1.{method}")), "{method}");
         }
     }

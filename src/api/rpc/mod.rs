@@ -8,6 +8,7 @@ mod method;
 mod observed;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -33,6 +34,10 @@ use crate::telemetry::{RequestTrace, Tracer};
 
 const TRACEPARENT: &str = "traceparent";
 
+/// Where a call came from. Only calls that may be audited carry it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
 /// Answers the calls of all connections. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Calls {
@@ -43,6 +48,8 @@ pub(super) struct Calls {
     message_bytes_max: u64,
     /// Ends streams of health and reflection, which watch for no drain themselves.
     end_infrastructure: CancellationToken,
+    /// The other end of the connection, once there is one.
+    peer: Option<SocketAddr>,
 }
 
 impl Calls {
@@ -54,7 +61,13 @@ impl Calls {
         message_bytes_max: u64,
         end_infrastructure: CancellationToken,
     ) -> Self {
-        Calls { routes: routes.prepare(), metrics, tracer, load, message_bytes_max, end_infrastructure }
+        let routes = routes.prepare();
+        Calls { routes, metrics, tracer, load, message_bytes_max, end_infrastructure, peer: None }
+    }
+
+    /// For the calls of a connection.
+    pub(super) fn from(&self, peer: SocketAddr) -> Self {
+        Calls { peer: Some(peer), ..self.clone() }
     }
 
     /// Begins the server span of a call.
@@ -84,6 +97,9 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let limit = if method.is_of_peers() { u64::MAX } else { self.message_bytes_max };
         let mut request = request.map(|body| Body::new(Limited::new(body, limit, self.metrics.clone())));
         request.extensions_mut().insert(span.clone());
+        if let (Kind::Unary, Some(peer)) = (method.kind(), self.peer) {
+            request.extensions_mut().insert(Peer(peer));
+        }
         // A stream lasts as long as its client wants; the client ends it at its deadline.
         let deadline = Deadline::of(request.headers(), started).filter(|_| method.is_unary());
         if let Some(deadline) = deadline {

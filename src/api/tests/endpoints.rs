@@ -92,7 +92,7 @@ async fn reflection_lists_the_services() {
     let answer = within(answers.message()).await.unwrap().unwrap();
     let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else { panic!() };
     let names: Vec<_> = services.service.iter().map(|service| service.name.as_str()).collect();
-    for service in [grpc::PRODUCE, grpc::CONSUME, grpc::GROUP, grpc::TOPIC, grpc::CLUSTER] {
+    for service in [grpc::PRODUCE, grpc::CONSUME, grpc::GROUP, grpc::TOPIC, grpc::CLUSTER, grpc::CONTROL] {
         assert!(names.contains(&service), "{names:?}");
     }
     assert!(!names.iter().any(|name| name.contains("internal")), "{names:?}");

@@ -66,12 +66,16 @@ impl Api {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config { grpc_listen: any, http_listen: any, ..config };
         let scraped = telemetry.clone();
+        let detailed = telemetry.clone();
         let environment = Environment {
             broker: broker.clone(),
             peers: hub,
             metrics: telemetry.metrics().clone(),
             tracer: telemetry.tracer().clone(),
             scraper: Arc::new(move |accept, encoding| scraped.scrape(Some(accept), Some(encoding))),
+            detailer: Arc::new(move |families, partitions, accept, encoding| {
+                detailed.detail(families, partitions, Some(accept), Some(encoding))
+            }),
             tasks,
             batch_bytes_max: BATCH_BYTES_MAX,
         };
@@ -146,6 +150,7 @@ async fn open_broker(
         storage: storage.clone(),
         metrics: metrics.clone(),
         tracer: telemetry.tracer().clone(),
+        control: telemetry.control().clone(),
         clock: clock.clone(),
     });
     let store = Store::open(&storage, None).unwrap();

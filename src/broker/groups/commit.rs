@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::journal::{Journal, Place};
 use super::live::{Live, SessionId};
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error, ErrorCode};
+use crate::clock::Timestamp;
 use crate::cluster::coordinator;
 use crate::coordination::{Command, METADATA_BYTES_MAX, Outcome, PartitionKey};
 use crate::partition;
@@ -54,6 +56,28 @@ pub(super) struct PendingCommit {
     receiver: Option<oneshot::Receiver<Result<Outcome, coordinator::Error>>>,
     metrics: Metrics,
     received: Instant,
+    /// What to note when it is committed.
+    noted: Noted,
+}
+
+/// Offsets that a group commits, and where that is noted.
+struct Noted {
+    journal: Arc<Journal>,
+    group: Arc<str>,
+    /// The term in which this broker coordinates the group; none if it does not any more.
+    term: Option<u32>,
+    at: Timestamp,
+    offsets: Vec<(PartitionKey, Offset)>,
+}
+
+impl Noted {
+    fn committed(&self) {
+        let Some(term) = self.term else { return };
+        for (key, offset) in &self.offsets {
+            let place = Place { group: &self.group, key: *key, term };
+            self.journal.acknowledged(&place, Offset::ZERO..*offset, self.at);
+        }
+    }
 }
 
 impl Broker {
@@ -94,16 +118,26 @@ impl Broker {
             };
             results.push(CommitResult { topic, partition, offset, error });
         }
+        let (groups, at) = (self.groups()?, self.0.clock.now());
+        let noted = Noted {
+            journal: groups.journal.clone(),
+            group: group.into(),
+            term: match committer {
+                Committer::Member { live, .. } => Some(live.term),
+                Committer::Outsider => groups.term(group).ok(),
+            },
+            at,
+            offsets: accepted.iter().map(|(key, offset, _)| (*key, *offset)).collect(),
+        };
         let receiver = (!accepted.is_empty()).then(|| {
-            let at = self.0.clock.now();
-            let command = Command::CommitOffsets { group: group.into(), at, offsets: accepted };
+            let command = Command::CommitOffsets { group: noted.group.clone(), at, offsets: accepted };
             match committer {
                 // What was checked against this membership holds in its term only.
                 Committer::Member { live, .. } => slot.submit_in(live.term.into(), command),
                 Committer::Outsider => slot.submit(command),
             }
         });
-        Ok(PendingCommit { results, receiver, metrics: self.0.metrics.clone(), received })
+        Ok(PendingCommit { results, receiver, metrics: self.0.metrics.clone(), received, noted })
     }
 
     fn check_offset(
@@ -145,10 +179,13 @@ impl PendingCommit {
         if let Some(receiver) = self.receiver.take() {
             // A coordinator that is gone may have written the entry all the same.
             let unknown = Err(coordinator::Error::Raft(crate::raft::Error::OutcomeUnknown));
-            if let Err(error) = receiver.await.unwrap_or(unknown) {
-                let error = Error::from(error);
-                for result in self.results.iter_mut().filter(|result| result.error.is_none()) {
-                    result.error = Some(error.clone());
+            match receiver.await.unwrap_or(unknown) {
+                Ok(_) => self.noted.committed(),
+                Err(error) => {
+                    let error = Error::from(error);
+                    for result in self.results.iter_mut().filter(|result| result.error.is_none()) {
+                        result.error = Some(error.clone());
+                    }
                 }
             }
         }

@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 
 use super::commit::{CommitResult, Committer, OffsetToCommit};
+use super::journal::{Delivery, Place};
 use super::live::{Live, Notice, SessionId};
 use super::mailbox::Mailbox;
 use super::offsets::TopicPartition;
@@ -20,7 +21,7 @@ use crate::broker::{Broker, Error, ErrorCode, Subscription};
 use crate::clock::Timestamp;
 use crate::coordination::membership::{MemberSpec, TopicFilter};
 use crate::coordination::{Command, Kind, PartitionKey};
-use crate::record::{CodecSet, Offset};
+use crate::record::{CodecSet, Offset, SpanLink};
 use crate::telemetry::GroupMetrics;
 
 /// Commits of a member that may be on their way. While there are so many, the member's requests are not read.
@@ -478,6 +479,9 @@ impl Member {
             Ok(offset) => {
                 let position = Position::Offset(offset);
                 let wanted = FetchPartition { topic: topic.to_string(), partition, position };
+                if let Ok(groups) = self.broker.groups() {
+                    groups.journal.begin(&self.place(found.key), self.broker.now());
+                }
                 let failed = self.subscription.add(vec![wanted]).await;
                 let held =
                     Held { topic: topic.clone(), next: offset, committed: offset, batches: VecDeque::new() };
@@ -516,10 +520,31 @@ impl Member {
             }
             held.batches.push_back((end, batch.append_time));
         }
+        // A batch may begin before the member does.
+        let from = held.next;
         if fetched.error.is_none() {
             held.next = fetched.next_offset;
         }
+        if let (Some(first), Ok(groups)) = (fetched.batches.first(), self.broker.groups()) {
+            let delivery = Delivery { at: now, member: self.id.clone(), span: None };
+            groups.journal.delivered(
+                &self.place(key),
+                first.base_offset.max(from)..fetched.next_offset,
+                delivery,
+            );
+        }
         Some(MemberEvent::Records(fetched, responding))
+    }
+
+    /// The newest delivery of a partition was traced.
+    pub fn delivered_in(&self, topic: &str, partition: u32, span: SpanLink) {
+        if let (Some(key), Ok(groups)) = (self.key_of(topic, partition), self.broker.groups()) {
+            groups.journal.delivered_in(&self.place(key), span);
+        }
+    }
+
+    fn place(&self, key: PartitionKey) -> Place<'_> {
+        Place { group: &self.live.name, key, term: self.live.term }
     }
 
     fn committed(&mut self, correlation_id: u64, results: Vec<CommitResult>) -> MemberEvent {

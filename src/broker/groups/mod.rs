@@ -9,6 +9,7 @@
 //! | [`commit`] | committing offsets |
 //! | [`offsets`] | look-ups, resets, deletion, progress |
 //! | [`describe`] | what can be told of a group |
+//! | [`journal`] | when records were delivered and acknowledged |
 //! | [`lag`] | how far behind groups are |
 //! | [`upkeep`] | time-outs, topics that come and go, groups that expire |
 //! | [`queue`], [`share`], [`burial`] | share groups: leases, their members' streams, dead letters |
@@ -21,6 +22,7 @@ mod burial;
 mod commit;
 mod config;
 mod describe;
+mod journal;
 mod lag;
 mod live;
 mod mailbox;
@@ -37,13 +39,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use journal::{Journal, Place};
 use lag::Ages;
 use live::{Live, SessionId};
 use queue::Queue;
 
-use super::{Broker, Error};
+use super::{Broker, Error, GroupFacts};
+use crate::clock::Timestamp;
 use crate::cluster::coordinator::{self, Coordinators};
 use crate::coordination::{self, Group, PartitionKey};
+use crate::record::Offset;
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
 
@@ -51,6 +56,7 @@ pub use crate::coordination::Kind;
 pub use commit::{CommitResult, OffsetToCommit};
 pub use config::Config;
 pub use describe::{GroupDescription, MemberDescription};
+pub use journal::{Delivery, Known};
 pub use member::{AssignedPartition, Join, Member, MemberEvent, OffsetReset};
 pub use offsets::{
     CommittedOffset, GroupListing, GroupPartition, MemberClaim, Reset, ResetOffset, ResetTo, TopicPartition,
@@ -69,6 +75,8 @@ pub struct Groups {
     /// Groups that must stay without members for the moment.
     kept_empty: Mutex<HashSet<Arc<str>>>,
     ages: Ages,
+    /// Shared with commits on their way, which outlive their callers.
+    journal: Arc<Journal>,
     /// The newest epochs of groups that have no members, so that nobody who was one is taken for a newer member.
     epochs: Mutex<HashMap<Arc<str>, u64>>,
     sessions: AtomicU64,
@@ -102,6 +110,7 @@ impl Groups {
             queues: Mutex::default(),
             kept_empty: Mutex::default(),
             ages: Ages::default(),
+            journal: Arc::default(),
             epochs: Mutex::default(),
             sessions: AtomicU64::new(1),
             tasks,
@@ -231,9 +240,45 @@ impl Groups {
         }
     }
 
+    /// What is known of a record and each group that has a position in its partition, by name. Of groups that another
+    /// broker coordinates that is what is replicated, as far as it is known here.
+    pub(super) fn explain(&self, key: PartitionKey, offset: Offset, appended: Timestamp) -> Vec<GroupFacts> {
+        let mut facts = Vec::new();
+        for coordinator in self.coordinators.all() {
+            let term = coordinator.leading().and_then(|term| u32::try_from(term).ok());
+            coordinator.read(|state| {
+                for group in state.groups() {
+                    let Some((committed, _, at)) = offsets::standing_at(group, key) else { continue };
+                    let found = match term {
+                        Some(term) => {
+                            self.journal.look_up(&Place { group: &group.name, key, term }, offset, appended)
+                        }
+                        None => journal::Found::NOTHING,
+                    };
+                    let accepted = group.shares().get(&key).is_some_and(|progress| progress.is_done(offset));
+                    facts.push(GroupFacts {
+                        group: group.name.clone(),
+                        kind: group.kind,
+                        coordinator: coordinator.leader(),
+                        coordinated_here: term.is_some(),
+                        committed,
+                        committed_at: (group.kind == Kind::Consumer).then_some(at),
+                        done: offset < committed || accepted,
+                        delivery: found.delivery,
+                        acknowledgement: found.acknowledgement,
+                        since: found.since,
+                    });
+                }
+            });
+        }
+        facts.sort_by(|a, b| a.group.cmp(&b.group));
+        facts
+    }
+
     /// Forgets what is shown of a group.
     fn forget(&self, name: &str) {
         self.metrics.remove_group(name);
+        self.journal.forget(name);
         lock(&self.epochs).remove(name);
     }
 }

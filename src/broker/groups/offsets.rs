@@ -347,7 +347,7 @@ impl Broker {
     }
 
     /// The key under which a partition's offset is kept.
-    pub(super) fn partition_key(&self, topic: &str, number: u32) -> Result<PartitionKey, Error> {
+    pub(in crate::broker) fn partition_key(&self, topic: &str, number: u32) -> Result<PartitionKey, Error> {
         let route = self.route(topic)?;
         self.partition(&route, number)?;
         Ok(PartitionKey { topic: route.topic.id, partition: number })

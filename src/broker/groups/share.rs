@@ -11,6 +11,7 @@ use futures_util::stream::FuturesOrdered;
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::journal::{Delivery, Journal, Place};
 use super::live::{Notice, SessionId};
 use super::member::{AssignedPartition, Join, MemberEvent, member_id, optional, topic_filter};
 use super::offsets::TopicPartition;
@@ -23,7 +24,7 @@ use crate::cluster::coordinator;
 use crate::coordination::{
     Command, Kind, LeaseSpec, Leases, OffsetRange, Outcome, PartitionKey, Progress, Returned, ShareUpdate,
 };
-use crate::record::{CodecSet, Offset};
+use crate::record::{CodecSet, Offset, SpanLink};
 use crate::task::Criticality;
 use crate::telemetry::{AckKind as Acked, GroupMetrics};
 
@@ -348,11 +349,11 @@ impl ShareMember {
         let at = self.broker.0.clock.now();
         let command = Command::UpdateShares { group: self.queue.name.clone(), at, updates };
         let receiver = slot.submit_in(self.queue.term.into(), command);
-        let queue = self.queue.clone();
+        let (queue, journal) = (self.queue.clone(), groups.journal.clone());
         let (done, answer) = oneshot::channel();
         // On a task of its own: the leases must learn what became of it, also if the stream ends.
         groups.tasks.spawn("share acknowledgement", Criticality::BestEffort, async move {
-            let _ = done.send(conclude(&queue, receiver, accepted, errors).await);
+            let _ = done.send(conclude(&queue, &journal, at, receiver, accepted, errors).await);
         });
         self.answers.push_back(Box::pin(async move { (correlation_id, answer.await.unwrap_or_default()) }));
         Ok(())
@@ -526,6 +527,7 @@ impl ShareMember {
             let group = state.group(&self.queue.name)?;
             group.shares().get(&found.key).cloned()
         });
+        groups.journal.begin(&self.place(found.key), self.broker.now());
         let progress = progress.unwrap_or_else(|| Progress::starting_at(found.partition.bounds().log_start));
         self.queue.open(found.key, || Leases::new(&progress, window));
     }
@@ -640,6 +642,17 @@ impl ShareMember {
         given.insert(batch.base_offset, (last, batch.append_time));
     }
 
+    /// The newest delivery of a partition was traced.
+    pub fn delivered_in(&self, topic: &str, partition: u32, span: SpanLink) {
+        if let (Some(key), Ok(groups)) = (self.key_of(topic, partition), self.broker.groups()) {
+            groups.journal.delivered_in(&self.place(key), span);
+        }
+    }
+
+    fn place(&self, key: PartitionKey) -> Place<'_> {
+        Place { group: &self.queue.name, key, term: self.queue.term }
+    }
+
     fn count(&self, found: &Found, fetched: &Fetched, leases: &[LeasedRange]) {
         let now = self.broker.0.clock.now();
         for batch in &fetched.batches {
@@ -650,6 +663,13 @@ impl ShareMember {
         if again > 0 {
             self.metrics.redelivered(&found.route.topic.name, again);
         }
+        if let Ok(groups) = self.broker.groups() {
+            for lease in leases {
+                let delivery = Delivery { at: now, member: self.member.id.clone(), span: None };
+                let range = lease.first..lease.last.saturating_add(1);
+                groups.journal.delivered(&self.place(found.key), range, delivery);
+            }
+        }
         let all = leases.iter().map(records).sum();
         self.broker.0.metrics.consume.delivered(&found.route.metrics, all, fetched.bytes());
     }
@@ -658,6 +678,8 @@ impl ShareMember {
 /// Waits for what becomes of acknowledgements, and tells the leases.
 async fn conclude(
     queue: &Queue,
+    journal: &Journal,
+    at: Timestamp,
     receiver: oneshot::Receiver<Result<Outcome, coordinator::Error>>,
     accepted: Vec<(usize, PartitionKey, OffsetRange)>,
     mut errors: Vec<Option<Error>>,
@@ -668,6 +690,8 @@ async fn conclude(
         match &outcome {
             Ok(_) => {
                 queue.with(key, |leases| leases.committed(range));
+                let place = Place { group: &queue.name, key, term: queue.term };
+                journal.acknowledged(&place, range.first..range.last.saturating_add(1), at);
                 // There is room in the window again.
                 queue.ring();
             }

@@ -1,12 +1,22 @@
-//! Managing topics and consumer groups, and looking at the cluster.
+//! Managing topics, consumer groups and telemetry, and looking at the cluster and at records.
 
 mod cluster;
+mod control;
+mod explain;
 mod groups;
 mod types;
 
 use std::sync::Arc;
 
 pub use cluster::{BrokerStatus, ClusterStatus, PartitionProblem, ProblemKind};
+pub use control::{
+    ControlOutcome, LogFilterOverride, OverrideTerms, Overrides, SamplingOverride, SamplingScope,
+    TermsInForce,
+};
+pub use explain::{
+    Explanation, FoundBatch, FoundBatches, GroupFacts, ProducerFacts, RecordFacts, ReplicaFacts,
+    TraceReference, WhenKnown,
+};
 pub(super) use groups::fetch_offsets;
 pub use groups::{
     CommittedOffset, GroupDescription, GroupKind, GroupListing, GroupMember, GroupPartition, ResetOffset,

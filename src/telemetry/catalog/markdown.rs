@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Family, ROWS, Row};
+use super::{DETAILED, Family, ROWS, Row};
 
 /// The text of `docs/METRICS.md`.
 pub fn markdown() -> String {
@@ -18,7 +18,30 @@ pub fn markdown() -> String {
     for family in Family::ALL {
         section(&mut out, family);
     }
+    detailed(&mut out);
     out
+}
+
+/// What only `/metrics/detailed` shows.
+fn detailed(out: &mut String) {
+    out.push_str(
+        "\n## Partitions, on demand\n\n\
+         `/metrics/detailed` shows these of each partition that has a replica on the broker. They are not on `/metrics` \
+         and not sent over OTLP. `?family=` and `?topic=` choose, see the README.\n\n\
+         | Prometheus | Type | Unit | Labels | Meaning | Moves |\n|---|---|---|---|---|---|\n",
+    );
+    for row in DETAILED {
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | `{}` | {} | {} | {} |",
+            row.prometheus,
+            row.kind.prometheus(),
+            row.unit,
+            labels(row),
+            row.help,
+            row.moves,
+        );
+    }
 }
 
 fn section(out: &mut String, family: Family) {

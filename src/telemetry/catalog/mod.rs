@@ -1,18 +1,21 @@
 //! The catalogue: every instrument of the process, once.
 //!
-//! Instruments, the names on `/metrics`, `docs/METRICS.md` and the tests' expectations all come from [`ROWS`].
-//! No other file spells a metric name: code refers to a row by its constant, such as [`PRODUCE_LATENCY`].
+//! Instruments, the names on `/metrics`, `docs/METRICS.md`, `docs/semconv/registry.yaml` and the tests' expectations all
+//! come from [`ROWS`]. No other file spells a metric name: code refers to a row by its constant, such as
+//! [`PRODUCE_LATENCY`]. [`DETAILED`] has what `/metrics/detailed` shows on demand.
 //!
 //! Over OTLP an instrument carries its dotted name and UCUM unit; `/metrics` shows the Prometheus name of the row,
 //! which is a contract with dashboards and alerts and is therefore written down, not derived.
 
 mod markdown;
 mod rows;
+mod semconv;
 #[cfg(test)]
 mod tests;
 
 pub use markdown::markdown;
 pub use rows::*;
+pub use semconv::registry;
 
 /// How a metric behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,3 +160,10 @@ pub const PEERS_MAX: usize = 100;
 /// The lag rows hold this many partitions of groups apart: those with the largest lag, if there are more. The others
 /// share one overflow series.
 pub const LAGS_MAX: usize = 100_000;
+
+/// One answer of `/metrics/detailed` shows at most so many partitions.
+pub const DETAILED_PARTITIONS_MAX: usize = 10_000;
+
+/// Members of a partition's group beside its leader that `/metrics/detailed` shows. While replicas move there are more
+/// than the replication factor.
+pub const DETAILED_REPLICAS_MAX: usize = 16;

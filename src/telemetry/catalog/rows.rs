@@ -3,7 +3,10 @@
 use super::Family::{
     Broker, Cluster, Group, Message, Network, Performance, Process, Raft, Runtime, Storage, Telemetry, Topic,
 };
-use super::{Family, GROUP_TOPICS_MAX, GROUPS_MAX, Kind, LAGS_MAX, PEERS_MAX, Row, TOPICS_MAX};
+use super::{
+    DETAILED_PARTITIONS_MAX, DETAILED_REPLICAS_MAX, Family, GROUP_TOPICS_MAX, GROUPS_MAX, Kind, LAGS_MAX,
+    PEERS_MAX, Row, TOPICS_MAX,
+};
 
 /// The specified bounds of the latency histograms: 1 ms to 5 s.
 pub const LATENCY_BOUNDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
@@ -27,6 +30,9 @@ pub const CONSUMER_BOUNDS: &[f64] =
 
 /// The label of the topic-labelled rows.
 pub const TOPIC: &[&str] = &["topic"];
+
+/// The labels of the rows with one series per partition.
+pub const PARTITION: &[&str] = &["partition", "topic"];
 
 const fn row(kind: Kind, otel: &'static str, prometheus: &'static str, unit: &'static str) -> Row {
     Row {
@@ -80,21 +86,24 @@ impl Row {
 }
 
 macro_rules! rows {
-    ($($name:ident = $row:expr;)*) => {
+    ($(#[$doc:meta])* $all:ident, $identifiers:ident; $($name:ident = $row:expr;)*) => {
         $(
             #[doc = concat!("The row `", stringify!($name), "`.")]
             pub const $name: Row = $row;
         )*
 
-        /// Every instrument.
-        pub const ROWS: &[Row] = &[$($name),*];
+        $(#[$doc])*
+        pub const $all: &[Row] = &[$($name),*];
 
-        /// The constant's identifier of each row, in the order of [`ROWS`].
-        pub const IDENTIFIERS: &[&str] = &[$(stringify!($name)),*];
+        #[doc = concat!("The constant's identifier of each row, in the order of [`", stringify!($all), "`].")]
+        pub const $identifiers: &[&str] = &[$(stringify!($name)),*];
     };
 }
 
 rows! {
+    /// Every instrument.
+    ROWS, IDENTIFIERS;
+
     BROKER_UPTIME = gauge("streambus.broker.uptime", "streambus_broker_uptime_seconds", "s")
         .help("Broker uptime in seconds.")
         .moves(Broker, "telemetry/broker.rs", "Grows with time since the metrics were created.");
@@ -421,4 +430,39 @@ rows! {
         .labels(&["level"], 2)
         .help("Total log events, by level.")
         .moves(Telemetry, "telemetry/exporting.rs", "Grows by one when a warning or an error is logged.");
+    CONTROL_OVERRIDES = up_down("streambus.control.override.count", "streambus_control_overrides", "{override}")
+        .labels(&["kind"], 2)
+        .help("Number of settings of telemetry that are changed at run time for a while, by kind.")
+        .moves(Telemetry, "telemetry/control.rs", "Grows when a log filter or a share of traces is changed at run time and shrinks when the change is cleared or expires.");
+}
+
+rows! {
+    /// What `/metrics/detailed` shows of each partition when it is asked. These are read for the asker and are no
+    /// instruments: neither `/metrics` nor OTLP has them.
+    DETAILED, DETAILED_IDENTIFIERS;
+
+    PARTITION_LOG_START = gauge("streambus.partition.log_start", "streambus_partition_log_start_offset", "{offset}")
+        .labels(PARTITION, DETAILED_PARTITIONS_MAX)
+        .help("Offset of the partition's oldest retained record, as this broker knows it.")
+        .moves(Topic, "telemetry/detailed.rs", "Grows when records are deleted, by retention or on demand.");
+    PARTITION_HIGH_WATERMARK = gauge("streambus.partition.high_watermark", "streambus_partition_high_watermark_offset", "{offset}")
+        .labels(PARTITION, DETAILED_PARTITIONS_MAX)
+        .help("Offset after the partition's last committed record, as this broker knows it.")
+        .moves(Topic, "telemetry/detailed.rs", "Grows with every committed record.");
+    PARTITION_SIZE = up_down("streambus.partition.size", "streambus_partition_size_bytes", "By")
+        .labels(PARTITION, DETAILED_PARTITIONS_MAX)
+        .help("Bytes of the partition's retained batches in the replica on this broker.")
+        .moves(Topic, "telemetry/detailed.rs", "Grows by the encoded size of each batch and shrinks when records are deleted.");
+    PARTITION_LEADER = gauge("streambus.partition.leader", "streambus_partition_leader", "{leader}")
+        .labels(PARTITION, DETAILED_PARTITIONS_MAX)
+        .help("1 if this broker leads the partition, 0 if its replica follows or waits for a leader.")
+        .moves(Topic, "telemetry/detailed.rs", "Changes with elections and when a leadership is handed over.");
+    PARTITION_TERM = gauge("streambus.partition.term", "streambus_partition_raft_term", "{term}")
+        .labels(PARTITION, DETAILED_PARTITIONS_MAX)
+        .help("Newest Raft term of the partition that this broker knows of.")
+        .moves(Topic, "telemetry/detailed.rs", "Grows with every election in the partition.");
+    REPLICA_LAG = gauge("streambus.replica.lag", "streambus_replica_lag_entries", "{entry}")
+        .labels(&["partition", "replica", "topic"], DETAILED_PARTITIONS_MAX * DETAILED_REPLICAS_MAX)
+        .help("Committed log entries of the partition that a follower, named by its broker's number, is not known to have. Only the leader shows it.")
+        .moves(Topic, "telemetry/detailed.rs", "Grows while a follower is away or slow and falls to 0 when it has caught up.");
 }

@@ -3,17 +3,22 @@ use std::path::Path;
 
 use super::*;
 
+fn all() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(DETAILED)
+}
+
 #[test]
 fn names_are_unique() {
-    let otel: BTreeSet<_> = ROWS.iter().map(|row| row.otel).collect();
-    let prometheus: BTreeSet<_> = ROWS.iter().map(|row| row.prometheus).collect();
-    let sanitized: BTreeSet<_> = ROWS.iter().map(Row::sanitized).collect();
-    assert_eq!((otel.len(), prometheus.len(), sanitized.len()), (ROWS.len(), ROWS.len(), ROWS.len()));
+    let otel: BTreeSet<_> = all().map(|row| row.otel).collect();
+    let prometheus: BTreeSet<_> = all().map(|row| row.prometheus).collect();
+    let sanitized: BTreeSet<_> = all().map(Row::sanitized).collect();
+    let rows = all().count();
+    assert_eq!((otel.len(), prometheus.len(), sanitized.len()), (rows, rows, rows));
 }
 
 #[test]
 fn otel_names_follow_the_semantic_conventions() {
-    for row in ROWS {
+    for row in all() {
         let valid = row.otel.split('.').all(|part| {
             !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
         });
@@ -38,7 +43,7 @@ fn prometheus_names_follow_its_conventions_but_for_the_specified_gauges() {
         "streambus_consumer_groups_total",
         "streambus_consumer_group_members_total",
     ];
-    for row in ROWS {
+    for row in all() {
         let name = row.prometheus;
         assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
         let total = name.ends_with("_total");
@@ -50,7 +55,7 @@ fn prometheus_names_follow_its_conventions_but_for_the_specified_gauges() {
 
 #[test]
 fn rows_are_complete() {
-    for row in ROWS {
+    for row in all() {
         assert!(row.help.ends_with('.') && row.moves.ends_with('.'), "{} has no sentence", row.otel);
         assert_eq!(row.bounds.is_empty(), row.kind != Kind::Histogram, "{}", row.otel);
         assert!(row.bounds.windows(2).all(|pair| pair[0] < pair[1]), "{} has unsorted bounds", row.otel);
@@ -66,7 +71,7 @@ fn rows_are_complete() {
 #[test]
 fn every_row_is_used_by_the_file_it_names() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for (row, identifier) in ROWS.iter().zip(IDENTIFIERS) {
+    for (row, identifier) in all().zip(IDENTIFIERS.iter().chain(DETAILED_IDENTIFIERS)) {
         let text = std::fs::read_to_string(src.join(row.recorded_in))
             .unwrap_or_else(|error| panic!("{}: {}: {error}", row.otel, row.recorded_in));
         let used = text.match_indices(&format!("catalog::{identifier}")).any(|(at, found)| {

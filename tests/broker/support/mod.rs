@@ -10,6 +10,7 @@ pub mod group;
 pub mod process;
 pub mod refusal;
 pub mod subscriber;
+pub mod tool;
 pub mod view;
 
 use std::future::Future;

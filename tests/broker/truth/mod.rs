@@ -2,10 +2,13 @@
 //!
 //! One broker process with a collector goes through a scripted workload. For every row of the catalogue the script
 //! holds at least one expectation, an exact value, an exact change or a stated bound, for `/metrics` and for OTLP. A
-//! row without one fails the test, and so does a family on `/metrics` that is not in the catalogue.
+//! row without one fails the test, and so does a family on `/metrics` that is not in the catalogue. Rows that only
+//! `/metrics/detailed` shows have theirs in a cluster, where followers can lag.
 
 mod cluster;
+mod detailed;
 mod groups;
+mod overrides;
 mod proof;
 mod script;
 
@@ -144,6 +147,8 @@ async fn every_row_of_the_catalogue_is_true() {
         matches!(row.family, Family::Cluster | Family::Raft)
     });
 
+    overrides::prove(&mut proof).await;
+    detailed::prove(&mut proof).await;
     proof.close();
 }
 
@@ -170,6 +175,9 @@ fn idle_levels(proof: &mut Proof, idle: &Moment) {
     proof.at(idle, &catalog::RUNTIME_QUEUE, |view| {
         within("depth while idle", view.get(&catalog::RUNTIME_QUEUE, &[]), 0.0, 16.0)
     });
+    for kind in ["log", "sampling"] {
+        proof.equals(idle, &catalog::CONTROL_OVERRIDES, &[("kind", kind)], 0.0);
+    }
     for signal in ["traces", "logs"] {
         proof.equals(idle, &catalog::TELEMETRY_QUEUE, &[("signal", signal)], 0.0);
     }

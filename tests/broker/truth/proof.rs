@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use streambus::telemetry::catalog::{IDENTIFIERS, ROWS, Row};
+use streambus::telemetry::catalog::{DETAILED, DETAILED_IDENTIFIERS, IDENTIFIERS, ROWS, Row};
 
 use crate::support::View;
 use crate::support::view::{Labels, Source};
@@ -40,6 +40,15 @@ impl Proof {
         self.claims.entry(row.otel).or_default()[view.source as usize] += 1;
         if let Err(failure) = verdict {
             self.failures.push(format!("{} ({:?}): {failure}", view.name(row), view.source));
+        }
+    }
+
+    /// A claim about a row that only `/metrics/detailed` shows.
+    pub fn detailed(&mut self, row: &Row, view: &View, labels: Labels<'_>, expected: f64) {
+        assert!(DETAILED.iter().any(|known| known.otel == row.otel), "{} is not in the catalogue", row.otel);
+        self.claims.entry(row.otel).or_default()[view.source as usize] += 1;
+        if let Err(failure) = same(&format!("{labels:?}"), view.get(row, labels), Some(expected)) {
+            self.failures.push(format!("{} (detailed): {failure}", row.prometheus));
         }
     }
 
@@ -92,6 +101,11 @@ impl Proof {
                 }
             }
         }
+        for (row, identifier) in DETAILED.iter().zip(DETAILED_IDENTIFIERS) {
+            if self.claims.get(row.otel).is_none_or(|claims| claims[Source::Prometheus as usize] == 0) {
+                unproven.push(format!("{identifier} has no expectation (detailed)"));
+            }
+        }
         unproven
     }
 
@@ -110,7 +124,8 @@ impl Proof {
                             .any(|failure| names.contains(&failure.split(' ').next().unwrap_or("")))
                 })
                 .count();
-        println!("rows proven / rows: {proven} / {}", ROWS.len());
+        let detailed = DETAILED.iter().filter(|row| self.claims.contains_key(row.otel)).count();
+        println!("rows proven / rows: {proven} / {}, detailed: {detailed} / {}", ROWS.len(), DETAILED.len());
         problems.extend(self.failures);
         assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
     }

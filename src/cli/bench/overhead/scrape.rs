@@ -3,13 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::cli::http;
 use crate::telemetry::{Signal, catalog};
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -62,21 +60,8 @@ async fn scrape(http: SocketAddr, stop: CancellationToken) -> anyhow::Result<u64
 pub(super) struct Page(String);
 
 /// Scrapes once.
-pub(super) async fn page(http: SocketAddr) -> anyhow::Result<Page> {
-    let answer = timeout(DEADLINE, ask(http)).await.context("the broker does not answer /metrics")??;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the broker's answer to /metrics is cut off")?;
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(Page(body.to_owned())),
-        _ => bail!("the broker refused a scrape: {}", head.lines().next().unwrap_or_default()),
-    }
-}
-
-async fn ask(http: SocketAddr) -> std::io::Result<String> {
-    let mut connection = TcpStream::connect(http).await?;
-    connection.write_all(b"GET /metrics HTTP/1.1\r\nhost: broker\r\nconnection: close\r\n\r\n").await?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await?;
-    Ok(answer)
+pub(super) async fn page(broker: SocketAddr) -> anyhow::Result<Page> {
+    Ok(Page(http::get(&broker.to_string(), "/metrics", DEADLINE).await?))
 }
 
 impl Page {

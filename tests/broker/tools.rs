@@ -1,0 +1,6 @@
+//! Looking closer at a running cluster.
+
+mod control;
+mod detailed;
+mod explain;
+mod top;
