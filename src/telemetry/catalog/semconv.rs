@@ -32,6 +32,7 @@ const ATTRIBUTES: &[Attribute] = &[
     attribute("level", "Level of a log event.", &["warn", "error"]),
     attribute("outcome", "How a request or a commit ended.", &["ok", "client_error", "committed"]),
     attribute("partition", "Number of the partition.", &["0", "17"]),
+    attribute("peer", "Number of another broker of the cluster.", &["2"]),
     attribute("phase", "Which part of the time.", &["admit", "append", "replicate", "apply", "respond"]),
     attribute("protocol", "Which port was asked.", &["grpc", "http"]),
     attribute("reason", "Why telemetry was lost.", &["queue_full", "export_failed"]),
@@ -41,6 +42,7 @@ const ATTRIBUTES: &[Attribute] = &[
     attribute("rpc.system.name", "The system of remote calls.", &["grpc"]),
     attribute("signal", "A kind of telemetry.", &["traces", "metrics", "logs"]),
     attribute("stage", "How far a delivery has come.", &["delivered", "acknowledged"]),
+    attribute("state", "What is the matter with partitions.", &["leaderless", "under_replicated"]),
     attribute("topic", "Name of the topic.", &["orders"]),
     attribute("version", "Version of the broker.", &[env!("CARGO_PKG_VERSION")]),
 ];
