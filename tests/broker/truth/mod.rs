@@ -138,7 +138,7 @@ async fn every_row_of_the_catalogue_is_true() {
     every_family_is_declared_as_in_the_catalogue(&with_groups, |row| row.family == Family::Group);
 
     overrides::prove(&mut proof).await;
-    detailed::prove(&mut proof).await;
+    Box::pin(detailed::prove(&mut proof)).await;
     proof.close();
 }
 
