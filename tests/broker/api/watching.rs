@@ -10,9 +10,10 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::{TestBroker, within};
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "streambus.v1.ClusterService",
     "streambus.v1.ConsumeService",
+    "streambus.v1.ControlService",
     "streambus.v1.GroupService",
     "streambus.v1.ProduceService",
     "streambus.v1.TopicService",

@@ -164,7 +164,7 @@ async fn what_makes_no_sense_is_refused_with_the_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_changes_every_broker_and_names_one_that_is_away() {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Box::pin(Cluster::start(3)).await;
     let ran =
         streambus(cluster.broker(2), &["control", "log", "set", "info,streambus=debug", "--for", "1h"]).await;
     assert!(ran.success, "{ran:?}");
@@ -186,7 +186,13 @@ async fn the_command_changes_every_broker_and_names_one_that_is_away() {
 
     cluster.kill(3);
     within("the loss is noticed", async {
-        while cluster.status_at(1).await.expect("a status").brokers.iter().all(|broker| broker.reached) {}
+        while Box::pin(cluster.status_at(1))
+            .await
+            .expect("a status")
+            .brokers
+            .iter()
+            .all(|broker| broker.reached)
+        {}
     })
     .await;
     let ran = streambus(

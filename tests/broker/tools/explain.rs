@@ -170,7 +170,7 @@ async fn a_record_that_is_not_there_is_an_error_that_says_so() {
 async fn any_broker_explains_what_others_lead_and_coordinate() {
     const PARTITIONS: u32 = 3;
     // Groups keep their coordinators, and so their memory.
-    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
+    let mut cluster = Box::pin(Cluster::with(3, &[("cluster.balance_interval", "1h")])).await;
     cluster.create_topic("orders", PARTITIONS, 3).await;
     cluster.settled().await;
     let mut members = Vec::new();
@@ -187,7 +187,7 @@ async fn any_broker_explains_what_others_lead_and_coordinate() {
         member.records(PARTITIONS as usize).await;
     }
     for partition in 0..PARTITIONS {
-        let leader = cluster.leader("orders", partition).await;
+        let leader = Box::pin(cluster.leader("orders", partition)).await;
         for (id, broker) in cluster.running() {
             let explained = explain(broker, partition, 0).await;
             assert_eq!(

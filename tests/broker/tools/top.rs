@@ -55,14 +55,14 @@ async fn once_prints_what_happened_in_one_interval() {
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_are_added_up_and_those_that_are_away_are_named() {
     // A leadership that moves in between has no rate yet.
-    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
+    let mut cluster = Box::pin(Cluster::with(3, &[("cluster.balance_interval", "1h")])).await;
     cluster.create_topic("spread", 3, 3).await;
     cluster.settled().await;
     cluster.kill(3);
     let broker = cluster.broker(1);
     within("the loss is noticed", async {
         loop {
-            let status = cluster.status_at(1).await.expect("a status");
+            let status = Box::pin(cluster.status_at(1)).await.expect("a status");
             if status.brokers.iter().any(|broker| !broker.reached)
                 && status.problems.iter().all(|one| one.leader.is_some_and(|leader| leader != 3))
             {

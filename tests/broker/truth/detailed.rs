@@ -18,10 +18,10 @@ async fn detailed(broker: &Endpoint) -> View {
 /// Claims every row: while all is well, after records were deleted, while a follower is away, after a hand-over.
 pub async fn prove(proof: &mut Proof) {
     // Leaderships stay where this puts them.
-    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
+    let mut cluster = Box::pin(Cluster::with(3, &[("cluster.balance_interval", "1h")])).await;
     cluster.create_topic("orders", 1, 3).await;
     cluster.settled().await;
-    let leader = cluster.leader("orders", 0).await;
+    let leader = Box::pin(cluster.leader("orders", 0)).await;
     let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
     let [kept, lost] = others.as_slice() else { panic!("{others:?}") };
     let lag = |id: u64, view: &View| {

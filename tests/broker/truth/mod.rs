@@ -148,7 +148,7 @@ async fn every_row_of_the_catalogue_is_true() {
     });
 
     overrides::prove(&mut proof).await;
-    detailed::prove(&mut proof).await;
+    Box::pin(detailed::prove(&mut proof)).await;
     proof.close();
 }
 
