@@ -184,7 +184,8 @@ fn check_cluster(open: &Open) -> Check {
             .hub()
             .peers()
             .into_iter()
-            .filter_map(|(id, up)| (!up).then(|| id.to_string()))
+            .filter(|(_, up)| !up)
+            .map(|(id, _)| id.to_string())
             .collect();
         return Check::failing(format!(
             "no majority follows this broker as the leader of the control group; brokers {} are not reached",

@@ -140,7 +140,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let identity = Identity::found(dir.path()).expect("made");
         let open = |name: &str| {
-            let config = storage::Config::in_dir(&dir.path().join(name));
+            let config = storage::Config::in_dir(dir.path().join(name));
             Store::open(&config, None).expect("opened")
         };
         let store = open("one");

@@ -157,13 +157,13 @@ async fn join(
         let wait_for = if let Some((seed, cluster)) = member {
             match peers::join(seed, store_broker(&this)).await {
                 Ok((cluster, broker, _)) => {
-                    let refused = |reason| Error::Refused { seed: seed.to_string(), reason };
+                    let refused = |reason| Error::Refused { seed: (*seed).clone(), reason };
                     let cluster = Uuid::parse_str(&cluster).map_err(|error| refused(error.to_string()))?;
                     let given = Identity { cluster, broker: BrokerId(broker) };
                     return blocking(move || Identity::keep(&data_dir, given)).await;
                 }
                 Err(reason) if reason.contains(" is alive at ") => {
-                    return Err(Error::Refused { seed: seed.to_string(), reason });
+                    return Err(Error::Refused { seed: (*seed).clone(), reason });
                 }
                 Err(reason) => format!("{seed} of cluster {cluster} to admit this broker: {reason}"),
             }

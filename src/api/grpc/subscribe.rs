@@ -148,10 +148,7 @@ impl Subscriber {
                 () = drain.cancelled() => return Err(self.refuse(Failure::stopping())),
                 request = self.requests.message(), if takes_requests => match request? {
                     Some(request) => {
-                        let request = match self.take_elsewhere(request).await? {
-                            Some(request) => request,
-                            None => continue,
-                        };
+                        let Some(request) = self.take_elsewhere(request).await? else { continue };
                         if let Err(failure) = self.act(request).await {
                             return Err(self.refuse(failure));
                         }

@@ -132,9 +132,8 @@ impl Service {
     }
 
     async fn append_batches(&self, group: u64, command: Bytes) -> Result<Vec<wire::AppendResult>, Status> {
-        let append = match LogCommand::decode(&command) {
-            Ok(LogCommand::Append(append)) => append,
-            _ => return Err(Status::invalid_argument("the command is no append")),
+        let Ok(LogCommand::Append(append)) = LogCommand::decode(&command) else {
+            return Err(Status::invalid_argument("the command is no append"));
         };
         let received = std::time::Instant::now();
         let partition = self.replica(group);
