@@ -96,6 +96,12 @@ DASHBOARD = dashboard(
             "cps",
             queries(("sum by (level) (rate(streambus_log_events_total{$S}[$R]))", "{{level}}")),
         ),
+        lines(
+            "Run-time Overrides",
+            "Log filters and shares of traces that `streambus control` has changed for a while. Each expires by itself.",
+            "short",
+            queries(("sum by (kind) (streambus_control_overrides{$S})", "{{kind}}")),
+        ),
     ),
     Row(
         "Pull (/metrics)",

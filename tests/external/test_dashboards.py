@@ -33,6 +33,7 @@ QUIET = [
     "streambus_replication_lag_entries",
     "1 - streambus_peer_connected",
     'role="leaderless"',
+    "streambus_control_overrides",
     "streambus_telemetry_overflowing_metrics",
     "streambus_telemetry_observer_panics_total",
     "streambus_storage_errors_total",
