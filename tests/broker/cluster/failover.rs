@@ -142,7 +142,12 @@ async fn check(cluster: &Cluster, topic: &str, sent: u64, told: &Told) {
     assert!(told.failed.is_empty(), "retries deliver every record in the end: {:?}", told.failed);
     assert_eq!(told.acknowledged.len() as u64, sent);
     for (id, broker) in cluster.running() {
-        let found = everything(broker, topic).await;
+        // Others than the leader learn a moment later what was acknowledged last.
+        let found = eventually(PATIENCE, "a broker has as many records as were acknowledged", async || {
+            let found = everything(broker, topic).await;
+            (found.len() >= told.acknowledged.len()).then_some(found)
+        })
+        .await;
         assert_eq!(found.len(), told.acknowledged.len(), "broker {id}");
         assert!(found == told.acknowledged, "broker {id} has other records than were acknowledged");
         for partition in 0..PARTITIONS {
