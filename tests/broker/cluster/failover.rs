@@ -183,6 +183,27 @@ async fn a_killed_leader_loses_nothing_and_another_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stands_still_is_left_behind_and_loses_nothing() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    // The client knows the address of broker 1 first, and would ask it for ever.
+    let feed = Feed::start(cluster.client().await, "numbers");
+    feed.flows().await;
+    feed.measure_anew();
+    cluster.broker(1).freeze();
+    feed.flows().await;
+    let gap = feed.longest_gap();
+    println!("broker 1 stands still: writes resumed after {gap:?}");
+    assert!(gap < Duration::from_secs(15), "{gap:?}");
+    cluster.broker(1).thaw();
+    cluster.settled().await;
+    feed.flows().await;
+    let (sent, told) = feed.end().await;
+    check(&cluster, "numbers", sent, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_fails_no_produce() {
     let mut cluster = Cluster::start(3).await;
     cluster.create_topic("numbers", PARTITIONS, 3).await;
