@@ -31,10 +31,18 @@ impl HandOver {
         HandOver { patience, begun: Notify::new(), under_way: Mutex::default() }
     }
 
-    /// The leadership of `term` is to end.
+    /// The leadership of `term` is to end. Said again, it is not given more time.
     pub(super) fn begin(&self, term: u64) {
-        *self.lock() = Some(UnderWay { term, late_at: Some(Instant::now() + self.patience) });
-        self.begun.notify_one();
+        let mut under_way = self.lock();
+        if under_way.is_none_or(|handed| handed.term != term) {
+            *under_way = Some(UnderWay { term, late_at: Some(Instant::now() + self.patience) });
+            self.begun.notify_one();
+        }
+    }
+
+    /// Whether the leadership may be another one's already.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.lock().is_some()
     }
 
     /// Completes when a hand-over takes too long, once for each. Cancel-safe.
@@ -67,5 +75,23 @@ impl HandOver {
 
     fn lock(&self) -> MutexGuard<'_, Option<UnderWay>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn asking_again_gives_a_successor_no_more_time() {
+        let hand_over = HandOver::new(Duration::from_secs(1));
+        let begun = Instant::now();
+        hand_over.begin(7);
+        tokio::time::advance(Duration::from_millis(600)).await;
+        hand_over.begin(7);
+        hand_over.late().await;
+        assert!(begun.elapsed() < Duration::from_millis(1_100), "{:?}", begun.elapsed());
+        assert!(hand_over.is_under_way());
+        assert!(hand_over.ends_with(false, 7) && !hand_over.is_under_way());
     }
 }

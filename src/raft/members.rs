@@ -71,6 +71,15 @@ impl Members {
         Some(observed.last_quorum_acked.as_ref().map_or(Duration::ZERO, |at| at.elapsed()))
     }
 
+    /// Whether this replica leads for sure, and has applied all that was committed before: a majority has promised not to
+    /// vote for another for a time that is not over, and no hand-over is under way. A node alone always knows.
+    pub fn leads_for_sure(&self) -> bool {
+        let promised = self.quorum_age().is_none_or(|age| age < self.core.lease);
+        promised
+            && !self.core.hand_over.is_under_way()
+            && self.core.shared.status().borrow().is_ready_leader()
+    }
+
     /// Adds a member that receives entries but has no vote, without waiting until it has caught up.
     ///
     /// # Errors
