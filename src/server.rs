@@ -275,6 +275,7 @@ fn describe(
         rack: config.cluster.rack.clone(),
         draining: false,
         replaced_by: None,
+        storage_sync: config.storage.sync.name().to_owned(),
     }
 }
 

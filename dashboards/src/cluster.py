@@ -188,6 +188,13 @@ DASHBOARD = dashboard(
             queries(("sum by (instance) (increase(streambus_partition_moves_total{$S}[10m]))", "{{instance}}")),
         ),
         lines(
+            "Replica Repairs",
+            "Damaged replicas that got their records anew from the others, in the last hour, by the broker that led them. The "
+            "disk of the broker that had them is about to fail: its log names them.",
+            "short",
+            queries(("sum by (instance) (increase(streambus_replica_repairs_total{$S}[1h]))", "{{instance}}")),
+        ),
+        lines(
             "Snapshots Installed",
             "Snapshots that each broker took over in the last 10 minutes, because what it lacked was no longer in the "
             "leader's log: new replicas, and those that were away for longer than records are kept.",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::produce::in_partition;
 use super::{Broker, Error};
 use crate::cluster::partition_ref::PartitionRef;
-use crate::metadata::{BrokerId, Command, PartitionAssignment};
+use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage};
 use crate::{partition, raft};
 
 /// How long a hand-over may take before it counts as failed.
@@ -61,6 +61,8 @@ pub enum Problem {
     UnderReplicated,
     /// Replicas are on their way to other brokers.
     Moving,
+    /// A replica has lost what it wrote. If there are others, it gets everything from them.
+    Damaged,
 }
 
 /// A partition that is not as it should be.
@@ -251,14 +253,18 @@ fn problem_of(
 ) -> Option<(Problem, Vec<BrokerId>, String)> {
     let list = |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
+    let damage = damage_of(assignment, partition);
     if partition.leader().is_none() {
-        let reason = match away.as_slice() {
+        let mut reason = match away.as_slice() {
             [] => "an election is under way".to_owned(),
             away if away.len() * 2 >= assignment.replicas.len() => {
                 format!("brokers {} are not reached, so there is no majority: start them", list(away))
             }
             away => format!("brokers {} are not reached; an election is under way", list(away)),
         };
+        if let Some(damage) = damage {
+            reason = format!("{reason}; {damage}");
+        }
         return Some((Problem::Leaderless, away, reason));
     }
     let mut lagging = partition.lagging();
@@ -269,6 +275,9 @@ fn problem_of(
         }
     }
     lagging.sort();
+    if let Some(reason) = damage {
+        return Some((Problem::Damaged, lagging, reason));
+    }
     if assignment.is_moving() {
         let reason =
             format!("replicas move from {} to {}", list(&assignment.moving_from), list(&assignment.replicas));
@@ -279,4 +288,24 @@ fn problem_of(
     }
     let reason = format!("brokers {} lack records or are not reached", list(&lagging));
     Some((Problem::UnderReplicated, lagging, reason))
+}
+
+/// Which replica of a partition is damaged, and what becomes of it.
+fn damage_of(assignment: &PartitionAssignment, partition: &PartitionRef) -> Option<String> {
+    if let Some(Repair { broker, stage, reason }) = &assignment.repair {
+        let next = match stage {
+            RepairStage::Leaving => "leaves its group once a majority of the others has everything",
+            RepairStage::Emptying => "is emptied",
+            RepairStage::Joining => "gets everything from the others",
+        };
+        return Some(format!("the replica of broker {broker} is damaged and {next}: {reason}"));
+    }
+    let alone = if assignment.replicas.len() > 1 { "" } else { ", and there is no other" };
+    match partition.leader() {
+        Some(leader) => {
+            let damage = partition.leader_damage()?;
+            Some(format!("the replica of broker {leader}, which leads, is damaged{alone}: {damage}"))
+        }
+        None => Some(format!("the replica of this broker is damaged{alone}: {}", partition.damage()?)),
+    }
 }

@@ -203,17 +203,13 @@ impl Broker {
         let cluster = &self.running()?.cluster;
         let identity = cluster.identity();
         let state = cluster.state();
-        let sync = match self.0.storage.sync {
-            storage::Sync::Always => "always",
-            storage::Sync::Interval => "interval",
-        };
         let brokers = state.brokers().map(|broker| BrokerInfo {
             id: broker.id.0,
             grpc_address: broker.grpc_address.clone(),
             http_address: broker.http_address.clone(),
             version: broker.version.clone(),
             started: broker.started,
-            storage_sync: if broker.id == identity.broker { sync.to_owned() } else { String::new() },
+            storage_sync: broker.storage_sync.clone(),
             rack: broker.rack.clone(),
         });
         let routes = topics.iter().filter_map(|name| cluster.routing().topic(name));

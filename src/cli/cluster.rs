@@ -168,7 +168,7 @@ async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
         line(status_json(&status))?;
     } else {
         line(format_args!(
-            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}\nunder-replicated  {}\nmoving            {}",
+            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
             id(status.controller_id),
             list(&status.controller_voters),
             status.coordinators.iter().map(|at| id(*at)).collect::<Vec<_>>().join(", "),
@@ -177,6 +177,7 @@ async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
             status.partitions,
             count(ProblemKind::UnderReplicated),
             count(ProblemKind::Moving),
+            count(ProblemKind::Damaged),
         ))?;
         if !status.problems.is_empty() {
             let row = |problem: &PartitionProblem| {
@@ -288,6 +289,7 @@ fn kind(kind: ProblemKind) -> &'static str {
         ProblemKind::Leaderless => "leaderless",
         ProblemKind::UnderReplicated => "under-replicated",
         ProblemKind::Moving => "moving",
+        ProblemKind::Damaged => "damaged",
         ProblemKind::Other => "other",
     }
 }

@@ -19,6 +19,8 @@ use crate::task::{Criticality, Tasks};
 pub const GROUP: GroupId = GroupId(0);
 /// How long a change is offered to one leader after the other before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a broker tries to learn what the leader knows.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause between two attempts.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -134,13 +136,30 @@ impl Control {
         Ok((proposed.index, proposed.reply))
     }
 
+    /// Waits until this broker knows what was agreed on when this was called. What it knew before may be old: it has just
+    /// started, or was cut off. Returns whether that is so; if the leader does not answer soon it is not.
+    pub(super) async fn catch_up(&self) -> bool {
+        let catching_up = async {
+            let Some(index) = self.leader_index().await else { return false };
+            self.applied(index).await;
+            self.status().borrow().applied >= Some(index)
+        };
+        tokio::time::timeout(CATCH_UP_TIMEOUT, catching_up).await.unwrap_or(false)
+    }
+
     /// How far the leader has applied its log, if it answers.
     pub(super) async fn leader_index(&self) -> Option<u64> {
         let leader = self.status().borrow().leader?;
         if leader == self.node {
-            return self.status().borrow().applied;
+            return self.leading_index();
         }
         self.hub.metadata_index(leader).await.ok()
+    }
+
+    /// How far this replica has applied its log, if it leads for sure.
+    pub(super) fn leading_index(&self) -> Option<u64> {
+        let applied = self.status().borrow().applied;
+        applied.filter(|_| self.members().leads_for_sure())
     }
 
     /// Waits until this replica has applied the entry at `index`; not for long.

@@ -4,6 +4,9 @@
 //! who is not wanted any more is expelled. Every step is decided from what is, so whoever leads next goes on where the last
 //! one was interrupted. When the replicas of a partition have moved, its leader says so to the control group.
 //!
+//! A damaged replica leaves its group, is emptied by its broker, and joins again ([`crate::metadata::Repair`]). That its
+//! group is without it is decided here, too: its broker only says that it is damaged, and that it is empty.
+//!
 //! The control leader also gives the partitions of draining brokers other replicas, a few at a time, and removes brokers
 //! that were replaced once they have nothing left.
 
@@ -21,7 +24,7 @@ use super::peers::Hub;
 use super::placement::{self, Candidate};
 use super::routing::Routing;
 use super::{Config, group_of};
-use crate::metadata::{BrokerId, Command, State};
+use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage, State, Topic};
 use crate::raft::{Follower, Members, NodeId, Status};
 use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
@@ -41,6 +44,8 @@ const CAUGHT_UP_ENTRIES: u64 = 100;
 const TRANSFERS_PER_ROUND: usize = 50;
 /// A broker that did not answer for so long is not handed a leadership.
 const HEARD: Duration = Duration::from_millis(1_500);
+/// What is kept of what is wrong with a replica.
+const REASON_CHARS_MAX: usize = 300;
 
 /// One change of a group's members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +130,21 @@ pub(super) struct Membership {
     pub(super) tasks: Tasks,
 }
 
+/// A partition that is looked at.
+struct Place<'a> {
+    topic: &'a Arc<Topic>,
+    number: u32,
+    assignment: &'a PartitionAssignment,
+    under_way: &'a Arc<UnderWay>,
+    room: &'a Arc<Semaphore>,
+}
+
+impl Place<'_> {
+    fn group(&self) -> GroupId {
+        group_of(self.topic, self.number)
+    }
+}
+
 /// What is under way.
 #[derive(Default)]
 struct UnderWay {
@@ -146,20 +166,23 @@ impl Membership {
     pub(super) async fn run(self) {
         let under_way = Arc::new(UnderWay::default());
         let room = Arc::new(Semaphore::new(STEPS_AT_ONCE));
-        let mut measured: HashMap<GroupId, u64> = HashMap::new();
+        let mut seen: HashMap<GroupId, u64> = HashMap::new();
         let mut balanced = Instant::now();
         let mut settled: Option<(Arc<State>, Instant)> = None;
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            let rests = settled.as_ref().is_some_and(|(state, at)| {
+                Arc::ptr_eq(state, &self.control.state()) && at.elapsed() < LOOK_AT_ALL_EVERY
+            });
+            if !rests {
+                self.see_terms(&mut seen).await;
+            }
             let state = self.control.state();
             self.look_at_system_groups(&state, &under_way, &room);
-            let rests = settled
-                .as_ref()
-                .is_some_and(|(seen, at)| Arc::ptr_eq(seen, &state) && at.elapsed() < LOOK_AT_ALL_EVERY);
             if !rests {
-                let all_done = self.look_at_partitions(&state, &under_way, &room, &mut measured);
+                let all_done = self.look_at_partitions(&state, &under_way, &room, &seen);
                 settled = all_done.then(|| (Arc::clone(&state), Instant::now()));
             }
             if self.control.status().borrow().is_ready_leader() {
@@ -186,61 +209,140 @@ impl Membership {
         }
     }
 
-    /// Takes the next step for each partition that this broker leads. Whether none is left to take.
+    /// Takes the next step for each partition that this broker leads, and reports damage of the replicas here. Whether no
+    /// step is left to take.
     fn look_at_partitions(
         &self,
         state: &State,
         under_way: &Arc<UnderWay>,
         room: &Arc<Semaphore>,
-        measured: &mut HashMap<GroupId, u64>,
+        seen: &HashMap<GroupId, u64>,
     ) -> bool {
         let mut all_done = true;
         for topic in state.topics() {
             for (number, assignment) in topic.partitions.iter().enumerate() {
-                let group = group_of(topic, number as u32);
-                let Some(replica) = self.routing.partition(group).and_then(|known| known.replica()) else {
-                    continue;
-                };
+                let place = Place { topic, number: number as u32, assignment, under_way, room };
+                let Some(known) = self.routing.partition(place.group()) else { continue };
+                if let Some(damage) = known.damage() {
+                    self.report_damage(&place, damage);
+                }
+                let Some(replica) = known.replica() else { continue };
                 let status = replica.status().borrow().clone();
                 if !status.is_ready_leader() {
                     continue;
                 }
-                if measured.insert(group, status.term) != Some(status.term) {
-                    let replica = replica.clone();
-                    self.tasks.spawn_until_stopped("measure", Criticality::BestEffort, async move {
-                        // Its size is shown too large until the next trim.
-                        let _ = replica.measure().await;
-                    });
-                }
-                let replicas: BTreeSet<NodeId> = assignment.replicas.iter().map(|id| id.0).collect();
-                let wanted = Wanted { voters: replicas, learners: BTreeSet::new() };
-                let members = replica.members();
-                let next = next_step(&wanted, &status, &members.followers());
-                all_done &= next == Next::Done && !assignment.is_moving();
-                // A leader that is to go leads until others can, and hands over before it loses its vote.
-                match next {
-                    Next::Do(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => {
-                        let heir = voters.iter().find(|node| status.voters.contains(node)).copied();
-                        match heir {
-                            Some(heir) => self.spawn_transfer(members, heir),
-                            // Nobody of the new ones votes yet: let them, beside this one.
-                            None => {
-                                let both = voters.into_iter().chain([self.node.0]).collect();
-                                self.spawn_step(members, Step::GiveVotes(both), under_way, room);
-                            }
-                        }
-                    }
-                    Next::Do(step) => self.spawn_step(members, step, under_way, room),
-                    Next::Done if assignment.is_moving() => {
-                        let (topic, partition) = (topic.id, number as u32);
-                        let finish = Command::FinishMove { topic, partition, revision: assignment.revision };
-                        self.spawn_change(group, finish, under_way, room);
-                    }
-                    Next::Wait | Next::Done => {}
-                }
+                // In a new term the metadata must first be as new as the members that the last leader has left.
+                all_done &= seen.get(&place.group()) == Some(&status.term)
+                    && self.look_at_partition(&place, &replica.members(), &status);
             }
         }
         all_done
+    }
+
+    /// Asks for the repair of the replica here, if others could help and nothing else is under way.
+    fn report_damage(&self, place: &Place<'_>, damage: String) {
+        let Place { topic, number: partition, assignment, .. } = *place;
+        let again = |repair: &Repair| repair.broker == self.node && repair.stage == RepairStage::Joining;
+        if !assignment.can_repair(self.node) || !assignment.repair.as_ref().is_none_or(again) {
+            return;
+        }
+        let reason = damage.chars().take(REASON_CHARS_MAX).collect();
+        let begin = Command::BeginRepair {
+            topic: topic.id,
+            partition,
+            revision: assignment.revision,
+            broker: self.node,
+            reason,
+        };
+        self.spawn_change(place, begin, move |_, topic| {
+            warn!(name: "replica.damaged", topic, partition, damage, "a damaged replica is to get its records anew from the others");
+        });
+    }
+
+    /// Takes the next step for a partition that this broker leads. Whether none is left to take.
+    fn look_at_partition(&self, place: &Place<'_>, members: &Members, status: &Status) -> bool {
+        let Place { topic, number: partition, assignment, .. } = *place;
+        let followers = members.followers();
+        let fit = |node: &NodeId| {
+            *node == self.node.0 || self.hub.is_up(*node) && keeps_up(status, &followers, *node)
+        };
+        let matched =
+            |node: &NodeId| followers.iter().find(|one| one.node == *node).and_then(|one| one.matched);
+        let heir = |voters: &BTreeSet<NodeId>| {
+            let heirs = voters.iter().filter(|node| **node != self.node.0 && status.voters.contains(node));
+            heirs.max_by_key(|node| (fit(node), matched(node))).copied()
+        };
+        let wanted =
+            Wanted { voters: assignment.members().map(|id| id.0).collect(), learners: BTreeSet::new() };
+        if status.unreadable.is_some()
+            && let Some(heir) = heir(&wanted.voters).filter(fit)
+        {
+            self.spawn_transfer(members.clone(), heir);
+            return false;
+        }
+        let advance =
+            |from| Command::AdvanceRepair { topic: topic.id, partition, revision: assignment.revision, from };
+        let next = next_step(&wanted, status, &followers);
+        let done = next == Next::Done && !assignment.is_moving() && assignment.repair.is_none();
+        match next {
+            // A damaged replica keeps its vote until a majority of the others has everything.
+            Next::Do(Step::GiveVotes(voters))
+                if assignment.repair.is_some()
+                    && voters.iter().filter(|node| fit(node)).count() * 2 <= voters.len() => {}
+            // A leader that is to go leads until others can, and hands over before it loses its vote.
+            Next::Do(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => match heir(&voters) {
+                Some(heir) => self.spawn_transfer(members.clone(), heir),
+                // Nobody of the new ones votes yet: let them, beside this one.
+                None => {
+                    let both = voters.into_iter().chain([self.node.0]).collect();
+                    self.spawn_step(members.clone(), Step::GiveVotes(both), place.under_way, place.room);
+                }
+            },
+            Next::Do(step) => self.spawn_step(members.clone(), step, place.under_way, place.room),
+            Next::Wait => {}
+            Next::Done => match assignment.repair.as_ref().map(|repair| repair.stage) {
+                Some(RepairStage::Leaving) => {
+                    self.spawn_change(place, advance(RepairStage::Leaving), |_, _| {})
+                }
+                Some(RepairStage::Emptying) => {}
+                Some(RepairStage::Joining) => {
+                    self.spawn_change(place, advance(RepairStage::Joining), move |metrics, topic| {
+                        metrics.cluster.repaired();
+                        info!(name: "replica.repaired", topic, partition, "a replica that was damaged has everything again");
+                    });
+                }
+                None if assignment.is_moving() => {
+                    let (topic, revision) = (topic.id, assignment.revision);
+                    let finish = Command::FinishMove { topic, partition, revision };
+                    self.spawn_change(place, finish, |metrics, _| metrics.cluster.moved());
+                }
+                None => {}
+            },
+        }
+        done
+    }
+
+    /// Learns what is agreed on now, and takes note of the terms that began before. What a replica that leads anew
+    /// takes must be measured, too.
+    async fn see_terms(&self, seen: &mut HashMap<GroupId, u64>) {
+        let mut fresh = Vec::new();
+        for (group, known) in self.routing.partitions().iter() {
+            let Some(replica) = known.replica() else { continue };
+            let status = replica.status().borrow().clone();
+            if status.is_ready_leader() && seen.get(group) != Some(&status.term) {
+                fresh.push((*group, status.term, replica));
+            }
+        }
+        if fresh.is_empty() || !self.control.catch_up().await {
+            return;
+        }
+        for (group, term, replica) in fresh {
+            seen.insert(group, term);
+            self.tasks.spawn_until_stopped("measure", Criticality::BestEffort, async move {
+                // Its size is shown too large until the next trim.
+                let _ = replica.measure().await;
+            });
+        }
     }
 
     fn spawn_step(&self, members: Members, step: Step, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
@@ -279,23 +381,27 @@ impl Membership {
         });
     }
 
+    /// Changes the metadata of a partition, and does `then` if that succeeds.
     fn spawn_change(
         &self,
-        group: GroupId,
+        place: &Place<'_>,
         command: Command,
-        under_way: &Arc<UnderWay>,
-        room: &Arc<Semaphore>,
+        then: impl FnOnce(&Metrics, &str) + Send + 'static,
     ) {
-        if !under_way.begin(group) {
+        let group = place.group();
+        if !place.under_way.begin(group) {
             return;
         }
-        let (control, under_way, room) = (self.control.clone(), Arc::clone(under_way), Arc::clone(room));
-        let metrics = self.metrics.clone();
-        self.tasks.spawn_until_stopped("finish move", Criticality::BestEffort, async move {
+        let (control, metrics, topic) =
+            (self.control.clone(), self.metrics.clone(), place.topic.name.clone());
+        let (under_way, room) = (Arc::clone(place.under_way), Arc::clone(place.room));
+        self.tasks.spawn_until_stopped("change replicas", Criticality::BestEffort, async move {
             let _permit = room.acquire_owned().await;
             match control.change(&command).await {
-                Ok(_) => metrics.cluster.moved(),
-                Err(error) => warn!(%group, error = %error, "the end of a move was not noted; trying again"),
+                Ok(_) => then(&metrics, &topic),
+                Err(error) => {
+                    warn!(%group, error = %error, "what became of replicas was not noted; trying again")
+                }
             }
             under_way.end(group);
         });
@@ -390,7 +496,9 @@ pub(super) async fn balance(
     for topic in state.topics() {
         for (number, assignment) in topic.partitions.iter().enumerate() {
             let preferred = assignment.replicas.first().copied();
-            let preferred = preferred.filter(|id| *id != node && able(*id) && !assignment.is_moving());
+            let damaged = |id| assignment.repair.as_ref().is_some_and(|repair| repair.broker == id);
+            let preferred =
+                preferred.filter(|id| *id != node && able(*id) && !assignment.is_moving() && !damaged(*id));
             let partition = routing.partition(group_of(topic, number as u32));
             let replica = partition.and_then(|known| known.replica());
             let (Some(preferred), Some(replica)) = (preferred, replica) else { continue };
@@ -421,14 +529,18 @@ async fn transfer_if_able(members: &Members, to: NodeId, hub: &Hub) -> bool {
     if !status.is_ready_leader() || !status.voters.contains(&to) || !hub.is_up(to) {
         return false;
     }
-    let able = members.followers().iter().any(|follower| {
+    keeps_up(&status, &members.followers(), to) && members.transfer_leadership(to).await.is_ok()
+}
+
+/// Whether a follower has answered just now, and has nearly everything.
+fn keeps_up(status: &Status, followers: &[Follower], node: NodeId) -> bool {
+    followers.iter().any(|follower| {
         let has = follower.matched.map_or(0, |matched| matched + 1);
         let last = status.last_index.map_or(0, |last| last + 1);
-        follower.node == to
+        follower.node == node
             && follower.heard.is_some_and(|heard| heard < HEARD)
             && has + CAUGHT_UP_ENTRIES >= last
-    });
-    able && members.transfer_leadership(to).await.is_ok()
+    })
 }
 
 #[cfg(test)]
@@ -493,6 +605,7 @@ mod tests {
             rack: String::new(),
             draining: false,
             replaced_by: None,
+            storage_sync: String::new(),
         };
         state.apply(Command::RegisterBroker(broker("1"))).expect("the first");
         let of = |state: &State, voters: &[NodeId]| {

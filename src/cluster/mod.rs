@@ -13,6 +13,7 @@
 //! | [`reconciler`] | makes the replicas on this broker what the metadata says |
 //! | [`routing`], [`partition_ref`] | a partition, wherever its leader is |
 //! | [`retention`] | trims what topics do not keep |
+//! | [`verify`] | finds damage before it is too late to repair it |
 //!
 //! A broker alone is a cluster of one and runs the same code. All brokers have copies of the metadata and of the
 //! coordinator shards; some of them vote there. A partition has replicas on those that the metadata names.
@@ -30,6 +31,7 @@ mod purge;
 mod reconciler;
 mod retention;
 pub mod routing;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -149,6 +151,8 @@ impl Cluster {
         coordinators.ready().await?;
         let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval);
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
+        let verify = verify::run(routing.clone(), env.config.clone());
+        tasks.spawn_until_stopped("verify", Criticality::Critical, verify);
         let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
         cluster.settled(&cluster.control.state()).await;
         Ok(cluster)
@@ -242,11 +246,11 @@ impl Cluster {
     }
 
     /// Waits until this broker knows what the leader of the control group knew at some moment after the call.
-    pub async fn catch_up(&self) {
-        if let Some(index) = self.control.leader_index().await {
-            self.control.applied(index).await;
-        }
+    /// Returns whether it does: the leader may not answer.
+    pub async fn catch_up(&self) -> bool {
+        let caught_up = self.control.catch_up().await;
         self.settled(&self.control.state()).await;
+        caught_up
     }
 
     /// Replicas that each partition of a topic created now gets, by partition number.

@@ -51,6 +51,9 @@ struct Inner {
     env: partition::Env,
     topic: Arc<TopicMetrics>,
     replica: ArcSwapOption<Partition>,
+    holders: Mutex<Arc<[NodeId]>>,
+    /// Why the replica here cannot be opened, if it is damaged.
+    broken: Mutex<Option<partition::Error>>,
     reported: Mutex<Reported>,
     forwarder: OnceLock<mpsc::Sender<Forward>>,
     closed: AtomicBool,
@@ -65,6 +68,7 @@ struct Reported {
     bounds: Bounds,
     size_bytes: u64,
     lagging: Vec<NodeId>,
+    damage: Option<String>,
     listeners: Listeners,
 }
 
@@ -94,6 +98,8 @@ impl PartitionRef {
             env,
             topic,
             replica: ArcSwapOption::empty(),
+            holders: Mutex::default(),
+            broken: Mutex::default(),
             reported: Mutex::default(),
             forwarder: OnceLock::new(),
             closed: AtomicBool::new(false),
@@ -115,7 +121,18 @@ impl PartitionRef {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Takes note of the brokers that have a replica.
+    pub(super) fn set_holders(&self, holders: Arc<[NodeId]>) {
+        *lock(&self.0.holders) = holders;
+    }
+
+    /// The replica here is damaged so that it cannot be opened. Returns whether that is new.
+    pub(super) fn set_broken(&self, damage: partition::Error) -> bool {
+        lock(&self.0.broken).replace(damage).is_none()
+    }
+
     pub(super) fn set_replica(&self, replica: Option<Partition>) {
+        lock(&self.0.broken).take();
         if let Some(replica) = &replica {
             for (signal, slot) in self.reported().listeners.alive() {
                 replica.view().listen(&signal, slot);
@@ -155,11 +172,16 @@ impl PartitionRef {
         self.leading().is_some()
     }
 
+    /// Whether this broker leads for sure: one that was deposed and does not know it may have less than was acknowledged.
+    fn leads_here_for_sure(&self) -> bool {
+        self.replica().is_some_and(|replica| replica.members().leads_for_sure())
+    }
+
     /// Whether this broker leads, once somebody does who has applied what was agreed on before. Waits for that a moment.
     async fn leads_here_soon(&self) -> bool {
         let decided = async {
             loop {
-                if self.leads_here() {
+                if self.leads_here_for_sure() {
                     return true;
                 }
                 if self.leader_elsewhere().is_ok() || self.is_closed() {
@@ -185,6 +207,17 @@ impl PartitionRef {
     /// Why the replica here cannot take part, if that is so.
     pub fn failed(&self) -> Option<raft::Error> {
         self.replica().and_then(|replica| replica.status().borrow().failed.clone())
+    }
+
+    /// What the replica here has lost of what it wrote, if that is known.
+    pub fn damage(&self) -> Option<String> {
+        let broken = || lock(&self.0.broken).as_ref().map(|error| partition::in_full(error));
+        self.replica().and_then(|replica| replica.damage()).or_else(broken)
+    }
+
+    /// The same of the leader's replica.
+    pub fn leader_damage(&self) -> Option<String> {
+        if self.leads_here() { self.damage() } else { self.reported().damage.clone() }
     }
 
     /// Replicas that do not keep up, as the leader says.
@@ -298,14 +331,19 @@ impl PartitionRef {
     /// As [`Partition::read`].
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, partition::Error> {
         if let Some(replica) = self.replica()
-            && (from < replica.bounds().high_watermark || self.leads_here())
+            && (from < replica.bounds().high_watermark || self.leads_here_for_sure())
         {
             match replica.read(from, max_bytes).await {
                 Err(partition::Error::Stopped) => {}
+                Err(error) if error.is_damage() => return self.read_elsewhere(from, max_bytes, error).await,
                 result => return result,
             }
         }
-        let Ok(bounds) = self.bounds_for(from).await else { return Ok(self.look_again()) };
+        let bounds = match self.bounds_for(from).await {
+            Ok(bounds) => bounds,
+            Err(error) if error.is_damage() => return Err(error),
+            Err(_) => return Ok(self.look_again()),
+        };
         if from == bounds.high_watermark {
             return Ok(Vec::new());
         }
@@ -326,8 +364,30 @@ impl PartitionRef {
                 Ok(batches)
             }
             Err(partition::Error::Raft(raft::Error::NotLeader { .. })) => Ok(self.look_again()),
+            // It was deposed, or has just started, and does not know yet what others do.
+            Err(partition::Error::OffsetOutOfRange { high_watermark, .. }) if from > high_watermark => {
+                Ok(self.look_again())
+            }
+            Err(error) if error.is_damage() => self.read_elsewhere(from, max_bytes, error).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads what one replica has lost from another one that has it.
+    async fn read_elsewhere(
+        &self,
+        from: Offset,
+        max_bytes: usize,
+        lost: partition::Error,
+    ) -> Result<Vec<StoredBatch>, partition::Error> {
+        let holders = Arc::clone(&lock(&self.0.holders));
+        for node in holders.iter().filter(|node| **node != self.0.node.0) {
+            match self.0.hub.read(*node, self.0.group, from, max_bytes).await {
+                Ok((_, batches)) if !batches.is_empty() => return Ok(batches),
+                _ => {}
+            }
+        }
+        Err(lost)
     }
 
     /// Wakes readers a moment later, because nobody else may.
@@ -438,6 +498,7 @@ impl PartitionRef {
             size_bytes: replica.view().size_bytes(),
             lagging: lagging(&replica),
             resigned: false,
+            damage: replica.damage().unwrap_or_default(),
         })
     }
 
@@ -457,6 +518,7 @@ impl PartitionRef {
         reported.term = report.term;
         reported.size_bytes = report.size_bytes;
         reported.lagging.clone_from(&report.lagging);
+        reported.damage = Some(report.damage.clone()).filter(|damage| !damage.is_empty());
         reported.bounds =
             Bounds { log_start: Offset(report.log_start), high_watermark: Offset(report.high_watermark) };
         reported.listeners.ring();
@@ -482,7 +544,15 @@ impl PartitionRef {
         let this = self.0.node.0;
         let here = self.replica().and_then(|replica| replica.status().borrow().leader);
         let leader = here.or_else(|| self.reported().leader).filter(|leader| *leader != this);
-        leader.ok_or(partition::Error::Raft(raft::Error::NotLeader { leader: None }))
+        leader.ok_or_else(|| self.no_leader())
+    }
+
+    /// Why nobody leads: the only replica is damaged, or an election is under way.
+    fn no_leader(&self) -> partition::Error {
+        let broken = lock(&self.0.broken).clone();
+        let alone = **lock(&self.0.holders) == [self.0.node.0];
+        let broken = broken.filter(|_| alone);
+        broken.unwrap_or(partition::Error::Raft(raft::Error::NotLeader { leader: None }))
     }
 
     fn forwarder(&self) -> &mpsc::Sender<Forward> {
@@ -499,8 +569,12 @@ impl PartitionRef {
     }
 
     fn reported(&self) -> MutexGuard<'_, Reported> {
-        self.0.reported.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.reported)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Members that do not keep up with a leader.

@@ -15,10 +15,11 @@ use super::control::Control;
 use super::partition_ref::PartitionRef;
 use super::peers::{Book, Hub};
 use super::routing::{Route, Routes, Routing};
-use crate::metadata::{BrokerId, PartitionAssignment, State, Topic};
+use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage, State, Topic};
 use crate::partition::{self, Partition};
 use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
+use crate::telemetry::StorageFailure;
 
 /// Partitions that are opened at a time: each waits for the disk.
 const OPENING: usize = 16;
@@ -59,6 +60,13 @@ impl Wanted {
     fn assignment(&self) -> &PartitionAssignment {
         &self.topic.partitions[self.number as usize]
     }
+}
+
+/// A damaged replica that is to be emptied.
+struct Emptying {
+    topic: Arc<Topic>,
+    partition: u32,
+    revision: u32,
 }
 
 /// The group of a partition.
@@ -116,20 +124,92 @@ impl Reconciler {
                 }
                 Err(failure) => {
                     complete = false;
+                    if failure.is_damage()
+                        && let Some(known) = self.known.get(&wanted.group)
+                        && known.set_broken(failure.clone())
+                    {
+                        self.env.metrics.storage.failed(StorageFailure::Corrupt);
+                    }
                     error!(topic = %wanted.topic.name, partition = wanted.number, error = %failure, "partition cannot be opened");
                 }
             }
         }
         drop(opening);
         self.open.extend(opened);
-        let keep: HashSet<GroupId> = wanted.iter().map(|wanted| wanted.group).collect();
-        let gone: Vec<GroupId> = self.open.keys().filter(|group| !keep.contains(group)).copied().collect();
-        for group in gone {
-            complete &= self.delete(group).await;
-        }
+        complete &= self.delete_unwanted(state).await;
         // Also when something failed: the rest serves, health names what does not, and a retry follows.
         self.reconciled.send_replace(state.clone());
         complete
+    }
+
+    /// Whether the replica here is damaged and has left its group.
+    fn is_to_empty(&self, assignment: &PartitionAssignment) -> bool {
+        let emptying = |repair: &Repair| repair.broker == self.node && repair.stage == RepairStage::Emptying;
+        assignment.repair.as_ref().is_some_and(emptying)
+    }
+
+    /// Damaged replicas here that have left their groups.
+    fn to_empty(&self, state: &State) -> HashMap<GroupId, Emptying> {
+        let mut found = HashMap::new();
+        for topic in state.topics() {
+            for (number, assignment) in topic.partitions.iter().enumerate() {
+                if self.is_to_empty(assignment) {
+                    let partition = number as u32;
+                    let emptying =
+                        Emptying { topic: topic.clone(), partition, revision: assignment.revision };
+                    found.insert(group_of(topic, partition), emptying);
+                }
+            }
+        }
+        found
+    }
+
+    /// Closes replicas that this broker is not to have any more or that are to be emptied, and deletes their data. Returns
+    /// whether nothing is left to do.
+    async fn delete_unwanted(&mut self, state: &State) -> bool {
+        let keep: HashSet<GroupId> = self.wanted(state).into_iter().map(|wanted| wanted.group).collect();
+        let open = self.open.keys().copied().filter(|group| !keep.contains(group));
+        let unwanted: HashSet<GroupId> = open.chain(self.to_empty(state).into_keys()).collect();
+        if unwanted.is_empty() {
+            return true;
+        }
+        for group in &unwanted {
+            self.close(*group).await;
+        }
+        // What this broker knows may be old: the replica may be a member again, with what it has acknowledged since. It
+        // acknowledges nothing any more, so whatever made it a member was agreed on before now.
+        if !self.control.catch_up().await {
+            return false;
+        }
+        let newest = self.control.state();
+        let keep: HashSet<GroupId> = self.wanted(&newest).into_iter().map(|wanted| wanted.group).collect();
+        let to_empty = self.to_empty(&newest);
+        let mut complete = unwanted.is_disjoint(&keep);
+        for group in unwanted.difference(&keep) {
+            let deleted = self.delete(*group).await;
+            complete &= deleted;
+            if deleted && let Some(emptied) = to_empty.get(group) {
+                self.let_join_anew(emptied);
+                complete = false;
+            }
+        }
+        complete
+    }
+
+    fn let_join_anew(&self, emptied: &Emptying) {
+        let Emptying { topic, partition, revision } = emptied;
+        info!(name: "replica.emptied", topic = &*topic.name, partition, "a damaged replica is empty, and joins its group anew");
+        let command = Command::AdvanceRepair {
+            topic: topic.id,
+            partition: *partition,
+            revision: *revision,
+            from: RepairStage::Emptying,
+        };
+        let control = self.control.clone();
+        self.tasks.spawn_until_stopped("empty replica", Criticality::BestEffort, async move {
+            // Done again if it does not succeed.
+            let _ = control.change(&command).await;
+        });
     }
 
     /// Notes where the other brokers are, for the next start.
@@ -150,7 +230,7 @@ impl Reconciler {
         let mut wanted = Vec::new();
         for topic in state.topics() {
             for (number, assignment) in topic.partitions.iter().enumerate() {
-                if assignment.involves(self.node) {
+                if assignment.involves(self.node) && !self.is_to_empty(assignment) {
                     let number = number as u32;
                     wanted.push(Wanted { group: group_of(topic, number), topic: topic.clone(), number });
                 }
@@ -167,12 +247,13 @@ impl Reconciler {
         for topic in state.topics() {
             let metrics = self.env.metrics.topic(&topic.name);
             let mut partitions = Vec::with_capacity(topic.partitions.len());
-            for number in 0..topic.partitions.len() as u32 {
-                let group = group_of(topic, number);
+            for (number, assignment) in topic.partitions.iter().enumerate() {
+                let group = group_of(topic, number as u32);
                 let partition = self.known.remove(&group).unwrap_or_else(|| {
                     let (hub, env, tasks) = (self.hub.clone(), self.env.clone(), self.tasks.clone());
                     PartitionRef::new(group, self.node, hub, env, metrics.clone(), tasks)
                 });
+                partition.set_holders(assignment.members().map(|id| id.0).collect());
                 known.insert(group, partition.clone());
                 partitions.push(partition);
             }
@@ -188,14 +269,17 @@ impl Reconciler {
         }
     }
 
-    /// Closes a replica that this broker is not to have any more, and deletes its data.
-    async fn delete(&mut self, group: GroupId) -> bool {
+    async fn close(&mut self, group: GroupId) {
         if let Some(known) = self.known.get(&group) {
             known.set_replica(None);
         }
         if let Some(partition) = self.open.remove(&group) {
             partition.close().await;
         }
+    }
+
+    /// Deletes the data of a replica that is closed.
+    async fn delete(&self, group: GroupId) -> bool {
         let store = self.env.store.clone();
         match tokio::task::spawn_blocking(move || store.delete_group(group)).await {
             Ok(Ok(())) => true,
@@ -207,9 +291,9 @@ impl Reconciler {
         }
     }
 
-    async fn delete_orphans(&mut self) -> Result<(), ()> {
-        // What this broker knows may be old until it has heard of the leader.
-        if self.control.ready_now().is_none() {
+    async fn delete_orphans(&self) -> Result<(), ()> {
+        // What this broker knows may be old.
+        if !self.control.catch_up().await {
             return Err(());
         }
         let store = self.env.store.clone();
@@ -224,7 +308,9 @@ impl Reconciler {
         let state = self.control.state();
         let keep: HashSet<GroupId> = self.wanted(&state).into_iter().map(|wanted| wanted.group).collect();
         let mut complete = true;
-        for group in stored.into_iter().filter(|group| group.is_partition() && !keep.contains(group)) {
+        let orphan =
+            |group: &GroupId| group.is_partition() && !keep.contains(group) && !self.open.contains_key(group);
+        for group in stored.into_iter().filter(orphan) {
             info!(%group, "deleting the data of a partition that this broker is not to have");
             complete &= self.delete(group).await;
         }

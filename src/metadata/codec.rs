@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message as _;
 
 use super::state::{Broker, Command, State};
-use super::topic::{PartitionAssignment, Settings, Topic, TopicId};
+use super::topic::{PartitionAssignment, Repair, RepairStage, Settings, Topic, TopicId};
 use super::{BrokerId, Error};
 use crate::clock::Timestamp;
 use crate::proto::internal as stored;
@@ -72,6 +72,23 @@ impl Command {
                     revision: *revision,
                 })
             }
+            Command::BeginRepair { topic, partition, revision, broker, reason } => {
+                StoredCommand::BeginRepair(stored::BeginRepair {
+                    topic_id: topic.0,
+                    partition: *partition,
+                    revision: *revision,
+                    broker_id: broker.0,
+                    reason: reason.clone(),
+                })
+            }
+            Command::AdvanceRepair { topic, partition, revision, from } => {
+                StoredCommand::AdvanceRepair(stored::AdvanceRepair {
+                    topic_id: topic.0,
+                    partition: *partition,
+                    revision: *revision,
+                    from: store_stage(*from).into(),
+                })
+            }
         };
         stored::ControlCommand { command: Some(command) }.encode_to_vec()
     }
@@ -91,13 +108,13 @@ impl Command {
                 settings: load_settings(c.settings)?,
                 replication_factor: c.replication_factor,
                 created: Timestamp(c.created_ms),
-                partitions: load_partitions(c.partitions),
+                partitions: load_partitions(c.partitions)?,
             },
             StoredCommand::AlterTopic(c) => {
                 Command::AlterTopic { name: c.name.into(), settings: load_settings(c.settings)? }
             }
             StoredCommand::AddTopicPartitions(c) => {
-                Command::AddPartitions { name: c.name.into(), partitions: load_partitions(c.partitions) }
+                Command::AddPartitions { name: c.name.into(), partitions: load_partitions(c.partitions)? }
             }
             StoredCommand::DeleteTopic(c) => Command::DeleteTopic { name: c.name.into() },
             StoredCommand::AllocateProducerId(_) => Command::AllocateProducerId,
@@ -118,6 +135,19 @@ impl Command {
                 topic: TopicId(c.topic_id),
                 partition: c.partition,
                 revision: c.revision,
+            },
+            StoredCommand::BeginRepair(c) => Command::BeginRepair {
+                topic: TopicId(c.topic_id),
+                partition: c.partition,
+                revision: c.revision,
+                broker: BrokerId(c.broker_id),
+                reason: c.reason,
+            },
+            StoredCommand::AdvanceRepair(c) => Command::AdvanceRepair {
+                topic: TopicId(c.topic_id),
+                partition: c.partition,
+                revision: c.revision,
+                from: load_stage(c.from())?,
             },
         })
     }
@@ -177,6 +207,7 @@ pub(crate) fn store_broker(broker: &Broker) -> stored::BrokerRecord {
         rack: broker.rack.clone(),
         draining: broker.draining,
         replaced_by: broker.replaced_by.map_or(0, |id| id.0),
+        storage_sync: broker.storage_sync.clone(),
     }
 }
 
@@ -191,6 +222,7 @@ pub(crate) fn load_broker(broker: stored::BrokerRecord) -> Broker {
         rack: broker.rack,
         draining: broker.draining,
         replaced_by: (broker.replaced_by != 0).then_some(BrokerId(broker.replaced_by)),
+        storage_sync: broker.storage_sync,
     }
 }
 
@@ -223,8 +255,35 @@ fn store_partitions(partitions: &[PartitionAssignment]) -> Vec<stored::Partition
             replicas: store_ids(&p.replicas),
             moving_from: store_ids(&p.moving_from),
             revision: p.revision,
+            repair: p.repair.as_ref().map(|repair| stored::Repair {
+                broker_id: repair.broker.0,
+                stage: store_stage(repair.stage).into(),
+                reason: repair.reason.clone(),
+            }),
         })
         .collect()
+}
+
+fn store_stage(stage: RepairStage) -> stored::RepairStage {
+    match stage {
+        RepairStage::Leaving => stored::RepairStage::Leaving,
+        RepairStage::Emptying => stored::RepairStage::Emptying,
+        RepairStage::Joining => stored::RepairStage::Joining,
+    }
+}
+
+fn load_stage(stage: stored::RepairStage) -> Result<RepairStage, Error> {
+    match stage {
+        stored::RepairStage::Leaving => Ok(RepairStage::Leaving),
+        stored::RepairStage::Emptying => Ok(RepairStage::Emptying),
+        stored::RepairStage::Joining => Ok(RepairStage::Joining),
+        stored::RepairStage::Unspecified => Err(missing("stage")),
+    }
+}
+
+fn load_repair(repair: stored::Repair) -> Result<Repair, Error> {
+    let stage = load_stage(repair.stage())?;
+    Ok(Repair { broker: BrokerId(repair.broker_id), stage, reason: repair.reason })
 }
 
 fn store_ids(ids: &[BrokerId]) -> Vec<u64> {
@@ -235,15 +294,16 @@ fn load_ids(ids: Vec<u64>) -> Vec<BrokerId> {
     ids.into_iter().map(BrokerId).collect()
 }
 
-fn load_partitions(partitions: Vec<stored::PartitionRecord>) -> Vec<PartitionAssignment> {
-    partitions
-        .into_iter()
-        .map(|p| PartitionAssignment {
+fn load_partitions(partitions: Vec<stored::PartitionRecord>) -> Result<Vec<PartitionAssignment>, Error> {
+    let load = |p: stored::PartitionRecord| {
+        Ok(PartitionAssignment {
             replicas: load_ids(p.replicas),
             moving_from: load_ids(p.moving_from),
             revision: p.revision,
+            repair: p.repair.map(load_repair).transpose()?,
         })
-        .collect()
+    };
+    partitions.into_iter().map(load).collect()
 }
 
 /// As brokers tell each other.
@@ -269,7 +329,7 @@ pub(crate) fn load_topic(topic: stored::TopicRecord) -> Result<Topic, Error> {
         settings: load_settings(topic.settings)?,
         replication_factor: topic.replication_factor,
         created: Timestamp(topic.created_ms),
-        partitions: load_partitions(topic.partitions),
+        partitions: load_partitions(topic.partitions)?,
     })
 }
 
@@ -298,6 +358,7 @@ mod tests {
             rack: "r1".into(),
             draining: false,
             replaced_by: None,
+            storage_sync: "always".into(),
         };
         vec![
             Command::RegisterBroker(broker.clone()),
@@ -319,6 +380,19 @@ mod tests {
             Command::ReassignPartition { name: "orders".into(), partition: 1, replicas: vec![BrokerId(2)] },
             Command::FinishMove { topic: TopicId(1), partition: 1, revision: 1 },
             Command::ReassignPartition { name: "orders".into(), partition: 1, replicas: vec![BrokerId(3)] },
+            Command::BeginRepair {
+                topic: TopicId(1),
+                partition: 0,
+                revision: 0,
+                broker: BrokerId(2),
+                reason: "row 7".into(),
+            },
+            Command::AdvanceRepair {
+                topic: TopicId(1),
+                partition: 0,
+                revision: 1,
+                from: RepairStage::Leaving,
+            },
             Command::AllocateProducerId,
             Command::FixCoordinatorShards { shards: 4 },
             Command::DeleteTopic { name: "orders".into() },

@@ -9,7 +9,7 @@ mod state;
 mod topic;
 
 pub use state::{Broker, Command, Outcome, State};
-pub use topic::{PartitionAssignment, Settings, Topic, TopicId, validate_name};
+pub use topic::{PartitionAssignment, Repair, RepairStage, Settings, Topic, TopicId, validate_name};
 
 /// Number of a broker, unique in its cluster and kept across restarts. Never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::topic::{PartitionAssignment, Settings, Topic, TopicId, validate_name};
+use super::topic::{PartitionAssignment, Repair, RepairStage, Settings, Topic, TopicId, validate_name};
 use super::{BrokerId, Error};
 use crate::clock::Timestamp;
 
@@ -26,6 +26,8 @@ pub struct Broker {
     pub draining: bool,
     /// The broker that took over its address with an empty disk. This one never comes back.
     pub replaced_by: Option<BrokerId>,
+    /// When it forces writes to its disk, as it is configured. Empty if it has never said so.
+    pub storage_sync: String,
 }
 
 impl Broker {
@@ -71,6 +73,31 @@ pub enum Command {
         partition: u32,
         /// The revision whose replicas are there. A later one makes this void.
         revision: u32,
+    },
+    /// A replica is damaged, and is to get its records anew from the others. Void if it is not one of several, or while
+    /// replicas move or another one is repaired.
+    BeginRepair {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: u32,
+        /// The revision that the broker knows. A later one makes this void.
+        revision: u32,
+        /// The broker that has the replica.
+        broker: BrokerId,
+        /// What was found.
+        reason: String,
+    },
+    /// A stage of a repair is over: the next one begins.
+    AdvanceRepair {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: u32,
+        /// The revision of the repair. A later one makes this void.
+        revision: u32,
+        /// What is over.
+        from: RepairStage,
     },
     /// Creates a topic. Placement is decided by the leader.
     CreateTopic {
@@ -219,7 +246,35 @@ impl State {
                 self.reassign(&name, partition, replicas)
             }
             Command::FinishMove { topic, partition, revision } => {
-                Ok(self.finish_move(topic, partition, revision))
+                self.at_revision(topic, partition, revision, |assignment| assignment.moving_from.clear());
+                Ok(Outcome::Done)
+            }
+            Command::BeginRepair { topic, partition, revision, broker, reason } => {
+                self.at_revision(topic, partition, revision, |assignment| {
+                    let free = assignment.repair.as_ref().is_none_or(|repair| {
+                        // The replica that gets its records anew is damaged again.
+                        repair.broker == broker && repair.stage == RepairStage::Joining
+                    });
+                    if free && assignment.can_repair(broker) {
+                        assignment.repair = Some(Repair { broker, stage: RepairStage::Leaving, reason });
+                        assignment.revision += 1;
+                    }
+                });
+                Ok(Outcome::Done)
+            }
+            Command::AdvanceRepair { topic, partition, revision, from } => {
+                self.at_revision(topic, partition, revision, |assignment| {
+                    let Some(repair) = assignment.repair.as_mut().filter(|repair| repair.stage == from)
+                    else {
+                        return;
+                    };
+                    match from {
+                        RepairStage::Leaving => repair.stage = RepairStage::Emptying,
+                        RepairStage::Emptying => repair.stage = RepairStage::Joining,
+                        RepairStage::Joining => assignment.repair = None,
+                    }
+                });
+                Ok(Outcome::Done)
             }
             Command::CreateTopic { name, settings, replication_factor, created, partitions } => {
                 self.create(name, settings, replication_factor, created, partitions)
@@ -355,25 +410,31 @@ impl State {
                     assignment.moving_from.push(id);
                 }
             }
+            // A damaged replica that is not wanted any more just goes.
+            let replicas = &assignment.replicas;
+            assignment.repair.take_if(|repair| !replicas.contains(&repair.broker));
             assignment.revision += 1;
             Ok(())
         })
     }
 
-    fn finish_move(&mut self, topic: TopicId, partition: u32, revision: u32) -> Outcome {
+    /// Changes a partition's replicas if they are still of `revision`.
+    fn at_revision(
+        &mut self,
+        topic: TopicId,
+        partition: u32,
+        revision: u32,
+        change: impl FnOnce(&mut PartitionAssignment),
+    ) {
         let Some(shared) = self.topics.values_mut().find(|known| known.id == topic) else {
-            return Outcome::Done; // It was deleted meanwhile.
+            return; // It was deleted meanwhile.
         };
-        let finished = shared
-            .partitions
-            .get(partition as usize)
-            .is_some_and(|assignment| assignment.revision == revision && assignment.is_moving());
-        if finished {
+        let current = shared.partitions.get(partition as usize);
+        if current.is_some_and(|assignment| assignment.revision == revision) {
             let mut changed = Topic::clone(shared);
-            changed.partitions[partition as usize].moving_from.clear();
+            change(&mut changed.partitions[partition as usize]);
             *shared = Arc::new(changed);
         }
-        Outcome::Done
     }
 
     fn create(
@@ -499,6 +560,7 @@ mod tests {
             rack: String::new(),
             draining: false,
             replaced_by: None,
+            storage_sync: String::new(),
         }
     }
 
@@ -571,5 +633,55 @@ mod tests {
         for wrong in [&[][..], &[3, 3]] {
             assert!(matches!(state.apply(to(wrong)), Err(Error::Refused(_))));
         }
+    }
+
+    #[test]
+    fn a_repair_goes_from_stage_to_stage_and_bars_the_replica_until_it_is_empty() {
+        let mut state = three_brokers();
+        state.apply(create("a")).expect("created");
+        let topic = state.topic("a").expect("there").id;
+        let to = |ids: &[u64]| Command::ReassignPartition {
+            name: "a".into(),
+            partition: 0,
+            replicas: ids.iter().copied().map(BrokerId).collect(),
+        };
+        let begin = |revision, broker| Command::BeginRepair {
+            topic,
+            partition: 0,
+            revision,
+            broker: BrokerId(broker),
+            reason: "row 7".into(),
+        };
+        let advance = |revision, from| Command::AdvanceRepair { topic, partition: 0, revision, from };
+        let now = |state: &State| state.topic("a").expect("there").partitions[0].clone();
+        let stage = |state: &State| now(state).repair.map(|repair| (repair.broker.0, repair.stage));
+
+        state.apply(begin(0, 1)).expect("never refused");
+        assert_eq!(stage(&state), None, "there is no other replica");
+        state.apply(to(&[1, 2, 3])).expect("known brokers");
+        state.apply(begin(1, 1)).expect("never refused");
+        assert_eq!(stage(&state), None, "replicas move");
+        state.apply(Command::FinishMove { topic, partition: 0, revision: 1 }).expect("never refused");
+        state.apply(begin(0, 1)).expect("never refused");
+        assert_eq!(stage(&state), None, "of an earlier revision");
+        state.apply(begin(1, 2)).expect("never refused");
+        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)));
+        state.apply(begin(2, 1)).expect("never refused");
+        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "one after the other");
+        state.apply(advance(2, RepairStage::Emptying)).expect("never refused");
+        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "that comes later");
+        assert!(now(&state).is_barred(BrokerId(2)));
+        state.apply(advance(2, RepairStage::Leaving)).expect("never refused");
+        assert_eq!(now(&state).members().collect::<Vec<_>>(), [BrokerId(1), BrokerId(3)]);
+        state.apply(advance(2, RepairStage::Emptying)).expect("never refused");
+        assert_eq!(now(&state).members().count(), 3);
+        state.apply(begin(2, 2)).expect("never refused");
+        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "damaged again");
+        for from in [RepairStage::Leaving, RepairStage::Emptying, RepairStage::Joining] {
+            state.apply(advance(2, from)).expect("never refused");
+            assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "of an earlier revision");
+        }
+        state.apply(to(&[1, 3])).expect("known brokers");
+        assert_eq!(stage(&state), None, "it is not wanted any more");
     }
 }

@@ -39,6 +39,33 @@ pub struct PartitionAssignment {
     /// How often the replicas were reassigned. Only replicas of revision 0 found their group: those of a later one find
     /// it there.
     pub revision: u32,
+    /// While a damaged replica gets its records anew from the others.
+    pub repair: Option<Repair>,
+}
+
+/// A damaged replica on its way out of its group, and in again.
+///
+/// A replica that has lost what it acknowledged must not vote on the strength of it. So it leaves the group while it
+/// still has what it promised, is emptied when it is no member any more, and joins as a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// The broker that has the replica.
+    pub broker: BrokerId,
+    /// How far it is.
+    pub stage: RepairStage,
+    /// What was found, for operators.
+    pub reason: String,
+}
+
+/// How far a repair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RepairStage {
+    /// The leader takes its vote and expels it.
+    Leaving,
+    /// It is no member. Its broker deletes what it has.
+    Emptying,
+    /// It is empty, and the leader invites it like a new one.
+    Joining,
 }
 
 impl PartitionAssignment {
@@ -50,6 +77,22 @@ impl PartitionAssignment {
     /// Whether `broker` holds a replica, or is to hold one.
     pub fn involves(&self, broker: BrokerId) -> bool {
         self.replicas.contains(&broker) || self.moving_from.contains(&broker)
+    }
+
+    /// Whether the replica of `broker` is damaged and must not be in the group before it is empty.
+    pub fn is_barred(&self, broker: BrokerId) -> bool {
+        let barred = |repair: &Repair| repair.broker == broker && repair.stage < RepairStage::Joining;
+        self.repair.as_ref().is_some_and(barred)
+    }
+
+    /// Whether a damaged replica of `broker` could get its records from others now.
+    pub fn can_repair(&self, broker: BrokerId) -> bool {
+        self.replicas.len() > 1 && self.replicas.contains(&broker) && !self.is_moving()
+    }
+
+    /// The brokers whose replicas should be members of the partition's group.
+    pub fn members(&self) -> impl Iterator<Item = BrokerId> {
+        self.replicas.iter().copied().filter(|id| !self.is_barred(*id))
     }
 
     /// Whether replicas are on their way to other brokers.

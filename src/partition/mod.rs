@@ -25,7 +25,7 @@ pub mod retention;
 pub mod signal;
 pub mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -72,6 +72,13 @@ pub struct Config {
     /// How often retention looks for what is too old or too much.
     #[serde(with = "crate::units::duration")]
     pub retention_interval: Duration,
+    /// How long a broker rests, after its start and whenever it has read all its replicas, before it reads them to see
+    /// whether they are intact.
+    #[serde(with = "crate::units::duration")]
+    pub verify_interval: Duration,
+    /// Bytes a second that it reads for that. What is damaged is repaired from other replicas.
+    #[serde(with = "crate::units::size")]
+    pub verify_bytes_per_second: u64,
 }
 
 impl Default for Config {
@@ -84,6 +91,8 @@ impl Default for Config {
             tail_bytes: 64 << 20,
             partition_tail_bytes: 8 << 20,
             retention_interval: Duration::from_secs(5),
+            verify_interval: Duration::from_secs(24 * 60 * 60),
+            verify_bytes_per_second: 16 << 20,
         }
     }
 }
@@ -101,6 +110,10 @@ impl Config {
         within("buffer_bytes", self.buffer_bytes, 1 << 20, u32::MAX.into());
         within("entry_bytes", self.entry_bytes, 4 << 10, 1 << 30);
         within("entries_in_flight", self.entries_in_flight as u64, 1, 1_024);
+        within("verify_bytes_per_second", self.verify_bytes_per_second, 64 << 10, 1 << 40);
+        if self.verify_interval < Duration::from_millis(100) {
+            found.push(("verify_interval", "must be at least 100ms".to_owned()));
+        }
         if self.retention_interval < Duration::from_millis(10) {
             found.push(("retention_interval", "must be at least 10ms".to_owned()));
         }
@@ -151,6 +164,18 @@ pub enum Error {
     /// The partition is closed. Nothing was written.
     #[error("the partition is closed")]
     Stopped,
+}
+
+impl Error {
+    /// Whether this replica does not have the bytes any more that it wrote. Others may.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::Corrupt { .. } | Error::Damaged(_) => true,
+            Error::Raft(error) => error.is_damage(),
+            Error::Storage(error) => error.is_damage(),
+            _ => false,
+        }
+    }
 }
 
 impl From<raft::Error> for Error {
@@ -233,6 +258,8 @@ struct Inner {
     topic: Arc<TopicMetrics>,
     /// Held by a trim, so that two at once do not count the same records.
     trimming: tokio::sync::Mutex<()>,
+    /// The first damage that was found.
+    damage: OnceLock<String>,
     /// Gone once the partition is closed.
     queue: std::sync::RwLock<Option<mpsc::Sender<Submission>>>,
     tasks: Tasks,
@@ -286,6 +313,7 @@ impl Partition {
             env: env.clone(),
             topic,
             trimming: Default::default(),
+            damage: OnceLock::new(),
             queue,
             tasks,
         })))
@@ -467,9 +495,42 @@ impl Partition {
         self.0.queue.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_none()
     }
 
+    /// What this replica has lost of what it wrote, if that was noticed: by a reader, by a follower, or when it looked.
+    pub fn damage(&self) -> Option<String> {
+        let status = self.status();
+        let status = status.borrow();
+        let noticed = status.unreadable.as_ref().or(status.failed.as_ref());
+        if let Some(error) = noticed.filter(|error| error.is_damage())
+            && self.0.damage.set(in_full(error)).is_ok()
+        {
+            self.0.env.metrics.storage.failed(StorageFailure::Corrupt);
+        }
+        self.0.damage.get().cloned()
+    }
+
+    /// Reads the log from the entry at `from` on, about `bytes` of it, to see whether it is intact. Gives where to go on.
+    ///
+    /// # Errors
+    /// It is not, or the store failed.
+    pub async fn verify(&self, from: u64, bytes: u64) -> Result<Option<u64>, Error> {
+        let applied = self.status().borrow().applied;
+        let Some(applied) = applied.filter(|applied| *applied >= from) else { return Ok(None) };
+        let log = self.0.reader.log.clone();
+        let read = move || match log.read(from, applied + 1, bytes) {
+            Ok(rows) => Ok(rows.last().map(|row| row.index + 1)),
+            Err(storage::Error::Purged { purged, .. }) => Ok(Some(purged + 1)),
+            Err(error) => Err(error.into()),
+        };
+        blocking(&self.0.env.store, read).await.inspect_err(|error| self.note_failure(error))
+    }
+
     fn note_failure(&self, error: &Error) {
         let failure = match error {
-            Error::Corrupt { .. } | Error::Damaged(_) => StorageFailure::Corrupt,
+            error if error.is_damage() => {
+                // What was found first is enough to know.
+                let _ = self.0.damage.set(error.to_string());
+                StorageFailure::Corrupt
+            }
             Error::Storage(_) => StorageFailure::Read,
             _ => return,
         };
@@ -491,6 +552,17 @@ impl Partition {
     pub(crate) fn replica(&self) -> raft::Replica {
         self.0.group.replica()
     }
+}
+
+/// An error with what caused it.
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 async fn open_log(store: &Store, id: GroupId) -> Result<Log, Error> {

@@ -61,6 +61,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether this replica does not have the bytes any more that it wrote. Others may.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::Storage(error) => error.is_damage(),
+            Error::Corrupt { .. } | Error::Restore { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 fn name(leader: Option<NodeId>) -> String {
     leader.map_or_else(|| "unknown".to_owned(), |node| format!("node {node}"))
 }

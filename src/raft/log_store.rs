@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -16,7 +16,10 @@ use super::membership;
 use super::shared::Shared;
 use super::types::{Command, Entry, LogId, Types, Vote, log_id, position};
 use super::vote;
-use crate::storage::{self, Batch, Durability, Kind, Row};
+use crate::storage::{self, Batch, Durability, Kind, Log, Row};
+
+/// How long replication rests before it tries again to read what cannot be read.
+const UNREADABLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The log of one replica. Clones share it.
 #[derive(Clone)]
@@ -31,6 +34,16 @@ impl LogStore {
 
     /// The rows of `range` that exist, up to about `bytes_max` bytes but at least one.
     pub(super) fn read(&self, range: Range<u64>, bytes_max: u64) -> Result<Vec<Row>, storage::Error> {
+        self.read_by(Log::read, range, bytes_max)
+    }
+
+    /// As [`LogStore::read`], with `stored` to read the rows that are not in the tail.
+    fn read_by(
+        &self,
+        stored: fn(&Log, u64, u64, u64) -> Result<Vec<Row>, storage::Error>,
+        range: Range<u64>,
+        bytes_max: u64,
+    ) -> Result<Vec<Row>, storage::Error> {
         let mut recent = self.shared.tail().read(range.clone());
         let stored_end = recent.first().map_or(range.end, |row| row.index);
         if range.start >= stored_end {
@@ -38,7 +51,7 @@ impl LogStore {
         }
         // A row leaves the tail only after the store has it, so what is not in the tail is there or does not
         // exist.
-        let mut rows = self.shared.log.read(range.start, stored_end, bytes_max)?;
+        let mut rows = stored(&self.shared.log, range.start, stored_end, bytes_max)?;
         if rows.last().is_some_and(|row| row.index + 1 == stored_end) {
             rows.append(&mut recent);
         }
@@ -147,7 +160,17 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read_entries(start..end, self.shared.append_bytes_max)
+        // Only replication reads this way. A replica that cannot give a follower what it lacks still is a good voter, so
+        // it goes on, says so, and sends nothing but heartbeats until another one leads.
+        match self.read_by(Log::read_intact, start..end, self.shared.append_bytes_max) {
+            Err(error) if error.is_damage() => {
+                self.shared.update_status(|status| status.unreadable = Some(error.into()));
+                tokio::time::sleep(UNREADABLE_PAUSE).await;
+                Ok(Vec::new())
+            }
+            Err(error) => Err(self.shared.fail(error)),
+            Ok(rows) => rows.into_iter().map(|row| self.entry(row)).collect(),
+        }
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -81,6 +81,8 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         status.term = term;
         status.voters = voters.into();
         status.members = members.into();
+        // Only a leader has followers.
+        status.unreadable.take_if(|_| role != Role::Leader);
         true
     });
 }

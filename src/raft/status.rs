@@ -43,6 +43,8 @@ pub struct Status {
     pub voters: Arc<[NodeId]>,
     /// All members, in ascending order: those with a vote, and those who only receive entries.
     pub members: Arc<[NodeId]>,
+    /// An entry that a follower needs cannot be read here. Another leader is wanted, which has it.
+    pub unreadable: Option<Error>,
     /// Why the replica stopped, if it did so by itself.
     pub failed: Option<Error>,
 }

@@ -50,6 +50,7 @@ pub(super) struct Counts {
     pub(super) snapshots: u64,
     pub(super) trims: u64,
     pub(super) changes: u64,
+    pub(super) repairs: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -363,5 +364,6 @@ impl Counts {
         self.snapshots += other.snapshots;
         self.trims += other.trims;
         self.changes += other.changes;
+        self.repairs += other.repairs;
     }
 }

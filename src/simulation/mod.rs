@@ -27,7 +27,7 @@ mod node;
 mod trace;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,6 +66,8 @@ enum Mutation {
     ForgeAppends,
     /// A broker that restarts does not know whom it voted for.
     ForgetVotes,
+    /// A replica is emptied while it still is a member.
+    EmptyVoters,
 }
 
 /// What a run is to be, as its seed says.
@@ -121,6 +123,8 @@ struct World {
     metrics: Metrics,
     nodes: Mutex<BTreeMap<NodeId, Node>>,
     healing: AtomicBool,
+    /// Groups whose members change.
+    changing: Mutex<BTreeSet<GroupId>>,
 }
 
 impl World {
@@ -133,12 +137,21 @@ impl World {
             metrics: Metrics::detached(),
             nodes: Mutex::new(plan.nodes.iter().map(|node| (*node, Node::new())).collect()),
             healing: AtomicBool::new(false),
+            changing: Mutex::default(),
             plan,
         })
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Node>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changing(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn empties_voters(&self) -> bool {
+        self.plan.mutation == Some(Mutation::EmptyVoters)
     }
 
     fn partitions(&self) -> Vec<GroupId> {
@@ -443,6 +456,7 @@ fn seeds() {
         ("snapshots sent", total.snapshots),
         ("logs trimmed", total.trims),
         ("changes of members", total.changes),
+        ("replicas emptied that joined anew", total.repairs),
     ] {
         assert!(number > 0 || count < SEEDS, "the seeds did not test: {what}");
     }
@@ -487,4 +501,9 @@ fn a_forged_acknowledgement_is_found() {
 #[test]
 fn a_forgotten_vote_is_found() {
     finds(Mutation::ForgetVotes);
+}
+
+#[test]
+fn a_replica_that_is_emptied_while_it_is_a_member_is_found() {
+    finds(Mutation::EmptyVoters);
 }

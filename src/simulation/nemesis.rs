@@ -26,7 +26,8 @@ pub(super) async fn rage(world: Arc<World>) {
             46..54 => stall(&world),
             54..58 => fail_disk(&world),
             58..62 => restart(&world),
-            62..75 => change_members(&world),
+            62..71 => change_members(&world),
+            71..75 => repair(&world),
             75..81 => transfer(&world),
             81..97 => trim(&world),
             _ => turn_clock(&world),
@@ -167,6 +168,9 @@ fn leader(world: &World, group: GroupId) -> Option<(NodeId, Group<()>)> {
 fn change_members(world: &Arc<World>) {
     let group = *world.chance.pick(&world.groups());
     let Some((node, replica)) = leader(world, group) else { return };
+    if !world.changing().insert(group) {
+        return;
+    }
     let mut voters: BTreeSet<NodeId> = replica.status().borrow().voters.iter().copied().collect();
     // One in, one out, or both.
     let change = world.chance.within(0..3);
@@ -196,7 +200,59 @@ fn change_members(world: &Arc<World>) {
         }
         let outcome = changed.map(|outcome| outcome.map_err(|error| error.to_string()));
         world.trace.tell(format!("group {group} was changed: {outcome:?}"));
+        world.changing().remove(&group);
     });
+}
+
+/// A replica leaves its group, is emptied, and joins anew.
+fn repair(world: &Arc<World>) {
+    let group = *world.chance.pick(&world.partitions());
+    let Some((_, replica)) = leader(world, group) else { return };
+    let voters = replica.status().borrow().voters.to_vec();
+    if voters.len() < 3 || !world.changing().insert(group) {
+        return;
+    }
+    let node = *world.chance.pick(&voters);
+    world.trace.tell(format!("node {node} is to be emptied of group {group}"));
+    let world = Arc::clone(world);
+    tokio::spawn(async move {
+        let without = voters.iter().copied().filter(|voter| *voter != node).collect();
+        let left = world.empties_voters() || change_voters(&world, group, without).await;
+        if left {
+            world.nodes().get_mut(&node).expect("a node of the run").to_empty.insert(group);
+            while world.nodes()[&node].to_empty.contains(&group) {
+                node::crash(&world, node, End::Kill);
+                node::start(&world, node).await;
+                sleep(Duration::from_millis(20)).await;
+            }
+            if change_voters(&world, group, voters.into_iter().collect()).await {
+                world.checker.count(|counts| counts.repairs += 1);
+            }
+        }
+        world.trace.tell(format!("node {node} was emptied of group {group}: {left}"));
+        world.changing().remove(&group);
+    });
+}
+
+/// Asks who leads for these voters until it has them, or everything heals.
+async fn change_voters(world: &Arc<World>, group: GroupId, voters: BTreeSet<NodeId>) -> bool {
+    while !world.is_healing() {
+        if let Some((_, replica)) = leader(world, group) {
+            let change = async {
+                for new in &voters {
+                    if !replica.status().borrow().members.contains(new) {
+                        replica.add_learner(*new).await?;
+                    }
+                }
+                replica.change_voters(voters.clone()).await
+            };
+            if matches!(timeout(Duration::from_secs(2), change).await, Ok(Ok(()))) {
+                return true;
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    false
 }
 
 fn transfer(world: &Arc<World>) {

@@ -1,6 +1,6 @@
 //! The brokers of a run: real groups, partitions and coordinators on a simulated disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ pub(super) struct Node {
     pub(super) running: Option<Broker>,
     /// The disk does nothing until then.
     pub(super) stalled_until: Instant,
+    /// Groups whose replicas here are to be emptied before the next start, and those that were. The latter found nothing
+    /// any more: their groups are there, and take them in again.
+    pub(super) to_empty: BTreeSet<GroupId>,
+    pub(super) emptied: BTreeSet<GroupId>,
 }
 
 impl Node {
@@ -50,6 +54,8 @@ impl Node {
             busy: false,
             running: None,
             stalled_until: Instant::now(),
+            to_empty: BTreeSet::new(),
+            emptied: BTreeSet::new(),
         }
     }
 }
@@ -70,7 +76,7 @@ pub(super) struct Broker {
 
 /// Starts a broker that does not run.
 pub(super) async fn start(world: &Arc<World>, node: NodeId) {
-    let (disk, clock, life) = {
+    let (disk, clock, life, emptied) = {
         let mut nodes = world.nodes();
         let own = nodes.get_mut(&node).expect("a node of the run");
         if own.running.is_some() || own.busy {
@@ -78,10 +84,15 @@ pub(super) async fn start(world: &Arc<World>, node: NodeId) {
         }
         own.life += 1;
         own.busy = true;
-        (own.disk.clone(), own.clock.clone(), own.life)
+        for group in std::mem::take(&mut own.to_empty) {
+            own.disk.empty_group(group);
+            own.emptied.insert(group);
+            world.trace.tell(format!("node {node} has emptied group {group}"));
+        }
+        (own.disk.clone(), own.clock.clone(), own.life, own.emptied.clone())
     };
     world.trace.tell(format!("node {node} starts, life {life}"));
-    let opened = open(world, node, life, &disk, &clock).await;
+    let opened = open(world, node, life, &disk, &clock, &emptied).await;
     let mut nodes = world.nodes();
     let own = nodes.get_mut(&node).expect("a node of the run");
     own.busy = false;
@@ -97,6 +108,7 @@ async fn open(
     life: u64,
     disk: &Disk,
     clock: &Clock,
+    emptied: &BTreeSet<GroupId>,
 ) -> Result<Broker, String> {
     let observer = {
         let world = Arc::downgrade(world);
@@ -134,6 +146,7 @@ async fn open(
     let founders = world.plan.voters.contains(&node).then_some(&world.plan.voters[..]);
     for group in world.partitions() {
         let topic = world.metrics.topic("simulated");
+        let founders = founders.filter(|_| !emptied.contains(&group));
         let partition = Partition::open(group, node, founders, topic, &env, &tasks).await;
         let partition = partition.map_err(|error| format!("partition {group}: {}", chain(&error)))?;
         replicas.insert(group, partition.replica());

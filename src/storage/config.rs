@@ -17,6 +17,16 @@ pub enum Sync {
     Interval,
 }
 
+impl Sync {
+    /// As it is configured.
+    pub fn name(self) -> &'static str {
+        match self {
+            Sync::Always => "always",
+            Sync::Interval => "interval",
+        }
+    }
+}
+
 /// Where and how data is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -33,8 +33,9 @@ pub enum Error {
         what: &'static str,
     },
 
-    /// A record of the store itself (vote, purge point, index row) has an unknown shape.
-    #[error("{what} of group {group} has an unknown format")]
+    /// A record of the store itself (vote, purge point, index row), or a block of rows, does not have the bytes that were
+    /// written.
+    #[error("{what} of group {group} is corrupt")]
     BadRecord {
         /// The group whose record it is.
         group: GroupId,
@@ -108,6 +109,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether bytes of a group are not those that were written. What a group has lost others may still have.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Corrupt { .. } | Error::BadRecord { .. })
+    }
+
     pub(super) fn storage(
         doing: &'static str,
         source: impl std::error::Error + Send + Sync + 'static,

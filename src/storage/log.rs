@@ -443,7 +443,10 @@ impl Log {
 
     fn index_of(&self, row: Option<Guard>) -> Result<Option<u64>, Error> {
         let Some(row) = row else { return Ok(None) };
-        let key = row.key().map_err(|source| Error::storage("read log keys", source))?;
+        let key = row.key().map_err(|source| match damage(&source) {
+            Some(_) => Error::BadRecord { group: self.group, what: "a block of the log" },
+            None => Error::storage("read log keys", source),
+        })?;
         Ok(keys::log_row_index(self.group, &key))
     }
 }
@@ -477,20 +480,27 @@ impl Rows {
 
 /// Damage that the engine found by itself is corruption of the row that was being read.
 fn read_error(group: GroupId, index: u64, source: fjall::Error) -> Error {
+    match damage(&source) {
+        Some(what) => Error::Corrupt { group, index, what },
+        None => Error::storage("read the log", source),
+    }
+}
+
+/// What about a block is wrong, if that is the engine's error.
+fn damage(source: &fjall::Error) -> Option<&'static str> {
     use fjall::LsmError;
-    let what = match &source {
+    match source {
         fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => {
-            "the checksum of its block does not match"
+            Some("the checksum of its block does not match")
         }
         fjall::Error::Storage(
             LsmError::InvalidTag(_)
             | LsmError::InvalidTrailer
             | LsmError::InvalidHeader(_)
             | LsmError::Decompress(_),
-        ) => "its block cannot be read",
-        _ => return Error::storage("read the log", source),
-    };
-    Error::Corrupt { group, index, what }
+        ) => Some("its block cannot be read"),
+        _ => None,
+    }
 }
 
 /// Where each group's log starts, shared by all handles of the group.

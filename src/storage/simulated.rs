@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use fjall::{CompressionType, KeyspaceCreateOptions, KvPair, PersistMode, Slice, UserKey, UserValue};
 
-use super::keys;
+use super::keys::{self, GroupId};
 
 type Rows = BTreeMap<Bytes, Bytes>;
 
@@ -76,6 +76,18 @@ impl Disk {
     pub fn forget_votes(&self) {
         if let Some(rows) = self.lock().tables.get_mut(keys::STATE) {
             rows.retain(|key, _| !keys::is_vote(key));
+        }
+    }
+
+    /// Deletes everything of a partition's group, as is done when a replica is emptied. The store must not be open.
+    pub fn empty_group(&self, group: GroupId) {
+        let mut content = self.lock();
+        content.tables.remove(keys::partition_table(group).as_str());
+        let prefix = keys::group_prefix(group);
+        for table in [keys::INDEX, keys::STATE] {
+            if let Some(rows) = content.tables.get_mut(table) {
+                rows.retain(|key, _| !key.starts_with(&prefix));
+            }
         }
     }
 

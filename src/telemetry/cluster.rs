@@ -75,6 +75,7 @@ pub struct ClusterMetrics {
     elections: Count,
     snapshots: Count,
     moves: Count,
+    repairs: Count,
 }
 
 impl ClusterMetrics {
@@ -119,6 +120,7 @@ impl ClusterMetrics {
             elections: instruments.count(catalog::RAFT_ELECTIONS),
             snapshots: instruments.count(catalog::RAFT_SNAPSHOTS),
             moves: instruments.count(catalog::PARTITION_MOVES),
+            repairs: instruments.count(catalog::REPLICA_REPAIRS),
         }
     }
 
@@ -140,6 +142,11 @@ impl ClusterMetrics {
     /// The replicas of a partition that this broker leads were moved.
     pub fn moved(&self) {
         self.moves.add(1);
+    }
+
+    /// A damaged replica of a partition that this broker leads has everything again.
+    pub fn repaired(&self) {
+        self.repairs.add(1);
     }
 
     pub(super) fn observe_topics(&self, observer: Observer<TopicLevels>) {

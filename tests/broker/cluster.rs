@@ -2,4 +2,5 @@
 
 mod failover;
 mod membership;
+mod repair;
 mod serving;

@@ -403,6 +403,7 @@ impl From<PartitionProblem> for v1::PartitionProblem {
             Problem::Leaderless => v1::PartitionProblemKind::Leaderless,
             Problem::UnderReplicated => v1::PartitionProblemKind::UnderReplicated,
             Problem::Moving => v1::PartitionProblemKind::Moving,
+            Problem::Damaged => v1::PartitionProblemKind::Damaged,
         };
         v1::PartitionProblem {
             topic: problem.topic,

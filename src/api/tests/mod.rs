@@ -170,6 +170,7 @@ async fn open_broker(
         rack: String::new(),
         draining: false,
         replaced_by: None,
+        storage_sync: String::new(),
     };
     let open = cluster::Open {
         identity,

@@ -55,6 +55,8 @@ pub enum ProblemKind {
     UnderReplicated,
     /// Replicas are on their way to other brokers.
     Moving,
+    /// A replica has lost what it wrote. If there are others, it gets everything from them.
+    Damaged,
     /// Something that this version does not know.
     Other,
 }
@@ -117,6 +119,7 @@ impl From<v1::PartitionProblem> for PartitionProblem {
             v1::PartitionProblemKind::Leaderless => ProblemKind::Leaderless,
             v1::PartitionProblemKind::UnderReplicated => ProblemKind::UnderReplicated,
             v1::PartitionProblemKind::Moving => ProblemKind::Moving,
+            v1::PartitionProblemKind::Damaged => ProblemKind::Damaged,
             v1::PartitionProblemKind::Unspecified => ProblemKind::Other,
         };
         PartitionProblem {

@@ -118,7 +118,8 @@ impl Service {
 
     async fn change(&self, command: &[u8]) -> Result<wire::ChangeMetadataResponse, Status> {
         if command.is_empty() {
-            let index = self.serving()?.control.status().borrow().applied.unwrap_or(0);
+            let index = self.serving()?.control.leading_index();
+            let index = index.ok_or_else(|| Status::unavailable("the broker does not lead the metadata"))?;
             return Ok(wire::ChangeMetadataResponse { index, outcome: Some(WireOutcome::Done(true)) });
         }
         let command =
@@ -179,7 +180,7 @@ impl Service {
 
     async fn look_up(&self, request: &wire::LocateRequest) -> Result<wire::LocateResponse, partition::Error> {
         let partition = self.replica(request.group)?;
-        if !partition.status().borrow().is_ready_leader() {
+        if !partition.members().leads_for_sure() {
             let leader = partition.status().borrow().leader;
             return Err(partition::Error::Raft(raft::Error::NotLeader { leader }));
         }

@@ -288,6 +288,9 @@ rows! {
     PARTITION_MOVES = counter("streambus.partition.moves", "streambus_partition_moves_total", "{move}")
         .help("Total partitions whose replicas were moved.")
         .moves(Cluster, "telemetry/cluster.rs", "Grows by one on the leader when the new replicas of a partition are there and the old ones are gone.");
+    REPLICA_REPAIRS = counter("streambus.replica.repairs", "streambus_replica_repairs_total", "{repair}")
+        .help("Total damaged replicas that got their records anew from the others.")
+        .moves(Cluster, "telemetry/cluster.rs", "Grows by one on the leader when a replica that was damaged has everything again.");
 
     RAFT_TERM = gauge("streambus.raft.term", "streambus_raft_term", "{term}")
         .help("Current Raft term.")

@@ -10,6 +10,7 @@ use streambus::proto::v1::position::At;
 
 use crate::support::asking::read;
 use crate::support::cluster::other_leader;
+use crate::support::tool::{self, streambus};
 use crate::support::{Cluster, Endpoint, PATIENCE, batch, eventually, within};
 
 const PARTITIONS: u32 = 3;
@@ -306,4 +307,59 @@ async fn a_leadership_is_handed_over_on_demand() {
     assert_eq!(other_leader(cluster.broker(1), "numbers", 0, before).await, heir);
     assert!(admin.balance_leaders().await.expect("balanced") >= 1);
     assert_eq!(other_leader(cluster.broker(1), "numbers", 0, heir).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_follows_a_topic_goes_on_when_leaders_change() {
+    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
+    cluster.create_topic("numbers", 1, 3).await;
+    cluster.settled().await;
+    let first = cluster.broker(1);
+    let mut alone = tool::Running::start(first, &["consume", "numbers", "--follow"]);
+    let mut member = tool::Running::start(first, &["consume", "numbers", "--follow", "--group", "readers"]);
+    let mut sent = 0;
+    // A leader that hands over, one that ends in order, one that is killed, and each time one that comes back.
+    for change in 0..6 {
+        let (id, broker) = cluster.running().last().expect("a broker");
+        crate::support::asking::append(broker, "numbers", 0, batch::values([sent.to_string()])).await;
+        sent += 1;
+        let wanted: Vec<String> = (0..sent).map(|number| number.to_string()).collect();
+        let what = format!("all is read before change {change}, written at {id}");
+        assert_eq!(alone.until(&what, |lines| lines.len() >= sent).await, wanted);
+        // What was not committed in time is read again.
+        member.until(&what, |lines| wanted.iter().all(|value| lines.contains(value))).await;
+        let leader = cluster.leader("numbers", 0).await;
+        match change % 3 {
+            0 => {
+                let admin = cluster.client().await.admin();
+                admin.transfer_leader("numbers", 0, leader % 3 + 1).await.expect("handed over");
+            }
+            1 => {
+                cluster.stop(leader).await;
+                other_leader(cluster.running().next().expect("a broker").1, "numbers", 0, leader).await;
+                cluster.restart(leader).await;
+                cluster.settled().await;
+            }
+            _ => {
+                cluster.kill(leader);
+                other_leader(cluster.running().next().expect("a broker").1, "numbers", 0, leader).await;
+                cluster.restart(leader).await;
+                cluster.settled().await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_broker_says_of_all_when_they_sync() {
+    let cluster = Cluster::with_founder(3, &[], &[("storage.sync", "interval")]).await;
+    for (_, broker) in cluster.running() {
+        let described = streambus(broker, &["cluster", "describe", "--output", "json"]).await.json();
+        let of = |at: usize| described["brokers"][at]["storage_sync"].as_str().map(str::to_owned);
+        assert_eq!(
+            [of(0), of(1), of(2)].map(Option::unwrap),
+            ["interval", "always", "always"],
+            "{described}"
+        );
+    }
 }

@@ -69,6 +69,11 @@ impl Cluster {
         self.running.iter().map(|(id, process)| (*id, process))
     }
 
+    /// Where a broker has its data, whether it runs or not.
+    pub fn data_dir(&self, id: u64) -> std::path::PathBuf {
+        self.running.get(&id).map_or_else(|| self.down[&id].data_dir(), Process::data_dir)
+    }
+
     /// Kills a broker with SIGKILL.
     pub fn kill(&mut self, id: u64) {
         let process = self.running.remove(&id).expect("it runs");

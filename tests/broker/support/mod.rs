@@ -5,6 +5,7 @@ pub mod batch;
 pub mod broker;
 pub mod cluster;
 pub mod collector;
+pub mod damage;
 pub mod endpoint;
 pub mod group;
 pub mod process;

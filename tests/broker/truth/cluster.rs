@@ -1,11 +1,12 @@
 //! Several brokers: who reaches whom, what is replicated how fast, and which partitions need attention.
 
+use streambus::proto::v1::position::At;
 use streambus::telemetry::catalog;
 
 use super::proof::{Moment, Proof, same, within};
-use crate::support::asking::append;
+use crate::support::asking::{append, read};
 use crate::support::cluster::other_leader;
-use crate::support::{Cluster, Collector, PATIENCE, batch, eventually};
+use crate::support::{Cluster, Collector, PATIENCE, batch, damage, eventually};
 
 const STATES: [&str; 5] = ["leaderless", "offline", "under_replicated", "moving", "misplaced"];
 
@@ -30,7 +31,11 @@ pub async fn prove(proof: &mut Proof) -> Moment {
     // Only the first broker exports, so that the collector hears of one broker.
     let mut cluster = Cluster::with_founder(
         3,
-        &[("cluster.balance_interval", "1h"), ("raft.checkpoint_bytes", "16384")],
+        &[
+            ("cluster.balance_interval", "1h"),
+            ("raft.checkpoint_bytes", "16384"),
+            ("storage.table_bytes", "1048576"),
+        ],
         &[("telemetry.otlp.endpoint", collector.endpoint()), ("telemetry.otlp.metrics_interval", "100ms")],
     )
     .await;
@@ -58,6 +63,7 @@ pub async fn prove(proof: &mut Proof) -> Moment {
     });
     proof.equals(&healthy, &catalog::RAFT_SNAPSHOTS, &[], 0.0);
     proof.equals(&healthy, &catalog::PARTITION_MOVES, &[], 0.0);
+    proof.equals(&healthy, &catalog::REPLICA_REPAIRS, &[], 0.0);
 
     // Ten entries, each of which both followers store.
     for number in 0..10 {
@@ -137,6 +143,15 @@ pub async fn prove(proof: &mut Proof) -> Moment {
     let after = moment(&cluster, 1, &collector).await;
     proof.grew([&before, &after], &catalog::PARTITION_MOVES, &[], 1.0);
 
+    // A replica of a partition that this broker leads is damaged, and gets its records anew.
+    let before = moment(&cluster, 1, &collector).await;
+    damage_a_replica(&mut cluster).await;
+    let repairs = async || cluster.broker(1).scrape().await.get(&catalog::REPLICA_REPAIRS, &[]);
+    eventually(PATIENCE, "the repair is counted", async || (repairs().await == Some(1.0)).then_some(()))
+        .await;
+    let after = moment(&cluster, 1, &collector).await;
+    proof.grew([&before, &after], &catalog::REPLICA_REPAIRS, &[], 1.0);
+
     // This broker lags behind the start of the log, and takes over a snapshot.
     let heir = 3;
     let admin = cluster.client().await.admin();
@@ -173,6 +188,32 @@ pub async fn prove(proof: &mut Proof) -> Moment {
         same("leaderless", view.get(&catalog::CLUSTER_PARTITIONS, &[("state", "leaderless")]), Some(0.0))
     });
     back
+}
+
+/// Lets the third broker have a damaged replica of a partition that the first one leads, and notice it.
+async fn damage_a_replica(cluster: &mut Cluster) {
+    cluster.create_topic("damaged", 1, 3).await;
+    cluster.settled().await;
+    let admin = cluster.client().await.admin();
+    eventually(PATIENCE, "the first broker leads", async || {
+        admin.transfer_leader("damaged", 0, 1).await.ok()
+    })
+    .await;
+    for number in 0..24 {
+        append(cluster.broker(1), "damaged", 0, batch::noise(number, 4, 32 << 10)).await;
+    }
+    let mark = batch::records(&batch::noise(2, 4, 32 << 10))[0].value.clone().expect("a value");
+    let directory = cluster.data_dir(3);
+    eventually(PATIENCE, "the records are in a table", async || {
+        damage::find_in_tables(&directory, &mark).map(drop)
+    })
+    .await;
+    cluster.stop(3).await;
+    damage::inflict(&directory, &mark);
+    cluster.restart(3).await;
+    cluster.settled().await;
+    let records = read(cluster.broker(3), "damaged", 0, At::Offset(8), &[]).await;
+    assert_eq!(records.error, None, "others have it");
 }
 
 async fn first_replica_is_first_broker(cluster: &Cluster) -> bool {

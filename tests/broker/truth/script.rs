@@ -1,7 +1,6 @@
 //! What happens to the broker, and what must therefore be counted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,7 +27,7 @@ use super::proof::{Moment, Proof, same, within};
 use crate::support::collector::Mood;
 use crate::support::endpoint::{HttpAnswer, exchange, fetch, from, produce, reason};
 use crate::support::process::Remains;
-use crate::support::{Collector, Endpoint, PATIENCE, Process, View, batch, eventually};
+use crate::support::{Collector, Endpoint, PATIENCE, Process, View, batch, damage, eventually};
 
 /// Connections that [`Script::hold_open`] holds.
 pub const HELD_CONNECTIONS: usize = 3;
@@ -512,7 +511,7 @@ impl<'a> Script<'a> {
         // Before the load, because looking for them takes longer the more there is.
         let directory = self.broker.data_dir();
         eventually(PATIENCE, "the records are in a table", async || {
-            find_in_tables(&directory, &cold_bytes()).map(drop)
+            damage::find_in_tables(&directory, &cold_bytes()).map(drop)
         })
         .await;
         let full = Arc::new(AtomicBool::new(false));
@@ -920,22 +919,6 @@ fn size_of(directory: &std::path::Path) -> u64 {
     bytes
 }
 
-/// The table below `directory` that holds `bytes`, and where.
-fn find_in_tables(directory: &Path, bytes: &[u8]) -> Option<(PathBuf, usize)> {
-    std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
-        let path = entry.path();
-        if path.is_dir() {
-            return find_in_tables(&path, bytes);
-        }
-        if path.extension().is_some_and(|extension| extension == "jnl") {
-            return None;
-        }
-        let table = std::fs::read(&path).ok()?;
-        let at = (0..table.len()).find(|at| table[*at] == bytes[0] && table[*at..].starts_with(bytes))?;
-        Some((path, at))
-    })
-}
-
 /// What identifies the third batch of the topic `cold`.
 fn cold_bytes() -> Bytes {
     let records = batch::records(&batch::noise(COLD + 2, 1, 64));
@@ -944,10 +927,7 @@ fn cold_bytes() -> Bytes {
 
 /// The same data after a restart, with a reserve larger than any disk and damaged tables.
 pub async fn another_life(proof: &mut Proof, remains: Remains, collector: &Collector, last: &Moment) {
-    let (path, at) = find_in_tables(&remains.data_dir(), &cold_bytes()).expect("it was there before");
-    let mut table = std::fs::read(&path).expect("a table");
-    table[at] ^= 0x55;
-    std::fs::write(&path, table).expect("written");
+    damage::inflict(&remains.data_dir(), &cold_bytes());
     let broker = remains
         .set("storage.reserve_bytes", "9000000000000000")
         .set("api.keepalive_interval", "200ms")
