@@ -4,6 +4,7 @@ mod connections;
 mod consuming;
 mod draining;
 mod endpoints;
+mod groups;
 mod producing;
 
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::util::BoxCloneService;
 
 use super::*;
-use crate::broker::groups::Groups;
+use crate::broker::groups::{Config as GroupsConfig, Groups};
 use crate::broker::{self, Broker, Parts, TopicChanges};
 use crate::clock::Clock;
 use crate::cluster::coordinator::Coordinators;
@@ -183,7 +184,8 @@ async fn open_broker(
     let cluster = Cluster::open(open, tasks).await.unwrap();
     let coordinators = cluster.coordinators().clone();
     let metrics = telemetry.metrics().clone();
-    let groups = Groups::new(Default::default(), coordinators.clone(), metrics, tasks.child());
+    let config = GroupsConfig { retention_interval: Duration::from_millis(50), ..Default::default() };
+    let groups = Groups::new(config, coordinators.clone(), metrics, tasks.child());
     broker.open(broker::Open { cluster, partitions, groups });
     (broker, coordinators)
 }

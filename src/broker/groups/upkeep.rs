@@ -107,15 +107,21 @@ impl Broker {
 
     async fn forget_topics(&self) -> Result<(), Error> {
         let groups = self.groups()?;
-        let state = self.running()?.cluster.state();
-        let present: BTreeSet<_> = state.topics().map(|topic| topic.id).collect();
+        let cluster = &self.running()?.cluster;
+        let present = || -> BTreeSet<_> { cluster.state().topics().map(|topic| topic.id).collect() };
+        let mut known = present();
         for coordinator in groups.coordinators.all().iter().filter(|shard| shard.leading().is_some()) {
-            let gone: BTreeSet<_> = coordinator.read(|state| {
-                let keys =
-                    state.groups().flat_map(|group| group.offsets().keys().chain(group.shares().keys()));
-                keys.map(|key| key.topic).filter(|topic| !present.contains(topic)).collect()
-            });
-            for topic in gone {
+            let mut gone = coordinator.read(|state| state.topics());
+            gone.retain(|topic| !known.contains(topic));
+            if gone.is_empty() {
+                continue;
+            }
+            // What this broker knows may be old, and the offsets may be of a topic that is new.
+            if !cluster.catch_up().await {
+                continue;
+            }
+            known = present();
+            for topic in gone.into_iter().filter(|topic| !known.contains(topic)) {
                 coordinator.change(Command::ForgetTopic { topic }).await?;
             }
         }
@@ -133,7 +139,8 @@ impl Broker {
         }
     }
 
-    /// Deletes groups that nobody has used for so long as the configuration says.
+    /// Deletes groups that nobody has used for so long as the configuration says, and once more the offsets of topics
+    /// that are gone: a commit that was under way when its topic went may have come later.
     async fn keep_retention(&self) {
         let Ok(groups) = self.groups() else { return };
         let config = &groups.config;
@@ -141,6 +148,9 @@ impl Broker {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            if let Err(failure) = self.forget_topics().await {
+                warn!(error = %failure, "offsets of a deleted topic could not be removed yet");
+            }
             if config.retention.is_zero() {
                 continue;
             }
