@@ -21,6 +21,9 @@ use crate::storage::{self, Batch, Durability, Kind, Log, Row};
 /// How long replication rests before it tries again to read what cannot be read.
 const UNREADABLE_PAUSE: Duration = Duration::from_millis(200);
 
+/// A way to read the rows from one index to another, up to about so many bytes.
+type ReadStored = fn(&Log, u64, u64, u64) -> Result<Vec<Row>, storage::Error>;
+
 /// The log of one replica. Clones share it.
 #[derive(Clone)]
 pub(super) struct LogStore {
@@ -40,7 +43,7 @@ impl LogStore {
     /// As [`LogStore::read`], with `stored` to read the rows that are not in the tail.
     fn read_by(
         &self,
-        stored: fn(&Log, u64, u64, u64) -> Result<Vec<Row>, storage::Error>,
+        stored: ReadStored,
         range: Range<u64>,
         bytes_max: u64,
     ) -> Result<Vec<Row>, storage::Error> {
