@@ -149,7 +149,8 @@ impl Cluster {
         let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval);
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
         let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
-        cluster.settled(&cluster.control.state()).await;
+        // Topics that were created while this broker was down are known before it says anything about them.
+        cluster.catch_up().await;
         Ok(cluster)
     }
 

@@ -171,11 +171,22 @@ impl PartitionRef {
         tokio::time::timeout(LEADER_WAIT, decided).await.unwrap_or(false)
     }
 
-    /// The replica here if it takes batches, or can say best why it does not.
+    /// The replica here if it takes batches, or can say best why nobody does.
     fn taking(&self) -> Option<Partition> {
         let replica = self.replica()?;
-        let role = replica.status().borrow().role;
-        (role == Role::Leader || role == Role::Stopped && !replica.is_closed()).then_some(replica)
+        let (role, alone) = {
+            let status = replica.status();
+            let status = status.borrow();
+            (status.role, status.voters.len() < 2)
+        };
+        (role == Role::Leader || role == Role::Stopped && alone && !replica.is_closed()).then_some(replica)
+    }
+
+    /// Whether this broker leads at some moment after the call, and has applied what was agreed on before it. Waits a
+    /// moment for somebody to lead.
+    async fn surely_leads_here(&self) -> bool {
+        let Some(replica) = self.replica() else { return false };
+        self.leads_here_soon().await && replica.members().confirm(LEADER_WAIT).await.is_ok()
     }
 
     fn leading(&self) -> Option<Partition> {
@@ -211,12 +222,13 @@ impl PartitionRef {
         }
     }
 
-    /// What can be read, as the leader knows it now.
+    /// What can be read, as the leader knows it: all that was acknowledged before the call. A leader that a majority does not
+    /// follow does not know.
     ///
     /// # Errors
     /// The leader is not known or not reached.
     pub async fn fresh_bounds(&self) -> Result<Bounds, partition::Error> {
-        if self.leads_here_soon().await {
+        if self.surely_leads_here().await {
             return Ok(self.bounds());
         }
         let leader = self.leader_elsewhere()?;
@@ -298,7 +310,7 @@ impl PartitionRef {
     /// As [`Partition::read`].
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, partition::Error> {
         if let Some(replica) = self.replica()
-            && (from < replica.bounds().high_watermark || self.leads_here())
+            && self.reaches(&replica, from)
         {
             match replica.read(from, max_bytes).await {
                 Err(partition::Error::Stopped) => {}
@@ -330,6 +342,12 @@ impl PartitionRef {
         }
     }
 
+    /// Whether the replica here can tell what is at `from`. It may have led longer than it knows, so that others have more.
+    fn reaches(&self, replica: &Partition, from: Offset) -> bool {
+        let end = replica.bounds().high_watermark;
+        from < end || from == end && self.leads_here()
+    }
+
     /// Wakes readers a moment later, because nobody else may.
     fn look_again(&self) -> Vec<StoredBatch> {
         let partition = self.clone();
@@ -345,7 +363,7 @@ impl PartitionRef {
     /// # Errors
     /// The store failed, or the leader is not reached.
     pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, partition::Error> {
-        if self.leads_here_soon().await
+        if self.surely_leads_here().await
             && let Some(replica) = self.leading()
         {
             return replica.offset_at(time).await;
@@ -362,7 +380,7 @@ impl PartitionRef {
     /// The store failed, or the leader is not reached.
     pub async fn append_time(&self, offset: Offset) -> Result<Option<Timestamp>, partition::Error> {
         if let Some(replica) = self.replica()
-            && (offset < replica.bounds().high_watermark || self.leads_here())
+            && self.reaches(&replica, offset)
         {
             return replica.append_time(offset).await;
         }

@@ -25,7 +25,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::raft::{self, Group, Proposed};
 use crate::record::FrameHeader;
 use crate::record::command::AppendWriter;
-use crate::storage::CommandBuf;
+use crate::storage::{self, CommandBuf};
 use crate::telemetry::{Metrics, StorageFailure};
 
 /// Batches that may wait for a partition beside those in the buffer's byte limit. A full queue makes
@@ -105,7 +105,8 @@ impl Appender {
                     if matches!(result, Err(raft::Error::Storage(_))) {
                         self.metrics.storage.failed(StorageFailure::Write);
                     }
-                    answer(result, waiting, proposed);
+                    let voters = self.group.status().borrow().voters.len();
+                    answer(result.map_err(|error| refusal(error, voters)), waiting, proposed);
                 }
                 count = self.queue.recv_many(&mut gathered, QUEUE_BATCHES),
                     if open && may_begin(in_flight.len(), self.under_way.entries(), self.limits) =>
@@ -161,11 +162,27 @@ fn gather(
     (command, waiting)
 }
 
-fn answer(result: Result<Proposed<Applied>, raft::Error>, waiting: Vec<Waiting>, proposed: Instant) {
+/// Why batches were not appended by a partition with so many voters.
+fn refusal(error: raft::Error, voters: usize) -> Error {
+    match error {
+        raft::Error::Storage(error) => passed_on(error, voters),
+        other => Error::from(other),
+    }
+}
+
+/// A store that has failed takes nothing for good. Where there are other voters, that is a matter of this broker only: one
+/// of them is about to lead.
+pub(super) fn passed_on(error: storage::Error, voters: usize) -> Error {
+    match error {
+        storage::Error::Failed { .. } if voters > 1 => Error::Raft(raft::Error::NotLeader { leader: None }),
+        other => Error::Storage(other),
+    }
+}
+
+fn answer(result: Result<Proposed<Applied>, Error>, waiting: Vec<Waiting>, proposed: Instant) {
     let proposal = match result {
         Ok(proposal) => proposal,
         Err(error) => {
-            let error = Error::from(error);
             return waiting.into_iter().for_each(|w| drop(w.done.send(Err(error.clone()))));
         }
     };

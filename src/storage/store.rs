@@ -310,6 +310,13 @@ impl Store {
         self.shared.queue.healthy()
     }
 
+    /// Completes when a write has failed, with [`Error::Failed`]. Cancel-safe.
+    pub async fn failed(&self) -> Error {
+        let queue = &self.shared.queue;
+        queue.over.cancelled().await;
+        queue.healthy().err().unwrap_or(Error::Closed)
+    }
+
     /// What the committer did so far.
     pub fn stats(&self) -> &Stats {
         &self.shared.queue.stats
