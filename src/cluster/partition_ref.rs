@@ -458,23 +458,7 @@ impl PartitionRef {
 
     /// Takes up what the broker `node` reports.
     pub(super) fn learn(&self, node: NodeId, report: &PartitionReport) {
-        let mut reported = self.reported();
-        if report.resigned {
-            if reported.leader == Some(node) && report.term >= reported.term {
-                reported.leader = None;
-            }
-            return;
-        }
-        if report.term < reported.term {
-            return;
-        }
-        reported.leader = Some(node);
-        reported.term = report.term;
-        reported.size_bytes = report.size_bytes;
-        reported.lagging.clone_from(&report.lagging);
-        reported.bounds =
-            Bounds { log_start: Offset(report.log_start), high_watermark: Offset(report.high_watermark) };
-        reported.listeners.ring();
+        self.reported().take_up(node, report);
     }
 
     /// Nothing is heard of the broker `node` any more.
@@ -486,10 +470,7 @@ impl PartitionRef {
     }
 
     fn learn_bounds(&self, bounds: Bounds) {
-        let mut reported = self.reported();
-        let known = &mut reported.bounds;
-        known.log_start = known.log_start.max(bounds.log_start);
-        known.high_watermark = known.high_watermark.max(bounds.high_watermark);
+        self.reported().raise(bounds);
     }
 
     /// The leader, if it is known and is not this broker.
@@ -515,6 +496,34 @@ impl PartitionRef {
 
     fn reported(&self) -> MutexGuard<'_, Reported> {
         self.0.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reported {
+    fn take_up(&mut self, node: NodeId, report: &PartitionReport) {
+        if report.resigned {
+            if self.leader == Some(node) && report.term >= self.term {
+                self.leader = None;
+            }
+            return;
+        }
+        if report.term < self.term {
+            return;
+        }
+        self.leader = Some(node);
+        self.term = report.term;
+        self.size_bytes = report.size_bytes;
+        self.lagging.clone_from(&report.lagging);
+        let (log_start, high_watermark) = (Offset(report.log_start), Offset(report.high_watermark));
+        self.raise(Bounds { log_start, high_watermark });
+        self.listeners.ring();
+    }
+
+    /// Takes up bounds, which may be older than those that are known: reports wait for a broker that was stopped, and calls
+    /// overtake them. Neither bound ever moves back.
+    fn raise(&mut self, bounds: Bounds) {
+        self.bounds.log_start = self.bounds.log_start.max(bounds.log_start);
+        self.bounds.high_watermark = self.bounds.high_watermark.max(bounds.high_watermark);
     }
 }
 
@@ -592,5 +601,27 @@ async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Fo
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(term: u64, high_watermark: u64) -> PartitionReport {
+        PartitionReport { term, log_start: 1, high_watermark, ..Default::default() }
+    }
+
+    #[test]
+    fn an_old_report_takes_back_nothing_that_is_known() {
+        let mut reported = Reported::default();
+        reported.take_up(2, &report(3, 30));
+        reported.raise(Bounds { log_start: Offset(5), high_watermark: Offset(40) });
+        reported.take_up(2, &report(3, 36));
+        reported.take_up(1, &report(2, 50));
+        assert_eq!((reported.leader, reported.term), (Some(2), 3));
+        assert_eq!((reported.bounds.log_start, reported.bounds.high_watermark), (Offset(5), Offset(40)));
+        reported.take_up(1, &report(4, 41));
+        assert_eq!((reported.leader, reported.bounds.high_watermark), (Some(1), Offset(41)));
     }
 }

@@ -174,7 +174,7 @@ fn refusal(error: raft::Error, voters: usize) -> Error {
 /// of them is about to lead.
 pub(super) fn passed_on(error: storage::Error, voters: usize) -> Error {
     match error {
-        storage::Error::Failed { .. } if voters > 1 => Error::Raft(raft::Error::NotLeader { leader: None }),
+        storage::Error::Failed { .. } | storage::Error::Storage { .. } if voters > 1 => Error::Raft(raft::Error::NotLeader { leader: None }),
         other => Error::Storage(other),
     }
 }
@@ -234,5 +234,24 @@ mod tests {
         assert_eq!(under_way.entries(), 1);
         drop(second);
         assert_eq!(under_way.entries(), 0);
+    }
+
+    #[test]
+    fn a_failed_store_is_a_matter_of_this_broker_where_others_can_lead() {
+        let failed = || {
+            let source = Arc::new(std::io::Error::other("the disk is gone"));
+            storage::Error::Failed { source }
+        };
+        let not_leader = |error| matches!(error, Error::Raft(raft::Error::NotLeader { leader: None }));
+        assert!(not_leader(passed_on(failed(), 3)));
+        assert!(not_leader(refusal(raft::Error::Storage(failed()), 3)));
+        assert!(matches!(passed_on(failed(), 1), Error::Storage(storage::Error::Failed { .. })));
+        assert!(matches!(refusal(raft::Error::Stopped, 3), Error::Stopped));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_whoever_else_could_lead() {
+        let full = storage::Error::DiskFull { available: 1, reserve: 2 };
+        assert!(matches!(passed_on(full, 3), Error::Storage(storage::Error::DiskFull { .. })));
     }
 }

@@ -425,6 +425,12 @@ impl Store {
         }
     }
 
+    /// Makes the store fail, as a write does that the disk refuses.
+    pub fn break_down(&self) {
+        let refused = std::io::Error::other("the disk refuses writes");
+        self.shared.queue.fail(&Error::storage("write", refused));
+    }
+
     /// Ends a store on a simulated disk in the middle of what it does, and gives the disk as it is found afterwards.
     /// `begun` says how many of the batches that wait may reach the disk, `survive` how many of the rounds that are not
     /// synced the crash leaves.

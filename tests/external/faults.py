@@ -1,6 +1,7 @@
 """Clients that never stop, at brokers to which things are done, and a history of what they were told."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -29,6 +30,10 @@ GROUP = "readers"
 DISK_BYTES = 256 << 20
 RESERVE_BYTES = 64 << 20
 SETTINGS = {
+    # Those that brokers have by default, so that the times are those of users.
+    "raft.heartbeat": "500ms",
+    "raft.election_min": "600ms",
+    "raft.election_max": "1s",
     "groups.session_timeout": "3s",
     "groups.rebalance_timeout": "3s",
     "storage.reserve_bytes": RESERVE_BYTES,
@@ -397,6 +402,8 @@ class Clients:
         finally:
             process.kill()
             process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         with process.stdout, process.stderr:
             output, complaints = process.stdout.read(), process.stderr.read()
         outcome = OK if process.returncode == 0 and json.loads(output)["records"] == len(sent) else UNKNOWN

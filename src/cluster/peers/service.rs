@@ -121,7 +121,8 @@ impl Service {
 
     async fn change(&self, command: &[u8]) -> Result<wire::ChangeMetadataResponse, Status> {
         if command.is_empty() {
-            let index = self.serving()?.control.status().borrow().applied.unwrap_or(0);
+            let index = self.serving()?.control.leading_index().await;
+            let index = index.ok_or_else(|| Status::unavailable("the broker does not lead the metadata"))?;
             return Ok(wire::ChangeMetadataResponse { index, outcome: Some(WireOutcome::Done(true)) });
         }
         let command =
@@ -175,6 +176,10 @@ impl Service {
         request: &wire::ReadRequest,
     ) -> Result<(Bounds, Vec<StoredBatch>), partition::Error> {
         let partition = self.replica(request.group)?;
+        // Whoever asks knows that there is something, so this replica does not lead any more, or did not yet see it.
+        if Offset(request.offset) > partition.bounds().high_watermark {
+            return Err(partition::Error::Raft(raft::Error::NotLeader { leader: None }));
+        }
         let most = usize::try_from(request.max_bytes).unwrap_or(usize::MAX).min(READ_BYTES_MAX);
         let batches = partition.read(Offset(request.offset), most).await?;
         Ok((partition.bounds(), batches))

@@ -269,6 +269,20 @@ async fn committed_offsets_survive_their_coordinator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_of_the_metadata_that_comes_back_knows_what_was_made_without_it() {
+    let mut cluster = Cluster::start(3).await;
+    for topic in ["first", "second"] {
+        cluster.settled().await;
+        let controller = cluster.status_at(1).await.expect("a status").controller_id.expect("a controller");
+        cluster.kill(controller);
+        cluster.create_topic(topic, PARTITIONS, 3).await;
+        cluster.restart(controller).await;
+        let records = read(cluster.broker(controller), topic, 0, At::Offset(0), &[]).await;
+        assert!(records.error.is_none(), "it is ready: {:?}", records.error);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leadership_is_handed_over_on_demand() {
     let cluster = Cluster::with(3, &[("cluster.balance_interval", "1h")]).await;
     cluster.create_topic("numbers", PARTITIONS, 3).await;
