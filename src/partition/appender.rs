@@ -174,7 +174,9 @@ fn refusal(error: raft::Error, voters: usize) -> Error {
 /// of them is about to lead.
 pub(super) fn passed_on(error: storage::Error, voters: usize) -> Error {
     match error {
-        storage::Error::Failed { .. } | storage::Error::Storage { .. } if voters > 1 => Error::Raft(raft::Error::NotLeader { leader: None }),
+        storage::Error::Failed { .. } | storage::Error::Storage { .. } if voters > 1 => {
+            Error::Raft(raft::Error::NotLeader { leader: None })
+        }
         other => Error::Storage(other),
     }
 }

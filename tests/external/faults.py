@@ -128,8 +128,11 @@ class Brokers(Cluster):
         return eventually("somebody leads the control group", lambda: self.status(1).controller_id)
 
     def well(self):
-        """Whether everybody says that all is well."""
-        if len(self.running) < len(self.grpc) or not self.settled(len(self.grpc)):
+        """Whether everybody says that all is well, in time."""
+        try:
+            if len(self.running) < len(self.grpc) or not self.settled(len(self.grpc)):
+                return False
+        except grpc.RpcError:
             return False
         lagging = self.metric('streambus_cluster_partitions{state="under_replicated"}')
         return not any(lagging.values()) and all(self.health(number) == 200 for number in self.running)
@@ -271,9 +274,7 @@ class Clients:
         self._producing_is_over.set()
         for thread in self._producers:
             thread.join(2 * SETTLE_SECONDS)
-        ends = self._brokers.ends(1, self._topic)
-        for number in BROKERS:
-            eventually(f"broker {number} has everything", lambda n=number: self._brokers.ends(n, self._topic) == ends, 30)
+        ends = eventually("all brokers have the same, so everything", self._same_ends, 30)
 
         def delivered():
             self.check()
@@ -282,6 +283,11 @@ class Clients:
         eventually("the group has got everything", delivered, 30)
         self.end()
         self.check()
+
+    def _same_ends(self):
+        """Where partitions end if all brokers, the leaders among them, agree on it."""
+        ends, *others = (self._brokers.ends(number, self._topic) for number in BROKERS)
+        return ends if all(other == ends for other in others) else None
 
     def end(self):
         """Ends everybody as soon as may be."""
