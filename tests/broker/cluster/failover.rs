@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use streambus::client::{Client, ProducerConfig, ProducerRecord};
+use streambus::client::{Client, ClusterStatus, ProducerConfig, ProducerRecord};
 use streambus::proto::v1::position::At;
 
 use crate::support::asking::read;
@@ -301,6 +301,8 @@ async fn a_leader_of_the_metadata_that_comes_back_knows_what_was_made_without_it
         cluster.settled().await;
         let controller = cluster.status_at(1).await.expect("a status").controller_id.expect("a controller");
         cluster.kill(controller);
+        let next = |status: &ClusterStatus| status.controller_id.is_some_and(|id| id != controller);
+        cluster.until(controller % 3 + 1, "another one leads the metadata", next).await;
         cluster.create_topic(topic, PARTITIONS, 3).await;
         cluster.restart(controller).await;
         let records = read(cluster.broker(controller), topic, 0, At::Offset(0), &[]).await;
