@@ -11,7 +11,7 @@ use tracing::error;
 use super::peers::Hub;
 use super::purge::{self, Growth};
 use crate::metadata::{self, Broker, BrokerId, Command, Outcome, State};
-use crate::raft::{self, Group, Machine, MachineError, NodeId};
+use crate::raft::{self, Group, Machine, MachineError, NodeId, Role};
 use crate::storage::{Batch, CommandBuf, GroupId};
 use crate::task::{Criticality, Tasks};
 
@@ -19,6 +19,8 @@ use crate::task::{Criticality, Tasks};
 pub const GROUP: GroupId = GroupId(0);
 /// How long a change is offered to one leader after the other before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a majority has to say that this broker leads.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two attempts.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -134,13 +136,43 @@ impl Control {
         Ok((proposed.index, proposed.reply))
     }
 
+    /// Waits until this broker knows what was agreed on when this was called. What it knew before may be old: it has just
+    /// started, or was cut off. Returns whether that is so; if the leader does not answer it is not.
+    pub(super) async fn catch_up(&self) -> bool {
+        let Some(index) = self.leader_index().await else { return false };
+        self.applied(index).await;
+        self.status().borrow().applied >= Some(index)
+    }
+
+    /// As [`Control::catch_up`], however long it takes.
+    ///
+    /// # Errors
+    /// The replica ended.
+    pub(super) async fn caught_up(&self) -> Result<(), Error> {
+        while !self.catch_up().await {
+            let status = self.status().borrow().clone();
+            if status.role == Role::Stopped {
+                return Err(status.failed.unwrap_or(raft::Error::Stopped).into());
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        Ok(())
+    }
+
     /// How far the leader has applied its log, if it answers.
-    pub(super) async fn leader_index(&self) -> Option<u64> {
+    async fn leader_index(&self) -> Option<u64> {
         let leader = self.status().borrow().leader?;
         if leader == self.node {
-            return self.status().borrow().applied;
+            return self.leading_index().await;
         }
         self.hub.metadata_index(leader).await.ok()
+    }
+
+    /// How far this replica has applied its log, if it leads for sure. One that was started again, or cut off, may take
+    /// itself for the leader when another one has been elected long ago.
+    pub(super) async fn leading_index(&self) -> Option<u64> {
+        self.members().confirm(CONFIRM_TIMEOUT).await.ok()?;
+        self.status().borrow().applied
     }
 
     /// Waits until this replica has applied the entry at `index`; not for long.

@@ -150,6 +150,8 @@ impl Cluster {
         let retention = retention::run(routing.clone(), env.clock.clone(), env.config.retention_interval);
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
         let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
+        // Topics that were created while this broker was down are known before it says anything about them.
+        cluster.control.caught_up().await?;
         cluster.settled(&cluster.control.state()).await;
         Ok(cluster)
     }
@@ -241,11 +243,10 @@ impl Cluster {
         let _ = reconciled.wait_for(|now| now == state || *now == control.state()).await;
     }
 
-    /// Waits until this broker knows what the leader of the control group knew at some moment after the call.
+    /// Waits until this broker knows what the leader of the control group knew at some moment after the call, if that
+    /// answers.
     pub async fn catch_up(&self) {
-        if let Some(index) = self.control.leader_index().await {
-            self.control.applied(index).await;
-        }
+        self.control.catch_up().await;
         self.settled(&self.control.state()).await;
     }
 

@@ -111,9 +111,12 @@ class Program:
 
 
 class Broker:
-    """A broker with an empty data directory on ports that the system chose."""
+    """A broker with an empty data directory on ports that the system chose.
 
-    def __init__(self, **settings):
+    `prefix` is what to write before the command, `environment` is added to that of the process.
+    """
+
+    def __init__(self, prefix=(), environment=None, **settings):
         self.directory = tempfile.mkdtemp(prefix="streambus-external-")
         inherited = {
             name: value
@@ -129,8 +132,13 @@ class Broker:
         }
         for key, value in chosen.items():
             inherited["STREAMBUS_" + key.upper().replace(".", "__")] = str(value)
-        self.program = Program([binary(), "serve"], inherited)
-        ready = self.program.wait_for_line(self._ready)
+        inherited.update(environment or {})
+        self.program = Program([*prefix, binary(), "serve"], inherited)
+        try:
+            ready = self.program.wait_for_line(self._ready)
+        except BaseException:
+            self.kill()
+            raise
         self.grpc = ready["grpc"]
         self.http = "http://" + ready["http"]
 
