@@ -27,8 +27,10 @@ use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::Metrics;
 
-/// How often the groups are looked at.
+/// How often the groups are looked at: those of partitions only while something changes.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often partitions are looked at although nothing seems to change.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(1);
 /// Groups whose members change at the same time.
 const STEPS_AT_ONCE: usize = 16;
 /// How long a change of members may take before it is looked at anew.
@@ -38,7 +40,7 @@ const CAUGHT_UP_ENTRIES: u64 = 100;
 /// Leaderships of partitions that are handed over in one round.
 const TRANSFERS_PER_ROUND: usize = 50;
 /// A broker that did not answer for so long is not handed a leadership.
-const HEARD: Duration = Duration::from_secs(1);
+const HEARD: Duration = Duration::from_millis(1_500);
 
 /// One change of a group's members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,13 +148,20 @@ impl Membership {
         let room = Arc::new(Semaphore::new(STEPS_AT_ONCE));
         let mut measured: HashMap<GroupId, u64> = HashMap::new();
         let mut balanced = Instant::now();
+        let mut settled: Option<(Arc<State>, Instant)> = None;
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             let state = self.control.state();
             self.look_at_system_groups(&state, &under_way, &room);
-            self.look_at_partitions(&state, &under_way, &room, &mut measured);
+            let rests = settled
+                .as_ref()
+                .is_some_and(|(seen, at)| Arc::ptr_eq(seen, &state) && at.elapsed() < LOOK_AT_ALL_EVERY);
+            if !rests {
+                let all_done = self.look_at_partitions(&state, &under_way, &room, &mut measured);
+                settled = all_done.then(|| (Arc::clone(&state), Instant::now()));
+            }
             if self.control.status().borrow().is_ready_leader() {
                 self.relieve(&state).await;
             }
@@ -177,13 +186,15 @@ impl Membership {
         }
     }
 
+    /// Takes the next step for each partition that this broker leads. Whether none is left to take.
     fn look_at_partitions(
         &self,
         state: &State,
         under_way: &Arc<UnderWay>,
         room: &Arc<Semaphore>,
         measured: &mut HashMap<GroupId, u64>,
-    ) {
+    ) -> bool {
+        let mut all_done = true;
         for topic in state.topics() {
             for (number, assignment) in topic.partitions.iter().enumerate() {
                 let group = group_of(topic, number as u32);
@@ -204,8 +215,10 @@ impl Membership {
                 let replicas: BTreeSet<NodeId> = assignment.replicas.iter().map(|id| id.0).collect();
                 let wanted = Wanted { voters: replicas, learners: BTreeSet::new() };
                 let members = replica.members();
+                let next = next_step(&wanted, &status, &members.followers());
+                all_done &= next == Next::Done && !assignment.is_moving();
                 // A leader that is to go leads until others can, and hands over before it loses its vote.
-                match next_step(&wanted, &status, &members.followers()) {
+                match next {
                     Next::Do(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => {
                         let heir = voters.iter().find(|node| status.voters.contains(node)).copied();
                         match heir {
@@ -227,6 +240,7 @@ impl Membership {
                 }
             }
         }
+        all_done
     }
 
     fn spawn_step(&self, members: Members, step: Step, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {

@@ -413,6 +413,11 @@ impl PartitionRef {
         self.0.closed.load(Ordering::Acquire)
     }
 
+    /// Wakes all readers, to make them look again.
+    pub(super) fn ring(&self) {
+        self.reported().listeners.ring();
+    }
+
     pub(super) fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
         self.reported().listeners.ring();

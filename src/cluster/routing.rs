@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use super::partition_ref::PartitionRef;
 use crate::metadata::Topic;
@@ -49,6 +50,7 @@ pub type Routes = HashMap<Arc<str>, Arc<Route>>;
 pub struct Routing {
     routes: ArcSwap<Routes>,
     partitions: ArcSwap<HashMap<GroupId, PartitionRef>>,
+    replaced: watch::Sender<()>,
 }
 
 impl Routing {
@@ -72,8 +74,14 @@ impl Routing {
         self.partitions.load_full()
     }
 
+    /// Wakes whenever topics or partitions come or go.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.replaced.subscribe()
+    }
+
     pub(super) fn replace(&self, routes: Routes, partitions: HashMap<GroupId, PartitionRef>) {
         self.partitions.store(Arc::new(partitions));
         self.routes.store(Arc::new(routes));
+        self.replaced.send_replace(());
     }
 }

@@ -11,11 +11,13 @@ pub struct Config {
     /// How often a leader tells its followers that it lives. A group with one voter sends none.
     #[serde(with = "crate::units::duration")]
     pub heartbeat: Duration,
-    /// The shortest time without a leader's word after which a follower starts an election. Must be above
-    /// `heartbeat`; several heartbeats, so that one lost message does not start an election.
+    /// The shortest time for which a follower still waits, after the leader's word has been missing for `election_max`,
+    /// before it starts an election. Must be above `heartbeat`.
     #[serde(with = "crate::units::duration")]
     pub election_min: Duration,
-    /// The longest such time. Each follower draws its own between the two, so that elections rarely tie.
+    /// The longest such time; each follower draws its own between the two, so that elections rarely tie. Also how long the
+    /// word of a leader lasts: nobody votes for another before, and a leader that no majority has answered for so long
+    /// takes no commands. At least two heartbeats, so that one lost message does no harm.
     #[serde(with = "crate::units::duration")]
     pub election_max: Duration,
     /// How many bytes of commands are applied between two checkpoints. A restart re-applies at most about
@@ -37,9 +39,10 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            heartbeat: Duration::from_millis(250),
-            election_min: Duration::from_millis(1_500),
-            election_max: Duration::from_secs(3),
+            // A leader that dies is missed after `election_max` and a time between the two, 1.6 to 2 s.
+            heartbeat: Duration::from_millis(500),
+            election_min: Duration::from_millis(600),
+            election_max: Duration::from_secs(1),
             checkpoint_bytes: 4 << 20,
             append_bytes_max: 4 << 20,
             append_timeout: Duration::from_secs(10),

@@ -73,6 +73,9 @@ pub trait Transport: Send + Sync + 'static {
     /// A replica on this node became its group's leader.
     fn elected(&self, _group: GroupId) {}
 
+    /// A replica on this node became a leader that may answer for its group, or ceased to be one.
+    fn led(&self, _group: GroupId) {}
+
     /// A follower has entries on its disk, the last of which this node appended so long ago.
     fn replicated(&self, _took: Duration) {}
 

@@ -66,7 +66,7 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     if core.hand_over.ends_with(role == Role::Leader, observed.vote.leader_id.term) {
         core.agreement.runtime_config().heartbeat(true);
     }
-    core.shared.status().send_if_modified(|status| {
+    core.shared.update_status_if(|status| {
         let term = observed.vote.leader_id.term;
         let same = status.role == role
             && status.leader == leader

@@ -105,7 +105,25 @@ impl Shared {
 
     /// Changes the status and wakes those who watch it.
     pub(super) fn update_status(&self, change: impl FnOnce(&mut Status)) {
-        self.status.send_modify(change);
+        self.update_status_if(|status| {
+            change(status);
+            true
+        });
+    }
+
+    /// Changes the status, and wakes those who watch it if `change` says so. The transport hears if that makes this
+    /// replica a leader that may answer, or ends it.
+    pub(super) fn update_status_if(&self, change: impl FnOnce(&mut Status) -> bool) {
+        let mut turned = false;
+        self.status.send_if_modified(|status| {
+            let before = status.is_ready_leader();
+            let changed = change(status);
+            turned = status.is_ready_leader() != before;
+            changed
+        });
+        if turned {
+            self.transport.led(self.group);
+        }
     }
 
     /// Notes why the replica cannot go on, and gives openraft an error to stop with.

@@ -281,7 +281,7 @@ async fn export_metrics(
         let collected = collection.run(&seen, || reader.collect(&mut metrics));
         let export = async {
             collected?;
-            exporter.export(&metrics, &collection.removable.metrics()).await
+            exporter.export(&metrics, &collection.histograms.metrics()).await
         };
         report.of(Signal::Metrics, 1, export).await;
         if stop.is_cancelled() {

@@ -224,7 +224,7 @@ impl Telemetry {
         let meters = inner.meters.as_ref().ok_or(MetricsOff)?;
         let format = Format::negotiate(accept);
         let mut families = meters.collection.run(&meters.seen, || meters.registry.gather());
-        families.extend(meters.collection.removable.families());
+        families.extend(meters.collection.histograms.families());
         let exposition = openmetrics::encode(families, &meters.exemplars, format);
         let scrape = Scrape::new(format, exposition.text, accept_encoding);
         inner.metrics.exporting.scraped(started.elapsed(), exposition.series, exposition.overflowing);

@@ -2,7 +2,7 @@
 //! when somebody collects.
 //!
 //! A counter costs one atomic addition, however many readers there are, because the SDK reads it at collection.
-//! Distributions are bound SDK histograms.
+//! Distributions are [`super::histograms`].
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{BoundHistogram, Histogram, Meter, MeterProvider as _, NoopMeterProvider};
+use opentelemetry::metrics::{Meter, MeterProvider as _, NoopMeterProvider};
 
 use super::catalog::{Kind, Row};
 use super::exemplars::{Exemplars, Store};
-use super::removable::{Removable, Timings};
+use super::histograms::{Histograms, Series};
 use super::traceparent::TraceIds;
 
 /// Locks `mutex`, also after a panic elsewhere: all data behind these locks is valid at every step.
@@ -140,7 +140,7 @@ pub(super) struct Distribution(Option<Recorded>);
 /// Where the values of a [`Distribution`] go. There is none while metrics are off.
 #[derive(Debug)]
 struct Recorded {
-    bound: BoundHistogram<f64>,
+    series: Arc<Series>,
     exemplars: Arc<Exemplars>,
 }
 
@@ -150,7 +150,7 @@ impl Distribution {
         let Distribution(Some(recorded)) = self else {
             return;
         };
-        recorded.bound.record(value);
+        recorded.series.record(value);
         if let Some(ids) = ids {
             recorded.exemplars.keep(value, ids);
         }
@@ -164,8 +164,8 @@ impl Distribution {
 /// Serialises collections, so that levels are read once in each and series of removed topics do not come back.
 #[derive(Debug, Default)]
 pub(super) struct Collection {
-    /// The histograms that the SDK does not keep. Every reader adds them to what it collected.
-    pub(super) removable: Removable,
+    /// Every reader adds them to what the SDK collected.
+    pub(super) histograms: Histograms,
     running: Mutex<()>,
     epoch: AtomicU64,
     /// How many labelled objects have been removed so far.
@@ -430,13 +430,9 @@ impl Instruments {
         }
     }
 
-    /// Distributions whose series come and go: `read` gives those that are there.
-    pub(super) fn removable(
-        &self,
-        row: Row,
-        read: impl Fn(&mut dyn FnMut(&Timings)) + Send + Sync + 'static,
-    ) {
-        self.collection.removable.register(row, read);
+    /// A histogram whose series come and go: `read` gives those that are there.
+    pub(super) fn histogram(&self, row: Row, read: impl Fn(&mut dyn FnMut(&Series)) + Send + Sync + 'static) {
+        self.collection.histograms.register(row, read);
     }
 
     /// A distribution without labels.
@@ -452,22 +448,18 @@ impl Instruments {
 
     /// Distributions that differ in their labels.
     pub(super) fn distributions(&self, row: Row) -> Distributions {
-        let histogram = self
-            .meter
-            .f64_histogram(row.otel)
-            .with_unit(row.unit)
-            .with_description(row.help)
-            .with_boundaries(row.bounds.to_vec())
-            .build();
-        Distributions { histogram, row, store: self.exemplars.clone() }
+        let series = Arc::<Mutex<Vec<Arc<Series>>>>::default();
+        let shown = series.clone();
+        self.histogram(row, move |show| lock(&shown).iter().for_each(|series| show(series)));
+        Distributions { row, series, store: self.exemplars.clone() }
     }
 }
 
 /// Makes distributions of one row.
 #[derive(Debug)]
 pub(super) struct Distributions {
-    histogram: Histogram<f64>,
     row: Row,
+    series: Arc<Mutex<Vec<Arc<Series>>>>,
     /// None while metrics are off.
     store: Option<Arc<Store>>,
 }
@@ -478,11 +470,17 @@ impl Distributions {
         self.store.is_some()
     }
 
-    /// The distribution with these labels, which must be sorted by key. Made once and kept: binding is not cheap.
+    /// The distribution with these labels, which must be sorted by key. Its series exists from now on, at zero.
     pub(super) fn with(&self, attributes: Vec<KeyValue>) -> Distribution {
-        Distribution(self.store.as_ref().map(|store| Recorded {
-            bound: self.histogram.bind(&attributes),
-            exemplars: store.add(self.row, &attributes),
-        }))
+        let Some(store) = &self.store else { return Distribution(None) };
+        let exemplars = store.add(self.row, &attributes);
+        let mut known = lock(&self.series);
+        let series = known.iter().find(|series| series.attributes() == attributes).cloned();
+        let series = series.unwrap_or_else(|| {
+            let series = Arc::new(Series::new(self.row, attributes));
+            known.push(series.clone());
+            series
+        });
+        Distribution(Some(Recorded { series, exemplars }))
     }
 }

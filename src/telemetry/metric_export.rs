@@ -1,6 +1,6 @@
 //! Sends metrics to the collector.
 //!
-//! The exporter of `opentelemetry-otlp` takes only what the SDK collected; the histograms of [`super::removable`] have to
+//! The exporter of `opentelemetry-otlp` takes only what the SDK collected; the histograms of [`super::histograms`] have to
 //! go into the same request.
 
 use std::error::Error as _;

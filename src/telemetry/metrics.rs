@@ -22,7 +22,7 @@ use super::topics::{TopicMetrics, Topics};
 
 /// Every instrument of the process, in groups. Clones share them.
 ///
-/// A verb costs one or two atomic additions, or 25 to 50 ns where it records a distribution. Observers are called
+/// A verb costs one or two atomic additions, and as many for each distribution it records. Observers are called
 /// on the collecting thread, at most once per collection; they must only read atomics or hold short locks. One that
 /// panics loses its own samples of that collection and is counted.
 #[derive(Clone, Debug)]

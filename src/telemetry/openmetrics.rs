@@ -40,10 +40,6 @@ pub(super) fn encode(families: Vec<MetricFamily>, exemplars: &Store, format: For
                 overflowing += u64::from(family.get_metric().iter().any(beyond));
                 encoder.row(row, family.get_metric());
             }
-            // The SDK shows an unlabelled histogram only after its first value; a rate needs the zero before it.
-            None if row.kind == Kind::Histogram && row.attributes.is_empty() => {
-                encoder.row(row, &[empty_histogram(row)]);
-            }
             None => {}
         }
     }
@@ -56,19 +52,6 @@ pub(super) fn encode(families: Vec<MetricFamily>, exemplars: &Store, format: For
         encoder.text.push_str("# EOF\n");
     }
     Exposition { text: encoder.text, series: encoder.series, overflowing }
-}
-
-fn empty_histogram(row: &Row) -> Metric {
-    let bucket = |bound: &f64| {
-        let mut bucket = prometheus::proto::Bucket::default();
-        bucket.set_upper_bound(*bound);
-        bucket
-    };
-    let mut histogram = prometheus::proto::Histogram::default();
-    histogram.set_bucket(row.bounds.iter().map(bucket).collect());
-    let mut metric = Metric::default();
-    metric.set_histogram(histogram);
-    metric
 }
 
 struct Encoder<'a> {
@@ -334,12 +317,6 @@ mod tests {
         text.replace_range(from..until, "NOW");
         assert_eq!(text, include_str!("testdata/exposition.openmetrics"));
         assert!(exposition.text.ends_with("# EOF\n"));
-    }
-
-    #[test]
-    fn an_unlabelled_histogram_is_shown_before_its_first_value() {
-        let text = encode(Vec::new(), &Store::default(), Format::Text).text;
-        assert!(text.contains("\nstreambus_consume_latency_seconds_bucket{le=\"+Inf\"} 0\n"), "{text}");
     }
 
     #[test]

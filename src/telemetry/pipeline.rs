@@ -96,9 +96,14 @@ impl LogProcessor for LogEntrance {
     }
 }
 
+/// How often a batch that is not full is added to. Waking the export thread for each item would cost whoever offers it
+/// more than the item itself.
+const GATHER_EVERY: Duration = Duration::from_millis(10);
+
 /// Moves items from `queue` to `export` in batches until `stop`, then what is left.
 ///
-/// A batch is exported when it is full or when its first item has waited for `delay`. One export runs at a time.
+/// A batch is exported when it is seen to be full, or when its first item has waited for `delay`. One export runs at a
+/// time.
 pub(super) async fn drain<T, E, F>(
     mut queue: mpsc::Receiver<T>,
     batch_max: usize,
@@ -117,12 +122,19 @@ pub(super) async fn drain<T, E, F>(
             received = queue.recv_many(&mut batch, batch_max) => if received == 0 { return },
         }
         let until = Instant::now() + delay;
-        while batch.len() < batch_max {
-            let room = batch_max - batch.len();
+        loop {
+            while batch.len() < batch_max
+                && let Ok(item) = queue.try_recv()
+            {
+                batch.push(item);
+            }
+            let now = Instant::now();
+            if batch.len() >= batch_max || now >= until {
+                break;
+            }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = sleep_until(until) => break,
-                received = queue.recv_many(&mut batch, room) => if received == 0 { break },
+                () = sleep_until(until.min(now + GATHER_EVERY)) => {}
             }
         }
         export(batch).await;

@@ -297,6 +297,14 @@ impl Transport for Hub {
         self.0.metrics.cluster.elected();
     }
 
+    fn led(&self, group: GroupId) {
+        if let Some(serving) = self.serving()
+            && let Some(partition) = serving.routing.partition(group)
+        {
+            partition.ring();
+        }
+    }
+
     fn replicated(&self, took: Duration) {
         self.0.metrics.cluster.replicated(took);
     }

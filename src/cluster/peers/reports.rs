@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -24,9 +24,8 @@ use crate::storage::GroupId;
 
 /// Changes within this time share a message.
 const GATHER: Duration = Duration::from_millis(2);
-/// How often all partitions are looked at: leaders come and go without ringing.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How often everything is told again: what came before the listener knew the partition was lost on it.
+/// How often everything is told again: what came before the listener knew the partition was lost on it, and which
+/// replicas lag changes without ringing.
 const REPEAT_EVERY: Duration = Duration::from_secs(1);
 /// After how long a broken stream is opened anew.
 const REOPEN: Duration = Duration::from_millis(100);
@@ -35,19 +34,21 @@ const REOPEN: Duration = Duration::from_millis(100);
 pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<PartitionReports, Status>>) {
     let mut teller =
         Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
-    let mut repeated = Instant::now();
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut repeat = tokio::time::interval(REPEAT_EVERY);
+    repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut partitions = routing.changes();
+    teller.listen(&routing);
     loop {
         let reports = tokio::select! {
             () = outgoing.closed() => return,
-            _ = look.tick() => {
-                teller.listen(&routing);
-                if repeated.elapsed() >= REPEAT_EVERY {
-                    repeated = Instant::now();
-                    teller.sent.retain(|_, _| false);
+            _ = repeat.tick() => teller.all(),
+            changed = partitions.changed() => {
+                if changed.is_err() {
+                    return;
                 }
-                teller.changed_of(0..teller.slots.len())
+                let known = teller.slots.len();
+                teller.listen(&routing);
+                teller.changed_of(known..teller.slots.len())
             }
             rung = teller.signal.wait() => teller.changed_of(rung.into_iter()),
         };
@@ -82,6 +83,15 @@ impl Teller {
             self.slots.push(partition.clone());
             self.by_group.insert(group, slot);
         }
+    }
+
+    /// Reports of all partitions that this broker leads, and of those that it ceased to.
+    fn all(&mut self) -> Vec<PartitionReport> {
+        let before = std::mem::take(&mut self.sent);
+        let mut reports = self.changed_of(0..self.slots.len());
+        let ceased = before.into_iter().filter(|(group, _)| !self.sent.contains_key(group));
+        reports.extend(ceased.map(|(_, last)| PartitionReport { resigned: true, ..last }));
+        reports
     }
 
     /// Reports of those slots whose partitions this broker leads, as far as they differ from the last ones.

@@ -3,7 +3,7 @@
 //! * [`ConsumerGroups`] are the instruments without a group label; [`GroupMetrics`] is the handle of one group.
 //! * [`GroupLevels`] are read from the owner of the groups at each collection.
 //!
-//! A group that is removed has no series any more, its histograms included; see [`super::removable`].
+//! A group that is removed has no series any more, its histograms included; see [`super::histograms`].
 
 mod levels;
 mod series;

@@ -9,8 +9,8 @@ use opentelemetry::KeyValue;
 
 use super::{AckKind, DeliveryStage};
 use crate::telemetry::catalog::{self, GROUP_TOPICS_MAX, GROUPS_MAX, Row};
+use crate::telemetry::histograms::Series;
 use crate::telemetry::instruments::{Collection, Instruments, Label, Sink};
-use crate::telemetry::removable::Timings;
 
 /// The counters and distributions of one consumer group. Hold the handle, do not look it up per batch.
 ///
@@ -22,7 +22,7 @@ pub struct GroupMetrics {
     /// Whether the group acknowledges messages one by one, and so has the series of share groups.
     share: AtomicBool,
     acknowledgements: Vec<(Vec<KeyValue>, AtomicU64)>,
-    delivery: Vec<Timings>,
+    delivery: Vec<Series>,
     registry: Weak<Registry>,
 }
 
@@ -37,7 +37,7 @@ impl GroupMetrics {
                 .collect(),
             delivery: DeliveryStage::all()
                 .into_iter()
-                .map(|stage| Timings::new(catalog::GROUP_DELIVERY, with(label, stage)))
+                .map(|stage| Series::new(catalog::GROUP_DELIVERY, with(label, stage)))
                 .collect(),
             registry,
         }
@@ -51,12 +51,12 @@ impl GroupMetrics {
 
     /// A batch is handed to a member, this long after it was appended.
     pub fn delivered(&self, since_append: Duration) {
-        self.delivery[DeliveryStage::Delivered.index()].record(since_append);
+        self.delivery[DeliveryStage::Delivered.index()].record(since_append.as_secs_f64());
     }
 
     /// A partition's offset is committed, or a range of messages accepted; what it ends with was appended this long ago.
     pub fn acknowledged(&self, since_append: Duration) {
-        self.delivery[DeliveryStage::Acknowledged.index()].record(since_append);
+        self.delivery[DeliveryStage::Acknowledged.index()].record(since_append.as_secs_f64());
     }
 
     /// The lease of this many messages was ended or extended.
@@ -158,7 +158,7 @@ impl Registry {
             }
         });
         let weak = Arc::downgrade(&registry);
-        instruments.removable(catalog::GROUP_DELIVERY, move |show| {
+        instruments.histogram(catalog::GROUP_DELIVERY, move |show| {
             if let Some(registry) = weak.upgrade() {
                 registry.each(|group| group.delivery.iter().for_each(&mut *show));
             }
