@@ -19,9 +19,10 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long a unary call may take, its retries included. Default 30 s.
     pub request_timeout: Duration,
-    /// How often an idle connection is probed. Default 10 s.
+    /// How often a silent connection is probed. Default 3 s.
     pub keepalive_interval: Duration,
-    /// How long a probe may remain unanswered before the connection counts as lost. Default 10 s.
+    /// How long a probe may remain unanswered before the connection counts as lost. Default 3 s. Both together bound how
+    /// long a client waits for a broker that stopped or was cut off without a word.
     pub keepalive_timeout: Duration,
     /// How many bytes a broker may send on one stream ahead of the program reading them. Default 4 MiB.
     pub stream_window_bytes: u32,
@@ -43,8 +44,8 @@ impl Default for ClientConfig {
         ClientConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
-            keepalive_interval: Duration::from_secs(10),
-            keepalive_timeout: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(3),
+            keepalive_timeout: Duration::from_secs(3),
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,
             message_bytes_max: 64 << 20,

@@ -79,6 +79,15 @@ struct Table {
     topics: HashMap<Arc<str>, Arc<Route>>,
     /// The address that answered last.
     preferred: Option<String>,
+    /// Addresses whose connections broke or fell silent, and that did not answer since; the last one at the end.
+    suspects: Vec<String>,
+}
+
+impl Table {
+    fn answered(&mut self, address: &str) {
+        self.suspects.retain(|suspect| suspect != address);
+        self.preferred = Some(address.to_owned());
+    }
 }
 
 impl Router {
@@ -211,12 +220,13 @@ impl Router {
             };
             return match result {
                 Ok(response) => {
-                    self.lock().preferred = Some(address.clone());
+                    self.lock().answered(&address);
                     Ok((address, response.into_inner()))
                 }
                 Err(error) => {
                     if matches!(error, Error::Connection { .. } | Error::Timeout { .. }) {
                         self.connections.forget(&address);
+                        self.suspect(&address);
                     }
                     self.lock().preferred = None;
                     Err(error)
@@ -228,7 +238,8 @@ impl Router {
         Err(Error::Unreachable { address: addresses.join(", "), reason: reasons.join("; ") })
     }
 
-    /// Addresses worth trying, in order.
+    /// Addresses worth trying, in order: those that failed come after the others, the one that failed last at the end. A
+    /// broker that is stopped or cut off still takes connections, or seems to, and would be waited for again and again.
     pub(super) fn candidates(&self) -> Vec<String> {
         let table = self.lock();
         let mut known: Vec<&String> = table.brokers.values().collect();
@@ -239,7 +250,22 @@ impl Router {
                 candidates.push(address.clone());
             }
         }
+        candidates.sort_by_key(|address| table.suspects.iter().position(|suspect| suspect == address));
         candidates
+    }
+
+    /// Notes that a connection to `address` broke or fell silent.
+    fn suspect(&self, address: &str) {
+        let mut table = self.lock();
+        table.suspects.retain(|suspect| suspect != address);
+        table.suspects.push(address.to_owned());
+    }
+
+    /// Notes that a connection to the broker broke or fell silent.
+    pub(super) fn suspect_broker(&self, broker: u64) {
+        if let Ok(address) = self.address(broker) {
+            self.suspect(&address);
+        }
     }
 
     /// Remembers an answer that came from `address`.
@@ -251,6 +277,8 @@ impl Router {
         if table.brokers.len() <= 1 {
             table.brokers = HashMap::from([(response.broker_id, address.to_owned())]);
         }
+        let Table { brokers, suspects, .. } = &mut *table;
+        suspects.retain(|one| self.bootstrap.contains(one) || brokers.values().any(|known| known == one));
         let routes: Arc<[Arc<Route>]> =
             response.topics.into_iter().map(|routing| Arc::new(Route::new(routing))).collect();
         for route in routes.iter() {
@@ -265,5 +293,26 @@ impl Router {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no holder of this lock can panic")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_failed_come_last_until_they_answer() {
+        let config = ClientConfig::default();
+        let bootstrap: Vec<String> = ["a:1", "b:1", "c:1"].map(str::to_owned).into();
+        let router = Router::new(Connections::new(config.clone()), bootstrap, config);
+        assert_eq!(router.candidates(), ["a:1", "b:1", "c:1"]);
+        router.suspect("a:1");
+        assert_eq!(router.candidates(), ["b:1", "c:1", "a:1"]);
+        router.suspect("c:1");
+        assert_eq!(router.candidates(), ["b:1", "a:1", "c:1"]);
+        router.suspect("a:1");
+        assert_eq!(router.candidates(), ["b:1", "c:1", "a:1"]);
+        router.lock().answered("c:1");
+        assert_eq!(router.candidates(), ["c:1", "b:1", "a:1"]);
     }
 }

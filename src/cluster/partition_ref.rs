@@ -427,9 +427,12 @@ impl PartitionRef {
     pub(super) fn report(&self) -> Option<PartitionReport> {
         let replica = self.leading()?;
         let bounds = replica.bounds();
+        // Not in the expression below, where the status would stay locked while it is read again: for good, if somebody
+        // came to change it meanwhile.
+        let term = replica.status().borrow().term;
         Some(PartitionReport {
             group: self.0.group.0,
-            term: replica.status().borrow().term,
+            term,
             log_start: bounds.log_start.0,
             high_watermark: bounds.high_watermark.0,
             size_bytes: replica.view().size_bytes(),

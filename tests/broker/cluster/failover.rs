@@ -142,7 +142,12 @@ async fn check(cluster: &Cluster, topic: &str, sent: u64, told: &Told) {
     assert!(told.failed.is_empty(), "retries deliver every record in the end: {:?}", told.failed);
     assert_eq!(told.acknowledged.len() as u64, sent);
     for (id, broker) in cluster.running() {
-        let found = everything(broker, topic).await;
+        // Others than the leader learn a moment later what was acknowledged last.
+        let found = eventually(PATIENCE, "a broker has as many records as were acknowledged", async || {
+            let found = everything(broker, topic).await;
+            (found.len() >= told.acknowledged.len()).then_some(found)
+        })
+        .await;
         assert_eq!(found.len(), told.acknowledged.len(), "broker {id}");
         assert!(found == told.acknowledged, "broker {id} has other records than were acknowledged");
         for partition in 0..PARTITIONS {
@@ -174,6 +179,27 @@ async fn a_killed_leader_loses_nothing_and_another_takes_over() {
     feed.flows().await;
     let (sent, told) = feed.end().await;
     assert!(sent > 1_000, "{sent}");
+    check(&cluster, "numbers", sent, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stands_still_is_left_behind_and_loses_nothing() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    // The client knows the address of broker 1 first, and would ask it for ever.
+    let feed = Feed::start(cluster.client().await, "numbers");
+    feed.flows().await;
+    feed.measure_anew();
+    cluster.broker(1).freeze();
+    feed.flows().await;
+    let gap = feed.longest_gap();
+    println!("broker 1 stands still: writes resumed after {gap:?}");
+    assert!(gap < Duration::from_secs(15), "{gap:?}");
+    cluster.broker(1).thaw();
+    cluster.settled().await;
+    feed.flows().await;
+    let (sent, told) = feed.end().await;
     check(&cluster, "numbers", sent, &told).await;
 }
 

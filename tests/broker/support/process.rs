@@ -138,6 +138,16 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process lives");
     }
 
+    /// Stops the process where it is, with SIGSTOP. Its connections stay open, and nobody answers on them.
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).expect("the process lives");
+    }
+
+    /// Lets the process go on.
+    pub fn thaw(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).expect("the process lives");
+    }
+
     /// Waits for the end of the process.
     pub async fn ended(&mut self, deadline: Duration) -> ExitStatus {
         eventually(deadline, "the process ends", async || self.child.try_wait().expect("a child")).await

@@ -345,6 +345,7 @@ impl Driver {
         let was_open = self.outlets.get_mut(&broker).is_some_and(|outlet| outlet.pipe.take().is_some());
         if was_open {
             tracing::warn!(broker, %error, "produce stream lost; unacknowledged batches are sent again");
+            self.router.suspect_broker(broker);
         }
         for id in self.lane_ids() {
             let slot = &mut self.slots[id as usize];
