@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use streambus::proto::v1;
 use streambus::proto::v1::AckKind;
+use streambus::proto::v1::subscribe_request::Action;
 use streambus::proto::v1::subscribe_response::Event;
 use streambus::telemetry::catalog;
 
@@ -29,6 +30,34 @@ async fn refusal(member: &mut GroupStream) -> v1::ErrorCode {
             Event::Records(records) => break records.error.expect("an error and no records").code(),
             Event::Keepalive(_) => {}
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Accepts records, and gives the error with which the partition is delivered then, before or after the answer.
+async fn refusal_upon(member: &mut GroupStream, first: u64, last: u64) -> v1::ErrorCode {
+    let accepted = v1::Acknowledgement {
+        topic: "jobs".to_owned(),
+        first_offset: first,
+        last_offset: last,
+        kind: AckKind::Accept.into(),
+        ..Default::default()
+    };
+    let acknowledge = v1::Acknowledge { correlation_id: 7, acknowledgements: vec![accepted] };
+    member.send(Action::Acknowledge(acknowledge)).await;
+    let (mut refused, mut answered) = (None, false);
+    loop {
+        match member.event().await.expect("open").expect("open") {
+            Event::Records(records) => refused = Some(records.error.expect("an error and no records").code()),
+            Event::Acknowledged(acknowledged) => {
+                assert_eq!(acknowledged.results[0].error, None);
+                answered = true;
+            }
+            Event::Keepalive(_) => {}
+            other => panic!("{other:?}"),
+        }
+        if let (Some(code), true) = (refused, answered) {
+            break code;
         }
     }
 }
@@ -177,12 +206,30 @@ async fn with_error_a_member_that_is_overtaken_reads_no_further() {
     assert_eq!(member.acknowledge("jobs", &[(0, 1, 1)], AckKind::Accept).await, [None]);
     assert_eq!(member.record().await.offset, 2);
     trim(&broker, "jobs", 6).await;
-    assert_eq!(member.acknowledge("jobs", &[(0, 2, 2)], AckKind::Accept).await, [None]);
-    assert_eq!(refusal(&mut member).await, v1::ErrorCode::OffsetOutOfRange);
+    assert_eq!(refusal_upon(&mut member, 2, 2).await, v1::ErrorCode::OffsetOutOfRange);
     drop(member);
     // Members with another policy go on.
     assert_eq!(first.acknowledge("jobs", &[(0, 0, 0)], AckKind::Accept).await, [None]);
     assert_eq!(first.record().await.offset, 6);
     moved_on(&broker, 6).await;
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn with_error_a_member_that_reads_no_further_finishes_what_it_has() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("jobs", 1).await;
+    put_numbers(&broker, "jobs", 0, 0, 10).await;
+    let mut member = GroupStream::join(&broker, worker(v1::OffsetReset::Error, 3)).await;
+    assert_eq!(refusal(&mut member).await, v1::ErrorCode::OffsetOutOfRange, "the group has not begun");
+    member.leave().await;
+    let mut first = GroupStream::join(&broker, worker(v1::OffsetReset::Earliest, 1)).await;
+    assert_eq!(first.record().await.offset, 0);
+    let mut member = GroupStream::join(&broker, worker(v1::OffsetReset::Error, 3)).await;
+    assert_eq!(member.records(3).await[2].offset, 3);
+    trim(&broker, "jobs", 6).await;
+    assert_eq!(refusal_upon(&mut member, 1, 1).await, v1::ErrorCode::OffsetOutOfRange);
+    assert_eq!(member.acknowledge("jobs", &[(0, 2, 3)], AckKind::Accept).await, [None]);
+    assert_eq!(missed(&broker).await, 0.0, "nobody has given up anything");
     broker.stop().await;
 }
