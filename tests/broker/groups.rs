@@ -4,6 +4,7 @@ mod lag;
 mod membership;
 mod offsets;
 mod overtaken;
+mod pause;
 mod share;
 mod start;
 
