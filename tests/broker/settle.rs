@@ -5,18 +5,29 @@ use serde_json::Value;
 use crate::support::TestBroker;
 use crate::support::tool::streambus;
 
-fn small(more: &[&str]) -> Vec<String> {
-    let small = ["--groups", "3", "--members", "2", "--partitions", "4", "--kill", "2", "--fed", "4"];
-    let bench = ["bench", "settle", "--every", "20ms", "--watch", "1s"];
-    bench.iter().chain(&small).chain(more).map(|argument| (*argument).to_owned()).collect()
-}
+const SMALL: [&str; 16] = [
+    "bench",
+    "settle",
+    "--groups",
+    "3",
+    "--members",
+    "2",
+    "--partitions",
+    "4",
+    "--kill",
+    "2",
+    "--fed",
+    "4",
+    "--every",
+    "20ms",
+    "--watch",
+    "1s",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_settle_and_only_what_must_moves() {
     let broker = TestBroker::start().await;
-    let arguments = small(&[]);
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let ran = streambus(&broker, &arguments).await;
+    let ran = streambus(&broker, &SMALL).await;
     assert!(ran.success, "{ran:?}");
     let report = ran.json();
     assert_eq!(
@@ -40,10 +51,9 @@ async fn settings_that_make_no_sense_are_refused() {
     let broker = TestBroker::start().await;
     for wrong in [["--members", "5"], ["--kill", "4"], ["--fed", "5"], ["--groups", "0"], ["--watch", "1ms"]]
     {
-        let mut arguments = small(&[]);
-        let at = arguments.iter().position(|argument| argument == wrong[0]).expect("a setting");
-        arguments[at + 1] = wrong[1].to_owned();
-        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let at = SMALL.iter().position(|argument| *argument == wrong[0]).expect("a setting");
+        let mut arguments = SMALL;
+        arguments[at + 1] = wrong[1];
         let ran = streambus(&broker, &arguments).await;
         assert!(!ran.success && ran.errors.contains(wrong[0]), "{wrong:?}: {ran:?}");
     }

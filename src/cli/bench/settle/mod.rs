@@ -1,8 +1,9 @@
-//! How long many groups take to share out partitions, and what the others notice when a member dies.
+//! How long many groups take to share out partitions, and what the others notice when a member dies and when one joins.
 
 mod report;
 mod tally;
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +25,8 @@ use crate::cli::Global;
 use crate::cli::connect::connect;
 use crate::cli::failure::Usage;
 use crate::cli::output::line;
-use report::Report;
-use tally::{Gaps, Listener, Tally};
+use report::{Noticed, Report};
+use tally::{Assignment, Gaps, Listener, Tally};
 
 /// An assignment that did not change for so long is taken to be final.
 const STABLE: Duration = Duration::from_secs(2);
@@ -34,6 +35,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Calls of one kind that are under way at the same time, where nothing is measured.
 const CALLS: usize = 16;
 const RECORD_BYTES: usize = 100;
+/// The member that dies, of each group in which one does.
+const VICTIM: usize = 0;
 
 /// How many groups and members, and what they read.
 #[derive(Clone, Debug, Args)]
@@ -47,13 +50,16 @@ pub(in crate::cli) struct Settle {
     /// Partitions of the topic that all groups read
     #[arg(long, default_value_t = 100, value_name = "COUNT")]
     partitions: u32,
-    /// Groups in which a member dies
+    /// Groups in which a member dies, and joins again
     #[arg(long, default_value_t = 10, value_name = "COUNT")]
     kill: usize,
-    /// Each partition gets a record every so often
+    /// Partitions that get records, spread over all
+    #[arg(long, default_value_t = 10, value_name = "COUNT")]
+    fed: u32,
+    /// Each of them gets a record every so often
     #[arg(long, default_value = "100ms", value_name = "TIME")]
     every: HumanDuration,
-    /// How long deliveries are watched, before members die and from then on
+    /// How long deliveries are watched: before members die, from then on, and from when they join again
     #[arg(long, default_value = "5s", value_name = "TIME")]
     watch: HumanDuration,
     /// Topic to use. It is deleted if it exists, and created anew
@@ -94,6 +100,9 @@ impl Settle {
         if self.members > self.partitions as usize {
             return wrong("each member needs a partition: --partitions must be at least --members");
         }
+        if self.fed == 0 || self.fed > self.partitions {
+            return wrong("--fed must be at least 1 and at most --partitions");
+        }
         if self.kill > self.groups || (self.kill > 0 && self.members < 2) {
             return wrong("--kill takes at most --groups, and needs --members of at least 2");
         }
@@ -112,50 +121,27 @@ impl Settle {
         tasks.spawn(produce(client.clone(), self.clone(), Arc::clone(&produced)));
 
         let tally = Arc::new(Tally::new(self.groups, self.members, self.partitions));
+        let mut scene = Scene { settle: self, tally, members: Vec::new(), produced, tasks };
         let started = Instant::now();
-        let mut members = self.join(&client, &tally, &mut tasks).await?;
+        scene.join(&client, scene.settle.everybody()).await?;
         let joined = started.elapsed();
-        let settled = self.settled(&tally, &mut tasks).await?.saturating_duration_since(started);
-        self.agree(&client, self.members).await?;
-        let before = tally.assignment();
+        let settled = scene.settled().await?.saturating_duration_since(started);
+        scene.agree(&client).await?;
 
-        let all = || members_of(&members).chain([&produced]);
-        all().for_each(|gaps| gaps.restart());
-        idle(self.watch.0, &mut tasks).await?;
-        let has = |group: usize, member: usize, partition| before[group][member].contains(&partition);
-        let gap_before = self.largest_gap(&members, has);
-
-        all().for_each(|gaps| gaps.restart());
-        let taken_before = tally.taken();
-        let killed = Instant::now();
-        for group in self.victims() {
-            // The first member of each.
-            members[group][0] = None;
-            tally.died(group, 0);
+        let began = scene.begin();
+        let before = scene.finish(began).await?;
+        let began = scene.begin();
+        for group in scene.settle.victims() {
+            scene.kill(group);
         }
-        let resettled = self.settled(&tally, &mut tasks).await?.saturating_duration_since(killed);
-        idle(self.watch.0.saturating_sub(killed.elapsed()), &mut tasks).await?;
-        let after = tally.assignment();
-        let stayed = |group: usize, member: usize, partition| {
-            has(group, member, partition) && after[group][member].contains(&partition)
-        };
-        let gap = self.largest_gap(&members, stayed);
-        let produce_gap = produced.largest(|_| true);
-        let moved = tally::moved(&before, &after);
-        let of_the_dead = self.victims().map(|group| before[group][0].len()).sum::<usize>();
+        let leave = scene.finish(began).await?;
+        let began = scene.begin();
+        scene.join(&client, scene.settle.victims().map(|group| (group, VICTIM)).collect()).await?;
+        let join = scene.finish(began).await?;
+        scene.agree(&client).await?;
         let brokers = client.admin().describe_cluster().await?.brokers;
-        Ok(Report {
-            joined,
-            settled,
-            resettled,
-            moved,
-            moved_of_others: moved - of_the_dead + usize::try_from(tally.taken() - taken_before)?,
-            gap_before,
-            gap,
-            produce_gap,
-            sync: brokers.into_iter().map(|broker| broker.storage_sync).find(|sync| !sync.is_empty()),
-            settle: self,
-        })
+        let sync = brokers.into_iter().map(|broker| broker.storage_sync).find(|sync| !sync.is_empty());
+        Ok(Report { settle: scene.settle, joined, settled, before, leave, join, sync })
     }
 
     /// Makes topic and groups anew.
@@ -182,103 +168,149 @@ impl Settle {
         format!("{}-{number:04}", self.group)
     }
 
+    /// Every member of each group.
+    fn everybody(&self) -> Vec<(usize, usize)> {
+        (0..self.groups).flat_map(|group| (0..self.members).map(move |member| (group, member))).collect()
+    }
+
     /// The groups in which a member dies, spread over all.
     fn victims(&self) -> impl Iterator<Item = usize> + use<> {
         let step = self.groups / self.kill.max(1);
         (0..self.kill).map(move |number| number * step)
     }
 
-    /// Starts all members at once, and gives them by group.
-    async fn join(
-        &self,
-        client: &Client,
-        tally: &Arc<Tally>,
-        tasks: &mut JoinSet<anyhow::Result<()>>,
-    ) -> anyhow::Result<Vec<Vec<Option<Member>>>> {
-        let joining: FuturesUnordered<_> = (0..self.groups * self.members)
-            .map(|number| {
-                let (group, member) = (number / self.members, number % self.members);
+    /// The partitions that get records.
+    fn fed(&self) -> impl Iterator<Item = u32> + use<> {
+        let step = self.partitions / self.fed;
+        (0..self.fed).map(move |number| number * step)
+    }
+}
+
+/// Members at work.
+struct Scene {
+    settle: Settle,
+    tally: Arc<Tally>,
+    /// By group and number.
+    members: Vec<Vec<Option<Member>>>,
+    produced: Arc<Gaps>,
+    /// Ends everything when it is dropped.
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+/// What was before members came or went.
+struct Began {
+    at: Instant,
+    assignment: Assignment,
+    taken: u64,
+}
+
+impl Scene {
+    /// Starts these members at once.
+    async fn join(&mut self, client: &Client, who: Vec<(usize, usize)>) -> anyhow::Result<()> {
+        self.members.resize_with(self.settle.groups, || (0..self.settle.members).map(|_| None).collect());
+        let mut joining: FuturesUnordered<_> = who
+            .into_iter()
+            .map(|(group, member)| {
                 let config = GroupConfig {
                     member_id: Some(format!("member-{member:04}")),
-                    ..GroupConfig::new(self.group_name(group), [&self.topic])
+                    ..GroupConfig::new(self.settle.group_name(group), [&self.settle.topic])
                 };
-                let joining = client.group_consumer_with(config, Listener::new(tally, group, member));
+                self.tally.comes(group, member);
+                let joining = client.group_consumer_with(config, Listener::new(&self.tally, group, member));
                 async move { anyhow::Ok((group, member, joining.await?)) }
             })
             .collect();
-        let mut members: Vec<Vec<_>> =
-            (0..self.groups).map(|_| (0..self.members).map(|_| None).collect()).collect();
-        let mut joining = joining;
         while let Some((group, member, consumer)) = joining.try_next().await? {
             let gaps = Arc::new(Gaps::default());
             let (life, death) = oneshot::channel();
-            tasks.spawn(read(consumer, Arc::clone(&gaps), death));
-            members[group][member] = Some(Member { gaps, _life: life });
+            self.tasks.spawn(read(consumer, Arc::clone(&gaps), death));
+            self.members[group][member] = Some(Member { gaps, _life: life });
         }
-        Ok(members)
+        Ok(())
+    }
+
+    /// Ends a member of a group as the death of its process would.
+    fn kill(&mut self, group: usize) {
+        self.members[group][VICTIM] = None;
+        self.tally.died(group, VICTIM);
     }
 
     /// Waits until the assignment is complete, balanced and stable; tells since when it is.
-    async fn settled(
-        &self,
-        tally: &Tally,
-        tasks: &mut JoinSet<anyhow::Result<()>>,
-    ) -> anyhow::Result<Instant> {
+    async fn settled(&mut self) -> anyhow::Result<Instant> {
         tokio::select! {
-            failure = failed(tasks) => Err(failure),
-            settled = timeout(DEADLINE, tally.settled(STABLE)) => {
-                settled.with_context(|| format!("the groups did not settle in {DEADLINE:?}: {tally}"))
+            failure = failed(&mut self.tasks) => Err(failure),
+            settled = timeout(DEADLINE, self.tally.settled(STABLE)) => {
+                settled.with_context(|| format!("the groups did not settle in {DEADLINE:?}: {}", self.tally))
             }
         }
     }
 
     /// Fails unless the broker sees the same members, and has nothing more to move.
-    async fn agree(&self, client: &Client, members: usize) -> anyhow::Result<()> {
-        let looks = (0..self.groups).map(|number| {
-            let (admin, name) = (client.admin(), self.group_name(number));
+    async fn agree(&self, client: &Client) -> anyhow::Result<()> {
+        let looks = (0..self.settle.groups).map(|number| {
+            let (admin, name) = (client.admin(), self.settle.group_name(number));
             async move { admin.describe_group(&name).await }
         });
         let mut looks = futures_util::stream::iter(looks).buffer_unordered(CALLS);
         while let Some(group) = looks.try_next().await? {
             let assigned: usize = group.members.iter().map(|member| member.assigned.len()).sum();
             let revoking = group.members.iter().any(|member| !member.revoking.is_empty());
-            if group.members.len() != members || assigned != self.partitions as usize || revoking {
+            let complete = assigned == self.settle.partitions as usize && !revoking;
+            if group.members.len() != self.settle.members || !complete {
                 bail!("members and broker disagree on the assignment of group {}", group.group);
             }
         }
         Ok(())
     }
 
-    /// The largest gap between deliveries of partitions that are `wanted`, by group, member and partition.
-    fn largest_gap(
-        &self,
-        members: &[Vec<Option<Member>>],
-        wanted: impl Fn(usize, usize, u32) -> bool,
-    ) -> Duration {
-        let mut largest = Duration::ZERO;
-        for (group, of_group) in members.iter().enumerate() {
-            for (number, member) in of_group.iter().enumerate() {
+    /// Begins to watch what members notice.
+    fn begin(&self) -> Began {
+        let members = self.members.iter().flatten().flatten().map(|member| &member.gaps);
+        members.chain([&self.produced]).for_each(|gaps| gaps.restart());
+        Began { at: Instant::now(), assignment: self.tally.assignment(), taken: self.tally.taken() }
+    }
+
+    /// Waits until the groups are settled again and the time to watch is over, and tells what was noticed.
+    async fn finish(&mut self, began: Began) -> anyhow::Result<Noticed> {
+        let settled = self.settled().await?.saturating_duration_since(began.at);
+        idle(self.settle.watch.0.saturating_sub(began.at.elapsed()), &mut self.tasks).await?;
+        let after = self.tally.assignment();
+        let kept = |group: usize, member: usize, partition: &u32| {
+            began.assignment[group][member].contains(partition) && after[group][member].contains(partition)
+        };
+        let produced = self.settle.fed().filter_map(|partition| self.produced.of(partition));
+        let produce_gap = produced.max().unwrap_or_default();
+        let mut noticed = Noticed { settled, produce_gap, ..Noticed::default() };
+        for (group, members) in self.members.iter().enumerate() {
+            for (number, member) in members.iter().enumerate() {
                 let Some(member) = member else { continue };
-                largest = largest.max(member.gaps.largest(|partition| wanted(group, number, partition)));
+                for partition in self.settle.fed().filter(|at| kept(group, number, at)) {
+                    noticed.watched += 1;
+                    let gap = member.gaps.of(partition);
+                    noticed.gap = noticed.gap.max(gap.unwrap_or_else(|| began.at.elapsed()));
+                }
             }
         }
-        largest
+        noticed.moved = tally::moved(&began.assignment, &after);
+        let had_none = |(before, after): (&BTreeSet<u32>, &BTreeSet<u32>)| {
+            if before.is_empty() { after.len() } else { 0 }
+        };
+        let pairs = began.assignment.iter().flatten().zip(after.iter().flatten());
+        let came: usize = pairs.map(had_none).sum();
+        noticed.needless = usize::try_from(self.tally.taken() - began.taken)?.saturating_sub(came);
+        Ok(noticed)
     }
 }
 
-fn members_of(members: &[Vec<Option<Member>>]) -> impl Iterator<Item = &Arc<Gaps>> {
-    members.iter().flatten().flatten().map(|member| &member.gaps)
-}
-
-/// Sends each partition a record every so often, one after the other.
+/// Sends each partition that is fed a record every so often, one after the other.
 async fn produce(client: Client, settle: Settle, gaps: Arc<Gaps>) -> anyhow::Result<()> {
     let config = ProducerConfig { linger: Duration::ZERO, ..ProducerConfig::default() };
     let producer = client.producer(config).await?;
     let topic: Arc<str> = settle.topic.as_str().into();
     let mut payload = Payload::new(RECORD_BYTES);
-    let mut ticks = tokio::time::interval(settle.every.0 / settle.partitions);
+    let mut ticks = tokio::time::interval(settle.every.0 / settle.fed);
     loop {
-        for partition in 0..settle.partitions {
+        for partition in settle.fed() {
             ticks.tick().await;
             let record = ProducerRecord::new(Arc::clone(&topic)).partition(partition).value(payload.next());
             let gaps = Arc::clone(&gaps);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Settle;
 
@@ -12,21 +12,32 @@ pub(super) struct Report {
     pub(super) settle: Settle,
     /// From the first attempt to join until every member was in its group.
     pub(super) joined: Duration,
-    /// From then until the last member heard its final assignment.
+    /// From the first attempt to join until the last member heard its final assignment.
     pub(super) settled: Duration,
-    /// From the deaths until the last member heard what it inherits.
-    pub(super) resettled: Duration,
-    /// Partitions that have another owner after the deaths.
-    pub(super) moved: usize,
-    /// Those of them that living members had, and those that living members had to give up.
-    pub(super) moved_of_others: usize,
-    /// The largest gap between deliveries of a partition while nothing happened.
-    pub(super) gap_before: Duration,
-    /// The same from the deaths on, of partitions that did not move.
-    pub(super) gap: Duration,
-    /// The largest gap between acknowledged records of a partition at the same time.
-    pub(super) produce_gap: Duration,
+    /// While nothing happened.
+    pub(super) before: Noticed,
+    /// From when members died.
+    pub(super) leave: Noticed,
+    /// From when they joined again.
+    pub(super) join: Noticed,
     pub(super) sync: Option<String>,
+}
+
+/// What there was to notice since a moment.
+#[derive(Default)]
+pub(super) struct Noticed {
+    /// Until the last member heard of its final assignment.
+    pub(super) settled: Duration,
+    /// Partitions that another member has than before.
+    pub(super) moved: usize,
+    /// Partitions that living members had to give up, and not to one that joined.
+    pub(super) needless: usize,
+    /// Partitions that get records and that a member has kept, over all groups.
+    pub(super) watched: usize,
+    /// The largest time between two deliveries of such a partition to its member.
+    pub(super) gap: Duration,
+    /// The largest time between two acknowledged records of a partition.
+    pub(super) produce_gap: Duration,
 }
 
 impl fmt::Display for Report {
@@ -41,18 +52,27 @@ impl fmt::Display for Report {
             "joined_ms": millis(self.joined),
             "settled_ms": millis(self.settled),
             "killed": settle.kill,
-            "resettled_ms": millis(self.resettled),
-            "moved": self.moved,
-            "moved_of_others": self.moved_of_others,
+            "fed": settle.fed,
             "every_ms": millis(settle.every.0),
-            "gap_before_ms": millis(self.gap_before),
-            "gap_ms": millis(self.gap),
-            "produce_gap_ms": millis(self.produce_gap),
+            "quiet": noticed(&self.before),
+            "leave": noticed(&self.leave),
+            "join": noticed(&self.join),
             "sync": self.sync,
             "threads": settle.threads,
         })
         .fmt(f)
     }
+}
+
+fn noticed(noticed: &Noticed) -> Value {
+    json!({
+        "settled_ms": millis(noticed.settled),
+        "moved": noticed.moved,
+        "moved_needlessly": noticed.needless,
+        "watched": noticed.watched,
+        "gap_ms": millis(noticed.gap),
+        "produce_gap_ms": millis(noticed.produce_gap),
+    })
 }
 
 /// With one decimal.

@@ -54,6 +54,13 @@ impl Tally {
         });
     }
 
+    /// A member joins, for the first time or again.
+    pub(super) fn comes(&self, group: usize, member: usize) {
+        self.change(|state| {
+            state.dead[group].remove(&member);
+        });
+    }
+
     pub(super) fn assignment(&self) -> Assignment {
         self.lock().held.clone()
     }
@@ -180,11 +187,10 @@ impl Gaps {
         self.lock().values_mut().for_each(|gap| gap.largest = Duration::ZERO);
     }
 
-    /// The largest gap of the partitions that are `wanted`; that which lasts counts.
-    pub(super) fn largest(&self, wanted: impl Fn(u32) -> bool) -> Duration {
+    /// The largest gap of a partition; that which lasts counts. `None` before its first record.
+    pub(super) fn of(&self, partition: u32) -> Option<Duration> {
         let gaps = self.lock();
-        let wanted = gaps.iter().filter(|(partition, _)| wanted(**partition));
-        wanted.map(|(_, gap)| gap.largest.max(gap.last.elapsed())).max().unwrap_or_default()
+        gaps.get(&partition).map(|gap| gap.largest.max(gap.last.elapsed()))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Gap>> {
@@ -218,11 +224,21 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_that_lasts_counts_and_partitions_that_are_not_wanted_do_not() {
+    fn a_gap_that_lasts_counts() {
         let gaps = Gaps::default();
         gaps.seen(0);
-        assert_eq!(gaps.largest(|partition| partition != 0), Duration::ZERO);
-        assert!(gaps.largest(|_| true) > Duration::ZERO);
+        assert!(gaps.of(0) > Some(Duration::ZERO));
+        assert_eq!(gaps.of(1), None);
+    }
+
+    #[test]
+    fn a_member_that_comes_back_has_to_get_its_share() {
+        let tally = Tally::new(1, 2, 2);
+        tally.change(|state| state.held[0][1].extend([0, 1]));
+        tally.died(0, 0);
+        assert_eq!(tally.lock().unsettled(2), 0);
+        tally.comes(0, 0);
+        assert_eq!(tally.lock().unsettled(2), 1);
     }
 
     #[tokio::test(start_paused = true)]
