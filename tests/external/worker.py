@@ -59,7 +59,7 @@ def consume(client, group, topic):
         elif kind == "committed":
             for result in event.results:
                 if result.HasField("error"):
-                        sys.exit(f"{result}")
+                    sys.exit(f"{result}")
     member.end()
 
 
