@@ -19,6 +19,8 @@ use crate::{api, metadata, partition, raft};
 
 /// How long partitions, store and exporters may take to close, each.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a broker that stops looks for leaderships that came meanwhile.
+const HAND_OVER_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a broker does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +193,11 @@ impl Server {
         info!(name: "broker.draining", "draining");
         broker.lifecycle().enter(Phase::Draining);
         broker.hand_over().await;
-        if !api.drain(drain_timeout).await {
+        let in_time = tokio::select! {
+            in_time = api.drain(drain_timeout) => in_time,
+            never = hand_over_what_comes(&broker) => match never {},
+        };
+        if !in_time {
             warn!(name: "broker.drain_cut", "calls that did not finish in time were cut");
         }
         broker.close(CLOSE_DEADLINE).await;
@@ -209,6 +215,14 @@ impl Server {
         info!(name: "broker.stopped", "stopped");
         api.close_http(CLOSE_DEADLINE).await;
         telemetry.shutdown(CLOSE_DEADLINE).await;
+    }
+}
+
+/// Hands on leaderships that others hand to this broker, or elect it to, while it stops. They do not know that it does.
+async fn hand_over_what_comes(broker: &Broker) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(HAND_OVER_AGAIN).await;
+        broker.hand_over().await;
     }
 }
 

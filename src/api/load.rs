@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::Notify;
+
 /// Levels that are read when metrics are collected. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Load(Arc<Levels>);
@@ -11,6 +13,9 @@ pub(super) struct Load(Arc<Levels>);
 struct Levels {
     connections: AtomicU64,
     requests: AtomicU64,
+    client_calls: AtomicU64,
+    /// Rings when the last call of a client has ended.
+    idle: Notify,
 }
 
 impl Load {
@@ -33,6 +38,22 @@ impl Load {
     pub(super) fn request(&self) -> Open {
         Open::new(self, |levels| &levels.requests)
     }
+
+    /// Counts a call of a client, which a drain waits for, until the guard is dropped. Not a request by itself.
+    pub(super) fn client_call(&self) -> Open {
+        Open::new(self, |levels| &levels.client_calls)
+    }
+
+    /// Completes at a moment when no call of a client is open.
+    pub(super) async fn clients_are_served(&self) {
+        loop {
+            let idle = self.0.idle.notified();
+            if self.0.client_calls.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
 }
 
 /// Something that is open.
@@ -50,12 +71,18 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        (self.level)(&self.load.0).fetch_sub(1, Ordering::Relaxed);
+        let levels = &*self.load.0;
+        let level = (self.level)(levels);
+        if level.fetch_sub(1, Ordering::AcqRel) == 1 && std::ptr::eq(level, &levels.client_calls) {
+            levels.idle.notify_waiters();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -68,5 +95,19 @@ mod tests {
         assert_eq!((load.connections(), load.requests()), (1, 0));
         drop(second);
         assert_eq!(load.connections(), 0);
+    }
+
+    #[tokio::test]
+    async fn clients_are_served_when_the_last_call_ends() {
+        let load = Load::default();
+        load.clients_are_served().await;
+        let (first, second) = (load.client_call(), load.client_call());
+        let served = load.clients_are_served();
+        tokio::pin!(served);
+        assert_eq!((&mut served).now_or_never(), None);
+        drop(first);
+        assert_eq!((&mut served).now_or_never(), None);
+        drop(second);
+        served.await;
     }
 }

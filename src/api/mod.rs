@@ -38,7 +38,7 @@ use tonic_health::server::HealthReporter;
 pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
-use self::rpc::Calls;
+use self::rpc::{Calls, Ends};
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::cluster::peers::Hub;
 use crate::task::{Criticality, Tasks};
@@ -104,8 +104,7 @@ pub struct Server {
     broker: Broker,
     reporter: HealthReporter,
     /// Ends the streams of health watchers, after they were told that nothing serves any more.
-    watchers_told: CancellationToken,
-    #[cfg(test)]
+    ends: Ends,
     load: Load,
 }
 
@@ -143,15 +142,9 @@ impl Server {
         );
         let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
         let routes = grpc::routes(&context, health, peers.service(), decoded_bytes_max)?;
-        let watchers_told = CancellationToken::new();
-        let calls = Calls::new(
-            routes,
-            metrics.clone(),
-            tracer,
-            load.clone(),
-            message_bytes_max,
-            watchers_told.clone(),
-        );
+        let ends = Ends::default();
+        let calls =
+            Calls::new(routes, metrics.clone(), tracer, load.clone(), message_bytes_max, ends.clone());
         let site = http::Site::new(
             config,
             http::Sources::new(config, broker.clone(), scraper, detailer, grpc_address.port()),
@@ -178,8 +171,7 @@ impl Server {
             },
             broker,
             reporter,
-            watchers_told,
-            #[cfg(test)]
+            ends,
             load,
         })
     }
@@ -200,9 +192,11 @@ impl Server {
     #[must_use = "dropping it leaves nobody to drain the server"]
     pub fn serve(self) -> Running {
         let drain = self.grpc.stop.drain.clone();
-        let follow = health::follow(self.reporter, self.broker.health(), drain, self.watchers_told);
+        let Ends { watchers, peers: end_peers } = self.ends;
+        let follow = health::follow(self.reporter, self.broker.health(), drain, watchers);
         self.grpc.tasks.spawn("grpc health", Criticality::BestEffort, follow);
-        Running { grpc: self.grpc.serve("grpc listener"), http: self.http.serve("http listener") }
+        let (grpc, http) = (self.grpc.serve("grpc listener"), self.http.serve("http listener"));
+        Running { grpc, http, load: self.load, end_peers }
     }
 }
 
@@ -219,6 +213,8 @@ impl<P: net::Protocol> Listening<P> {
 pub struct Running {
     grpc: Served,
     http: Served,
+    load: Load,
+    end_peers: CancellationToken,
 }
 
 struct Served {
@@ -229,9 +225,14 @@ struct Served {
 impl Running {
     /// Ends the gRPC port in order: no new connections; clients are told to go away; calls that are in flight
     /// finish; streams get the results of what was read and end with `UNAVAILABLE`. What is left after `deadline` is
-    /// closed. HTTP goes on, so that probes see the drain. Returns whether all ended by themselves.
+    /// closed. Other brokers' streams end last. HTTP goes on, so that probes see the drain. Returns whether all ended by
+    /// themselves.
     pub async fn drain(&self, deadline: Duration) -> bool {
-        self.grpc.end(deadline).await
+        let peers = async {
+            self.load.clients_are_served().await;
+            self.end_peers.cancel();
+        };
+        tokio::join!(self.grpc.end(deadline), peers).0
     }
 
     /// Ends the HTTP port in the same way.

@@ -348,9 +348,8 @@ impl Membership {
         }
     }
 
-    /// Hands all leaderships to other brokers, as far as they can take them, within `deadline`.
-    pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, deadline: Duration) {
-        let over = Instant::now() + deadline;
+    /// Hands leaderships to other brokers, as far as they can take them, until `over`.
+    pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, over: Instant) {
         let work = groups.into_iter().map(|members| async move {
             let mut status = members.status();
             loop {

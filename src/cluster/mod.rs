@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::warn;
 
 use control::Control;
@@ -304,19 +305,27 @@ impl Cluster {
         lags
     }
 
-    /// Hands all leaderships to other brokers, as far as they can take them.
+    /// Hands all leaderships to other brokers, as far as they can take them; also those that come meanwhile.
     pub async fn hand_over(&self) {
-        let partitions = self.routing.partitions();
-        let replicas = partitions.values().filter_map(PartitionRef::replica).map(|replica| replica.members());
-        let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
-        let leads =
-            |members: &raft::Members| members.status().borrow().leader == Some(self.identity.broker.0);
-        let groups: Vec<raft::Members> =
-            replicas.chain(coordinators).chain([self.control.members()]).filter(leads).collect();
-        if groups.iter().all(|members| members.status().borrow().voters.len() < 2) {
-            return;
+        let over = Instant::now() + self.config.handover_timeout;
+        loop {
+            let partitions = self.routing.partitions();
+            let replicas =
+                partitions.values().filter_map(PartitionRef::replica).map(|replica| replica.members());
+            let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
+            let all = replicas.chain(coordinators).chain([self.control.members()]);
+            let groups: Vec<raft::Members> = all.filter(|members| self.leads_others(members)).collect();
+            if groups.is_empty() || Instant::now() >= over {
+                return;
+            }
+            Membership::hand_over(self.identity.broker, groups, &self.hub, over).await;
         }
-        Membership::hand_over(self.identity.broker, groups, &self.hub, self.config.handover_timeout).await;
+    }
+
+    fn leads_others(&self, members: &raft::Members) -> bool {
+        let status = members.status();
+        let status = status.borrow();
+        status.leader == Some(self.identity.broker.0) && status.voters.len() > 1
     }
 
     /// Closes all partitions, the coordinator shards and the control group.

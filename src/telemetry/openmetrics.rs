@@ -33,14 +33,10 @@ pub(super) fn encode(families: Vec<MetricFamily>, exemplars: &Store, format: For
     let mut encoder = Encoder { format, exemplars, text: String::with_capacity(64 << 10), series: 0 };
     let mut overflowing = 0;
     for row in ROWS {
-        match families.remove(&row.sanitized()) {
-            Some(family) => {
-                let beyond =
-                    |metric: &Metric| metric.get_label().iter().any(|label| label.name() == OVERFLOW);
-                overflowing += u64::from(family.get_metric().iter().any(beyond));
-                encoder.row(row, family.get_metric());
-            }
-            None => {}
+        if let Some(family) = families.remove(&row.sanitized()) {
+            let beyond = |metric: &Metric| metric.get_label().iter().any(|label| label.name() == OVERFLOW);
+            overflowing += u64::from(family.get_metric().iter().any(beyond));
+            encoder.row(row, family.get_metric());
         }
     }
     if let Some(family) = families.remove(TARGET_INFO) {

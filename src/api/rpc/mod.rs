@@ -38,6 +38,15 @@ const TRACEPARENT: &str = "traceparent";
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
+/// What ends the streams that watch for no drain themselves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ends {
+    /// Of health and reflection.
+    pub(super) watchers: CancellationToken,
+    /// Of other brokers. The calls of clients need them: what this broker proposed as a leader comes back from the next one.
+    pub(super) peers: CancellationToken,
+}
+
 /// Answers the calls of all connections. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Calls {
@@ -46,8 +55,8 @@ pub(super) struct Calls {
     tracer: Tracer,
     load: Load,
     message_bytes_max: u64,
-    /// Ends streams of health and reflection, which watch for no drain themselves.
-    end_infrastructure: CancellationToken,
+    /// Ends streams that watch for no drain themselves.
+    ends: Ends,
     /// The other end of the connection, once there is one.
     peer: Option<SocketAddr>,
 }
@@ -59,10 +68,10 @@ impl Calls {
         tracer: Tracer,
         load: Load,
         message_bytes_max: u64,
-        end_infrastructure: CancellationToken,
+        ends: Ends,
     ) -> Self {
         let routes = routes.prepare();
-        Calls { routes, metrics, tracer, load, message_bytes_max, end_infrastructure, peer: None }
+        Calls { routes, metrics, tracer, load, message_bytes_max, ends, peer: None }
     }
 
     /// For the calls of a connection.
@@ -90,7 +99,8 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 
     fn call(&self, request: Request<Incoming>) -> Answer {
         let method = Method::of_path(request.uri().path());
-        let open = self.load.request();
+        let infrastructure = method.kind() == Kind::Infrastructure;
+        let open = (self.load.request(), (!infrastructure).then(|| self.load.client_call()));
         let started = Instant::now();
         let span = self.span(method, request.headers());
         // Brokers send each other several batches at once.
@@ -105,7 +115,8 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }
-        let end = (method.kind() == Kind::Infrastructure).then(|| self.end_infrastructure.clone());
+        let end = if method.is_of_peers() { &self.ends.peers } else { &self.ends.watchers };
+        let end = infrastructure.then(|| end.clone());
         Answer {
             answer: self.routes.clone().call(request),
             method,

@@ -25,7 +25,7 @@ pub(super) struct Call {
     method: Method,
     started: Instant,
     span: RequestTrace,
-    open: Option<Open>,
+    open: Option<(Open, Option<Open>)>,
     metrics: Metrics,
     end_early: Option<CancellationToken>,
 }
@@ -35,7 +35,7 @@ impl Call {
         method: Method,
         started: Instant,
         span: RequestTrace,
-        open: Open,
+        open: (Open, Option<Open>),
         metrics: Metrics,
         end_early: Option<CancellationToken>,
     ) -> Self {

@@ -224,7 +224,7 @@ async fn a_rolling_restart_fails_no_produce() {
         told.slowest
     );
     check(&cluster, "numbers", sent, &told).await;
-    assert!(told.slowest < Duration::from_secs(5), "{:?}", told.slowest);
+    assert!(told.slowest < Duration::from_secs(3), "{:?}", told.slowest);
 }
 
 #[tokio::test(flavor = "multi_thread")]
