@@ -260,6 +260,11 @@ class Demonstration(unittest.TestCase):
         workers = [
             self._start(generated(f"worker {seed}", self.broker, group, topic, str(seed))) for seed in range(3)
         ]
+        # The last member takes what is known of leases and of copies under way with it, so the others must be there.
+        eventually(
+            "all workers are there",
+            lambda: self._exists(group) and len(self._describe(group).members) == len(workers),
+        )
         # Chance decides who is first; one that starts late may get nothing.
         crashing = eventually(
             "a worker has done a part",
