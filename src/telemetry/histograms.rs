@@ -1,6 +1,6 @@
 //! Histograms: counted here, and added by every reader to what the SDK collected.
 //!
-//! A value costs two atomic additions and a search among the bounds, a fifth of what the SDK's histograms cost, even bound
+//! A value costs two atomic additions and a search among the bounds, a quarter of what the SDK's histograms cost, even bound
 //! ones; a produce records six. And the SDK keeps every series for as long as the process lives, while these are gone as
 //! soon as their owner does not show them any more. See [`Histograms::families`] for `/metrics` and
 //! [`Histograms::metrics`] for OTLP, where they are always cumulative.
