@@ -75,6 +75,11 @@ impl Subscription {
         }
     }
 
+    /// Whether a partition is being read.
+    pub(super) fn reads(&self, topic: &str, number: u32) -> bool {
+        self.slot_of(topic, number).is_some()
+    }
+
     /// Lets `bytes` more be delivered.
     pub fn grant(&mut self, bytes: u64) {
         self.credit = self.credit.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -154,11 +159,14 @@ impl Subscription {
     }
 
     fn forget(&mut self, topic: &str, number: u32) {
-        let same = |cursor: &Cursor| &*cursor.route.topic.name == topic && cursor.number == number;
-        let found = self.cursors.iter().find_map(|(slot, cursor)| same(cursor).then_some(*slot));
-        if let Some(slot) = found {
+        if let Some(slot) = self.slot_of(topic, number) {
             self.drop_slot(slot);
         }
+    }
+
+    fn slot_of(&self, topic: &str, number: u32) -> Option<usize> {
+        let same = |cursor: &Cursor| &*cursor.route.topic.name == topic && cursor.number == number;
+        self.cursors.iter().find_map(|(slot, cursor)| same(cursor).then_some(*slot))
     }
 
     fn drop_slot(&mut self, slot: usize) {

@@ -11,7 +11,7 @@ use tracing::error;
 use super::peers::Hub;
 use super::purge::{self, Growth};
 use crate::metadata::{self, Broker, BrokerId, Command, Outcome, State};
-use crate::raft::{self, Group, Machine, MachineError, NodeId};
+use crate::raft::{self, Group, Machine, MachineError, NodeId, Role};
 use crate::storage::{Batch, CommandBuf, GroupId};
 use crate::task::{Criticality, Tasks};
 
@@ -21,6 +21,8 @@ pub const GROUP: GroupId = GroupId(0);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a broker tries to learn what the leader knows.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a majority has to say that this broker leads.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two attempts.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -147,19 +149,35 @@ impl Control {
         tokio::time::timeout(CATCH_UP_TIMEOUT, catching_up).await.unwrap_or(false)
     }
 
+    /// As [`Control::catch_up`], however long it takes.
+    ///
+    /// # Errors
+    /// The replica ended.
+    pub(super) async fn caught_up(&self) -> Result<(), Error> {
+        while !self.catch_up().await {
+            let status = self.status().borrow().clone();
+            if status.role == Role::Stopped {
+                return Err(status.failed.unwrap_or(raft::Error::Stopped).into());
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        Ok(())
+    }
+
     /// How far the leader has applied its log, if it answers.
-    pub(super) async fn leader_index(&self) -> Option<u64> {
+    async fn leader_index(&self) -> Option<u64> {
         let leader = self.status().borrow().leader?;
         if leader == self.node {
-            return self.leading_index();
+            return self.leading_index().await;
         }
         self.hub.metadata_index(leader).await.ok()
     }
 
-    /// How far this replica has applied its log, if it leads for sure.
-    pub(super) fn leading_index(&self) -> Option<u64> {
-        let applied = self.status().borrow().applied;
-        applied.filter(|_| self.members().leads_for_sure())
+    /// How far this replica has applied its log, if it leads for sure. One that was started again, or cut off, may take
+    /// itself for the leader when another one has been elected long ago.
+    pub(super) async fn leading_index(&self) -> Option<u64> {
+        self.members().confirm(CONFIRM_TIMEOUT).await.ok()?;
+        self.status().borrow().applied
     }
 
     /// Waits until this replica has applied the entry at `index`; not for long.

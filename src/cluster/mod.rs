@@ -154,6 +154,8 @@ impl Cluster {
         let verify = verify::run(routing.clone(), env.config.clone());
         tasks.spawn_until_stopped("verify", Criticality::Critical, verify);
         let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
+        // Topics that were created while this broker was down are known before it says anything about them.
+        cluster.control.caught_up().await?;
         cluster.settled(&cluster.control.state()).await;
         Ok(cluster)
     }
@@ -245,8 +247,8 @@ impl Cluster {
         let _ = reconciled.wait_for(|now| now == state || *now == control.state()).await;
     }
 
-    /// Waits until this broker knows what the leader of the control group knew at some moment after the call.
-    /// Returns whether it does: the leader may not answer.
+    /// Waits until this broker knows what the leader of the control group knew at some moment after the call. Returns
+    /// whether it does: the leader may not answer.
     pub async fn catch_up(&self) -> bool {
         let caught_up = self.control.catch_up().await;
         self.settled(&self.control.state()).await;

@@ -172,16 +172,11 @@ impl PartitionRef {
         self.leading().is_some()
     }
 
-    /// Whether this broker leads for sure: one that was deposed and does not know it may have less than was acknowledged.
-    fn leads_here_for_sure(&self) -> bool {
-        self.replica().is_some_and(|replica| replica.members().leads_for_sure())
-    }
-
     /// Whether this broker leads, once somebody does who has applied what was agreed on before. Waits for that a moment.
     async fn leads_here_soon(&self) -> bool {
         let decided = async {
             loop {
-                if self.leads_here_for_sure() {
+                if self.leads_here() {
                     return true;
                 }
                 if self.leader_elsewhere().is_ok() || self.is_closed() {
@@ -193,11 +188,22 @@ impl PartitionRef {
         tokio::time::timeout(LEADER_WAIT, decided).await.unwrap_or(false)
     }
 
-    /// The replica here if it takes batches, or can say best why it does not.
+    /// The replica here if it takes batches, or can say best why nobody does.
     fn taking(&self) -> Option<Partition> {
         let replica = self.replica()?;
-        let role = replica.status().borrow().role;
-        (role == Role::Leader || role == Role::Stopped && !replica.is_closed()).then_some(replica)
+        let (role, alone) = {
+            let status = replica.status();
+            let status = status.borrow();
+            (status.role, status.voters.len() < 2)
+        };
+        (role == Role::Leader || role == Role::Stopped && alone && !replica.is_closed()).then_some(replica)
+    }
+
+    /// Whether this broker leads at some moment after the call, and has applied what was agreed on before it. Waits a
+    /// moment for somebody to lead.
+    async fn surely_leads_here(&self) -> bool {
+        let Some(replica) = self.replica() else { return false };
+        self.leads_here_soon().await && replica.members().confirm(LEADER_WAIT).await.is_ok()
     }
 
     fn leading(&self) -> Option<Partition> {
@@ -244,12 +250,13 @@ impl PartitionRef {
         }
     }
 
-    /// What can be read, as the leader knows it now.
+    /// What can be read, as the leader knows it: all that was acknowledged before the call. A leader that a majority does not
+    /// follow does not know.
     ///
     /// # Errors
     /// The leader is not known or not reached.
     pub async fn fresh_bounds(&self) -> Result<Bounds, partition::Error> {
-        if self.leads_here_soon().await {
+        if self.surely_leads_here().await {
             return Ok(self.bounds());
         }
         let leader = self.leader_elsewhere()?;
@@ -331,7 +338,7 @@ impl PartitionRef {
     /// As [`Partition::read`].
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Vec<StoredBatch>, partition::Error> {
         if let Some(replica) = self.replica()
-            && (from < replica.bounds().high_watermark || self.leads_here_for_sure())
+            && self.reaches(&replica, from)
         {
             match replica.read(from, max_bytes).await {
                 Err(partition::Error::Stopped) => {}
@@ -390,6 +397,12 @@ impl PartitionRef {
         Err(lost)
     }
 
+    /// Whether the replica here can tell what is at `from`. It may have led longer than it knows, so that others have more.
+    fn reaches(&self, replica: &Partition, from: Offset) -> bool {
+        let end = replica.bounds().high_watermark;
+        from < end || from == end && self.leads_here()
+    }
+
     /// Wakes readers a moment later, because nobody else may.
     fn look_again(&self) -> Vec<StoredBatch> {
         let partition = self.clone();
@@ -405,7 +418,7 @@ impl PartitionRef {
     /// # Errors
     /// The store failed, or the leader is not reached.
     pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, partition::Error> {
-        if self.leads_here_soon().await
+        if self.surely_leads_here().await
             && let Some(replica) = self.leading()
         {
             return replica.offset_at(time).await;
@@ -422,7 +435,7 @@ impl PartitionRef {
     /// The store failed, or the leader is not reached.
     pub async fn append_time(&self, offset: Offset) -> Result<Option<Timestamp>, partition::Error> {
         if let Some(replica) = self.replica()
-            && (offset < replica.bounds().high_watermark || self.leads_here())
+            && self.reaches(&replica, offset)
         {
             return replica.append_time(offset).await;
         }
@@ -504,24 +517,7 @@ impl PartitionRef {
 
     /// Takes up what the broker `node` reports.
     pub(super) fn learn(&self, node: NodeId, report: &PartitionReport) {
-        let mut reported = self.reported();
-        if report.resigned {
-            if reported.leader == Some(node) && report.term >= reported.term {
-                reported.leader = None;
-            }
-            return;
-        }
-        if report.term < reported.term {
-            return;
-        }
-        reported.leader = Some(node);
-        reported.term = report.term;
-        reported.size_bytes = report.size_bytes;
-        reported.lagging.clone_from(&report.lagging);
-        reported.damage = Some(report.damage.clone()).filter(|damage| !damage.is_empty());
-        reported.bounds =
-            Bounds { log_start: Offset(report.log_start), high_watermark: Offset(report.high_watermark) };
-        reported.listeners.ring();
+        self.reported().take_up(node, report);
     }
 
     /// Nothing is heard of the broker `node` any more.
@@ -533,10 +529,7 @@ impl PartitionRef {
     }
 
     fn learn_bounds(&self, bounds: Bounds) {
-        let mut reported = self.reported();
-        let known = &mut reported.bounds;
-        known.log_start = known.log_start.max(bounds.log_start);
-        known.high_watermark = known.high_watermark.max(bounds.high_watermark);
+        self.reported().raise(bounds);
     }
 
     /// The leader, if it is known and is not this broker.
@@ -575,6 +568,35 @@ impl PartitionRef {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reported {
+    fn take_up(&mut self, node: NodeId, report: &PartitionReport) {
+        if report.resigned {
+            if self.leader == Some(node) && report.term >= self.term {
+                self.leader = None;
+            }
+            return;
+        }
+        if report.term < self.term {
+            return;
+        }
+        self.leader = Some(node);
+        self.term = report.term;
+        self.size_bytes = report.size_bytes;
+        self.lagging.clone_from(&report.lagging);
+        self.damage = Some(report.damage.clone()).filter(|damage| !damage.is_empty());
+        let (log_start, high_watermark) = (Offset(report.log_start), Offset(report.high_watermark));
+        self.raise(Bounds { log_start, high_watermark });
+        self.listeners.ring();
+    }
+
+    /// Takes up bounds, which may be older than those that are known: reports wait for a broker that was stopped, and calls
+    /// overtake them. Neither bound ever moves back.
+    fn raise(&mut self, bounds: Bounds) {
+        self.bounds.log_start = self.bounds.log_start.max(bounds.log_start);
+        self.bounds.high_watermark = self.bounds.high_watermark.max(bounds.high_watermark);
+    }
 }
 
 /// Members that do not keep up with a leader.
@@ -651,5 +673,27 @@ async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Fo
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(term: u64, high_watermark: u64) -> PartitionReport {
+        PartitionReport { term, log_start: 1, high_watermark, ..Default::default() }
+    }
+
+    #[test]
+    fn an_old_report_takes_back_nothing_that_is_known() {
+        let mut reported = Reported::default();
+        reported.take_up(2, &report(3, 30));
+        reported.raise(Bounds { log_start: Offset(5), high_watermark: Offset(40) });
+        reported.take_up(2, &report(3, 36));
+        reported.take_up(1, &report(2, 50));
+        assert_eq!((reported.leader, reported.term), (Some(2), 3));
+        assert_eq!((reported.bounds.log_start, reported.bounds.high_watermark), (Offset(5), Offset(40)));
+        reported.take_up(1, &report(4, 41));
+        assert_eq!((reported.leader, reported.bounds.high_watermark), (Some(1), Offset(41)));
     }
 }

@@ -87,7 +87,12 @@ impl Reconciler {
             retry |= !self.reconcile(&state).await;
             tokio::select! {
                 () = stop.cancelled() => break,
-                changed = metadata.changed() => if changed.is_err() { break },
+                changed = metadata.changed() => if changed.is_err() {
+                    // The control replica has ended, as it does when the store fails. Topics are still there, and so are
+                    // their leaders on other brokers.
+                    stop.cancelled().await;
+                    break;
+                },
                 () = tokio::time::sleep(RETRY), if retry => retry = self.delete_orphans().await.is_err(),
             }
         }

@@ -25,7 +25,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::raft::{self, Group, Proposed};
 use crate::record::FrameHeader;
 use crate::record::command::AppendWriter;
-use crate::storage::CommandBuf;
+use crate::storage::{self, CommandBuf};
 use crate::telemetry::{Metrics, StorageFailure};
 
 /// Batches that may wait for a partition beside those in the buffer's byte limit. A full queue makes
@@ -105,7 +105,8 @@ impl Appender {
                     if matches!(result, Err(raft::Error::Storage(_))) {
                         self.metrics.storage.failed(StorageFailure::Write);
                     }
-                    answer(result, waiting, proposed);
+                    let voters = self.group.status().borrow().voters.len();
+                    answer(result.map_err(|error| refusal(error, voters)), waiting, proposed);
                 }
                 count = self.queue.recv_many(&mut gathered, QUEUE_BATCHES),
                     if open && may_begin(in_flight.len(), self.under_way.entries(), self.limits) =>
@@ -161,11 +162,29 @@ fn gather(
     (command, waiting)
 }
 
-fn answer(result: Result<Proposed<Applied>, raft::Error>, waiting: Vec<Waiting>, proposed: Instant) {
+/// Why batches were not appended by a partition with so many voters.
+fn refusal(error: raft::Error, voters: usize) -> Error {
+    match error {
+        raft::Error::Storage(error) => passed_on(error, voters),
+        other => Error::from(other),
+    }
+}
+
+/// A store that has failed takes nothing for good. Where there are other voters, that is a matter of this broker only: one
+/// of them is about to lead.
+pub(super) fn passed_on(error: storage::Error, voters: usize) -> Error {
+    match error {
+        storage::Error::Failed { .. } | storage::Error::Storage { .. } if voters > 1 => {
+            Error::Raft(raft::Error::NotLeader { leader: None })
+        }
+        other => Error::Storage(other),
+    }
+}
+
+fn answer(result: Result<Proposed<Applied>, Error>, waiting: Vec<Waiting>, proposed: Instant) {
     let proposal = match result {
         Ok(proposal) => proposal,
         Err(error) => {
-            let error = Error::from(error);
             return waiting.into_iter().for_each(|w| drop(w.done.send(Err(error.clone()))));
         }
     };
@@ -217,5 +236,24 @@ mod tests {
         assert_eq!(under_way.entries(), 1);
         drop(second);
         assert_eq!(under_way.entries(), 0);
+    }
+
+    #[test]
+    fn a_failed_store_is_a_matter_of_this_broker_where_others_can_lead() {
+        let failed = || {
+            let source = Arc::new(std::io::Error::other("the disk is gone"));
+            storage::Error::Failed { source }
+        };
+        let not_leader = |error| matches!(error, Error::Raft(raft::Error::NotLeader { leader: None }));
+        assert!(not_leader(passed_on(failed(), 3)));
+        assert!(not_leader(refusal(raft::Error::Storage(failed()), 3)));
+        assert!(matches!(passed_on(failed(), 1), Error::Storage(storage::Error::Failed { .. })));
+        assert!(matches!(refusal(raft::Error::Stopped, 3), Error::Stopped));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_whoever_else_could_lead() {
+        let full = storage::Error::DiskFull { available: 1, reserve: 2 };
+        assert!(matches!(passed_on(full, 3), Error::Storage(storage::Error::DiskFull { .. })));
     }
 }

@@ -349,8 +349,8 @@ impl Partition {
     /// receiver gets the outcome.
     ///
     /// # Errors
-    /// Nothing was written: [`Error::Busy`] after `admit_timeout` without room, [`storage::Error::DiskFull`], or
-    /// [`Error::Stopped`].
+    /// Nothing was written: [`Error::Busy`] after `admit_timeout` without room, [`storage::Error::DiskFull`],
+    /// [`Error::Stopped`], or [`raft::Error::NotLeader`] if the store has failed and others can lead.
     pub async fn submit(
         &self,
         batch: Bytes,
@@ -358,7 +358,7 @@ impl Partition {
         received: Instant,
     ) -> Result<oneshot::Receiver<Result<Committed, Error>>, Error> {
         let Inner { env, queue, .. } = &*self.0;
-        env.store.writable()?;
+        env.store.writable().map_err(|error| self.passed_on(error))?;
         let queue = {
             let queue = queue.read().unwrap_or_else(std::sync::PoisonError::into_inner);
             queue.clone().ok_or(Error::Stopped)?
@@ -382,6 +382,11 @@ impl Partition {
             Ok(()) => Ok(outcome),
             Err(_) => Err(Error::Stopped),
         }
+    }
+
+    /// What a refusal of the store means for the partition.
+    fn passed_on(&self, error: storage::Error) -> Error {
+        appender::passed_on(error, self.status().borrow().voters.len())
     }
 
     /// Committed batches from the one that holds `from` on, until `max_bytes` is reached; at least one if there is one.

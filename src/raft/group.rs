@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use openraft::ChangeMembers;
@@ -65,8 +64,6 @@ pub(super) struct Core {
     pub(super) agreement: Agreement,
     pub(super) node: NodeId,
     pub(super) hand_over: HandOver,
-    /// How long a follower that has answered votes for nobody else.
-    pub(super) lease: Duration,
     /// Purging is a sequence of steps; one caller at a time does them.
     purging: tokio::sync::Mutex<()>,
     /// Completes when openraft's state machine task has ended.
@@ -139,7 +136,6 @@ impl<M: Machine> Group<M> {
             node,
             // The successor may wait for entries on its disk before it stands.
             hand_over: HandOver::new(env.config.election_min),
-            lease: env.config.election_max,
             purging: tokio::sync::Mutex::new(()),
             ended: Mutex::new(Some(ended)),
         });

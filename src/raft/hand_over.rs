@@ -40,11 +40,6 @@ impl HandOver {
         }
     }
 
-    /// Whether the leadership may be another one's already.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.lock().is_some()
-    }
-
     /// Completes when a hand-over takes too long, once for each. Cancel-safe.
     pub(super) async fn late(&self) {
         loop {
@@ -91,7 +86,6 @@ mod tests {
         hand_over.begin(7);
         hand_over.late().await;
         assert!(begun.elapsed() < Duration::from_millis(1_100), "{:?}", begun.elapsed());
-        assert!(hand_over.is_under_way());
-        assert!(hand_over.ends_with(false, 7) && !hand_over.is_under_way());
+        assert!(hand_over.ends_with(false, 7) && !hand_over.ends_with(false, 7));
     }
 }

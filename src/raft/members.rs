@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Instant as _};
 use tokio::sync::watch;
 
 use super::group::Core;
+use super::proposal;
 use super::{Error, NodeId, Role, Status};
 use crate::storage::GroupId;
 
@@ -71,13 +74,23 @@ impl Members {
         Some(observed.last_quorum_acked.as_ref().map_or(Duration::ZERO, |at| at.elapsed()))
     }
 
-    /// Whether this replica leads for sure, and has applied all that was committed before: a majority has promised not to
-    /// vote for another for a time that is not over, and no hand-over is under way. A node alone always knows.
-    pub fn leads_for_sure(&self) -> bool {
-        let promised = self.quorum_age().is_none_or(|age| age < self.core.lease);
-        promised
-            && !self.core.hand_over.is_under_way()
-            && self.core.shared.status().borrow().is_ready_leader()
+    /// Makes sure that this replica leads at some moment after the call, not only as far as it knows, and has applied
+    /// everything that was agreed on before. That a majority follows may be known already; otherwise it is asked, and has
+    /// until `patience` is over.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`], also if no majority answers or the replica has ended.
+    pub async fn confirm(&self, patience: Duration) -> Result<(), Error> {
+        let how = LinearizerOption::new(None, true).with_wait_timeout(patience);
+        match self.core.agreement.ensure_linearizable(how).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(Error::NotLeader { leader: proposal::other(self.core.node, forward.leader_id) })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) | RaftError::Fatal(_)) => {
+                Err(Error::NotLeader { leader: None })
+            }
+        }
     }
 
     /// Adds a member that receives entries but has no vote, without waiting until it has caught up.

@@ -26,6 +26,13 @@ pub(super) async fn run(core: Arc<Core>) {
                 tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
                 core.agreement.runtime_config().heartbeat(false);
             }
+            // An idle leader would not notice, and lead on without being able to.
+            error = core.shared.store.failed() => {
+                let _ = core.shared.fail(error);
+                // Fails only for a task that was cancelled, which is as good as stopped.
+                let _ = core.agreement.shutdown().await;
+                break;
+            }
         }
     }
     let stopped_itself = match &core.agreement.metrics().borrow_watched().running_state {

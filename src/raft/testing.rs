@@ -262,6 +262,11 @@ impl Cluster {
         self.open(node).await;
     }
 
+    /// Ends all writing at a node, which notices it only when it looks.
+    pub(super) fn break_disk(&self, node: NodeId) {
+        self.brokers[&node].env.store.break_down();
+    }
+
     pub(super) fn group(&self, node: NodeId) -> &Group<Notebook> {
         &self.groups[&node].0
     }

@@ -1,11 +1,14 @@
 //! Behaviour of whole replicas over a real store.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::message::{Ballot, Request, Response, VoteRequest};
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::{Config, Error, Group, Role};
 use crate::storage::Position;
+
+/// How long a majority has to answer a leader that asks.
+const CONFIRM: Duration = Duration::from_millis(300);
 
 fn small_checkpoints() -> Config {
     Config { checkpoint_bytes: 1, ..Config::default() }
@@ -380,6 +383,70 @@ async fn a_group_goes_on_when_its_leadership_is_not_taken_over() {
     leads(cluster.group(second)).await;
     write(cluster.group(second), ["after"]).await;
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn the_only_voter_is_sure_that_it_leads() {
+    let broker = Broker::alone(Config::default());
+    let (group, notebook) = started(&broker).await;
+    write(&group, ["a"]).await;
+    group.members().confirm(Duration::ZERO).await.unwrap();
+    assert_eq!(notebook.seen().published, 1);
+    group.shutdown().await;
+    assert!(matches!(group.members().confirm(CONFIRM).await, Err(Error::NotLeader { leader: None })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_heard_a_majority_is_sure_without_asking() {
+    let cluster = Cluster::start(4 << 20).await;
+    let leader = cluster.leader(&[]).await;
+    write(cluster.group(leader), ["heard"]).await;
+    let others = (1..=3).filter(|node| *node != leader);
+    others.clone().for_each(|node| cluster.switch.cut(node));
+
+    cluster.group(leader).members().confirm(Duration::ZERO).await.unwrap();
+
+    for node in others {
+        let told = cluster.group(node).members().confirm(CONFIRM).await;
+        assert!(matches!(told, Err(Error::NotLeader { .. })), "{told:?}");
+        cluster.switch.join(node);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_replaced_unnoticed_is_not_sure_that_it_leads() {
+    let cluster = Cluster::start(4 << 20).await;
+    let first = cluster.leader(&[]).await;
+    write(cluster.group(first), ["known"]).await;
+    cluster.switch.cut(first);
+    let second = cluster.leader(&[first]).await;
+    write(cluster.group(second), ["not known to the first"]).await;
+
+    assert_eq!(cluster.group(first).status().borrow().role, Role::Leader);
+    let told = cluster.group(first).members().confirm(CONFIRM).await;
+    assert!(matches!(told, Err(Error::NotLeader { .. })), "{told:?}");
+    cluster.group(second).members().confirm(CONFIRM).await.unwrap();
+
+    cluster.switch.join(first);
+    cluster.catches_up(first, second).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_leader_whose_store_has_failed_lets_another_one_lead() {
+    let cluster = Cluster::start(4 << 20).await;
+    let first = cluster.leader(&[]).await;
+    write(cluster.group(first), ["before"]).await;
+
+    cluster.break_disk(first);
+
+    let status = eventually(cluster.group(first), "it stops", |status| status.role == Role::Stopped).await;
+    assert!(matches!(status.failed, Some(Error::Storage(_))), "{:?}", status.failed);
+    assert!(matches!(cluster.group(first).propose(command("refused")).await, Err(Error::Storage(_))));
+    let second = cluster.leader(&[first]).await;
+    write(cluster.group(second), ["after"]).await;
+    assert_eq!(cluster.notebook(second).seen().commands, ["before", "after"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

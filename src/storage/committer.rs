@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::background_sync::BackgroundSync;
 use super::batch::Batch;
@@ -76,6 +77,8 @@ pub struct Queue {
     room_units: u32,
     failure: OnceLock<Arc<dyn std::error::Error + Send + std::marker::Sync>>,
     failed: AtomicBool,
+    /// Cancelled when writing ends with a failure.
+    pub over: CancellationToken,
     pub stats: Stats,
     /// Rings when a batch came.
     #[cfg(test)]
@@ -107,6 +110,7 @@ impl Queue {
             room_units: units,
             failure: OnceLock::new(),
             failed: AtomicBool::new(false),
+            over: CancellationToken::new(),
             stats: Stats::default(),
             #[cfg(test)]
             bell: tokio::sync::Notify::new(),
@@ -170,6 +174,7 @@ impl Queue {
             );
         }
         self.failed.store(true, Ordering::Release);
+        self.over.cancel();
     }
 
     fn units(&self, bytes: u64) -> u32 {

@@ -310,6 +310,13 @@ impl Store {
         self.shared.queue.healthy()
     }
 
+    /// Completes when a write has failed, with [`Error::Failed`]. Cancel-safe.
+    pub async fn failed(&self) -> Error {
+        let queue = &self.shared.queue;
+        queue.over.cancelled().await;
+        queue.healthy().err().unwrap_or(Error::Closed)
+    }
+
     /// What the committer did so far.
     pub fn stats(&self) -> &Stats {
         &self.shared.queue.stats
@@ -416,6 +423,12 @@ impl Store {
         {
             self.shared.queue.fail(&error);
         }
+    }
+
+    /// Makes the store fail, as a write does that the disk refuses.
+    pub fn break_down(&self) {
+        let refused = std::io::Error::other("the disk refuses writes");
+        self.shared.queue.fail(&Error::storage("write", refused));
     }
 
     /// Ends a store on a simulated disk in the middle of what it does, and gives the disk as it is found afterwards.

@@ -3,8 +3,12 @@
 mod lag;
 mod membership;
 mod offsets;
+mod overtaken;
+mod pause;
 mod share;
 mod start;
+
+use streambus::proto::v1;
 
 use crate::support::asking::append;
 use crate::support::{Endpoint, batch};
@@ -19,4 +23,10 @@ async fn put(broker: &Endpoint, topic: &str, partition: u32, values: &[&str]) ->
 async fn put_numbers(broker: &Endpoint, topic: &str, partition: u32, from: u64, count: u64) {
     let batch = batch::values((from..from + count).map(|number| number.to_string()));
     append(broker, topic, partition, batch).await;
+}
+
+/// Deletes the records of partition 0 before an offset.
+async fn trim(broker: &Endpoint, topic: &str, before: u64) {
+    let request = v1::DeleteRecordsRequest { topic: topic.to_owned(), partition: 0, before_offset: before };
+    broker.topics().await.delete_records(request).await.expect("trimmed");
 }

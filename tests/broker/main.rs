@@ -10,6 +10,7 @@
 //! | `cluster` | several brokers: any serves any request, leaders die, brokers join and leave |
 //! | `switches` | what is switched off of telemetry is off |
 //! | `tools` | looking closer: `/metrics/detailed`, `top`, `control`, `explain` |
+//! | `settle` | the measurement of how groups settle sees what moves |
 //! | `overhead` | the measurement of what telemetry costs measures, and cleans up |
 //! | `limits` | bad input and greedy clients cost bounded memory and get precise errors |
 //!
@@ -25,6 +26,7 @@ mod groups;
 mod journey;
 mod limits;
 mod overhead;
+mod settle;
 mod support;
 mod switches;
 mod tools;

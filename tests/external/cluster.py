@@ -16,43 +16,64 @@ SETTINGS = {
 }
 
 
+class Site:
+    """Where brokers run: here all of them at addresses of this machine."""
+
+    def __init__(self, count):
+        self.directory = tempfile.mkdtemp(prefix="streambus-cluster-")
+        self.grpc = {number: f"127.0.0.1:{free_port()}" for number in range(1, count + 1)}
+        self.http = {number: f"127.0.0.1:{free_port()}" for number in range(1, count + 1)}
+
+    def data(self, number):
+        """The data directory of a broker."""
+        return pathlib.Path(self.directory) / str(number)
+
+    def prefix(self, number):  # pylint: disable=unused-argument
+        """What to write before a broker's command."""
+        return []
+
+    def close(self):
+        """Removes what brokers wrote."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
 class Cluster:
     """`count` brokers by their numbers, from 1. They join one after another, so the numbers are those they get."""
 
-    def __init__(self, count=3, **settings):
-        numbers = range(1, count + 1)
-        self._directory = tempfile.mkdtemp(prefix="streambus-cluster-")
+    def __init__(self, count=3, site=None, **settings):
+        self.site = site or Site(count)
         self._settings = {**SETTINGS, **settings}
-        self.grpc = {number: f"127.0.0.1:{free_port()}" for number in numbers}
-        self.http = {number: f"127.0.0.1:{free_port()}" for number in numbers}
+        self.grpc, self.http = self.site.grpc, self.site.http
         self.running = {}
         try:
-            for number in numbers:
+            for number in self.grpc:
                 self.start(number)
             eventually("all brokers are one cluster", lambda: self.settled(count))
         except BaseException:
             self.close()
             raise
 
-    def start(self, number):
+    def start(self, number, environment=None):
         """Starts a broker that does not run."""
         # Without a list the first founds a cluster at once; the others ask it.
         seeds = {"cluster.seeds": self.grpc[1]} if number != 1 else {}
         self.running[number] = Broker(
+            self.site.prefix(number),
+            environment,
             **{
                 **self._settings,
                 **seeds,
                 "api.grpc_listen": self.grpc[number],
                 "api.http_listen": self.http[number],
-                "storage.data_dir": str(pathlib.Path(self._directory) / str(number)),
-            }
+                "storage.data_dir": str(self.site.data(number)),
+            },
         )
 
     def start_together(self, *numbers):
         """Starts brokers that need each other to become ready."""
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(len(numbers)) as pool:
+        with ThreadPoolExecutor() as pool:
             list(pool.map(self.start, numbers))
 
     def kill(self, number):
@@ -88,4 +109,4 @@ class Cluster:
             for number in list(self.running):
                 self.kill(number)
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self.site.close()

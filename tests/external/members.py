@@ -49,8 +49,12 @@ class Member:
         self.say(leave=wire.group.LeaveGroup())
         for _ in self.events():
             pass
-        self._waiting.put(None)
+        self.end()
 
     def vanish(self):
         self._stream.cancel()
+        self.end()
+
+    def end(self):
+        """Nothing more will be said."""
         self._waiting.put(None)

@@ -55,11 +55,11 @@ def get(url, headers=None):
 class Program:
     """A process whose log lines are kept, and which is stopped with SIGTERM at the end."""
 
-    def __init__(self, command, environment=None):
+    def __init__(self, command, environment=None, stdout=subprocess.DEVNULL):
         self.lines = []
         self._fresh = queue.Queue()
         self._process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -88,16 +88,16 @@ class Program:
                 return found
         raise AssertionError("the awaited log line did not come; the last lines:\n" + "\n".join(self.lines[-20:]))
 
-    def stop(self, deadline=DEADLINE_SECONDS):
-        """Sends SIGTERM and gives the exit code."""
+    def stop(self, deadline=DEADLINE_SECONDS, by=signal.SIGTERM):
+        """Sends a signal that asks the process to end, and gives the exit code."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(by)
         try:
             code = self._process.wait(deadline)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise AssertionError(f"the process did not end within {deadline} s of SIGTERM") from None
+            raise AssertionError(f"the process did not end within {deadline} s of {by.name}") from None
         self._reader.join(deadline)
         self._process.stderr.close()
         return code
@@ -111,9 +111,12 @@ class Program:
 
 
 class Broker:
-    """A broker with an empty data directory on ports that the system chose."""
+    """A broker with an empty data directory on ports that the system chose.
 
-    def __init__(self, **settings):
+    `prefix` is what to write before the command, `environment` is added to that of the process.
+    """
+
+    def __init__(self, prefix=(), environment=None, **settings):
         self.directory = tempfile.mkdtemp(prefix="streambus-external-")
         inherited = {
             name: value
@@ -129,8 +132,13 @@ class Broker:
         }
         for key, value in chosen.items():
             inherited["STREAMBUS_" + key.upper().replace(".", "__")] = str(value)
-        self.program = Program([binary(), "serve"], inherited)
-        ready = self.program.wait_for_line(self._ready)
+        inherited.update(environment or {})
+        self.program = Program([*prefix, binary(), "serve"], inherited)
+        try:
+            ready = self.program.wait_for_line(self._ready)
+        except BaseException:
+            self.kill()
+            raise
         self.grpc = ready["grpc"]
         self.http = "http://" + ready["http"]
 

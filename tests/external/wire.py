@@ -58,8 +58,8 @@ PATIENCE_SECONDS = 30
 class Client:
     """A channel and a stub of each service."""
 
-    def __init__(self, address):
-        options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+    def __init__(self, address, **more):
+        options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), *more.items()]
         self.channel = grpc.insecure_channel(address, options)
         self.produce = _load("produce", "_pb2_grpc").ProduceServiceStub(self.channel)
         self.consume = _load("consume", "_pb2_grpc").ConsumeServiceStub(self.channel)

@@ -91,7 +91,7 @@ impl GroupService for Service {
         }
         let v1::FetchOffsetsRequest { group, partitions } = request.into_inner();
         let partitions = groups::partitions(partitions, "partitions").map_err(Failure::from)?;
-        let found = self.0.broker().committed_offsets(&group, &partitions).map_err(Failure::from)?;
+        let found = self.0.broker().committed_offsets(&group, &partitions).await.map_err(Failure::from)?;
         let offsets = found.into_iter().map(Into::into).collect();
         Ok(Response::new(v1::FetchOffsetsResponse { offsets }))
     }

@@ -150,6 +150,12 @@ impl Session {
                         let partitions = groups::partitions(release.partitions, "release.partitions")?;
                         member.release(&partitions);
                     }
+                    Action::Pause(pause) => {
+                        member.pause(&groups::partitions(pause.partitions, "pause.partitions")?);
+                    }
+                    Action::Resume(resume) => {
+                        member.resume(&groups::partitions(resume.partitions, "resume.partitions")?).await;
+                    }
                     Action::Credit(credit) => member.grant(credit.bytes),
                     Action::Heartbeat(_) => {}
                     Action::Leave(_) => {
@@ -180,6 +186,11 @@ impl Session {
                     }
                     Action::Commit(_) => {
                         return Err(invalid("members of a share group use acknowledge, not commit"));
+                    }
+                    Action::Pause(_) | Action::Resume(_) => {
+                        return Err(invalid(
+                            "members of a share group have no partitions to pause or resume",
+                        ));
                     }
                     Action::Start(_) | Action::Add(_) | Action::Remove(_) | Action::Join(_) => {
                         return Err(not_for_members());

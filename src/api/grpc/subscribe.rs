@@ -190,7 +190,7 @@ impl Subscriber {
     async fn act(&mut self, request: v1::SubscribeRequest) -> Result<(), Failure> {
         let action = request.action.ok_or_else(|| {
             invalid(
-                "action is missing: set one of start, credit, add, remove, join, commit, release, acknowledge, heartbeat, leave",
+                "action is missing: set one of start, credit, add, remove, join, commit, release, acknowledge, heartbeat, leave, pause, resume",
             )
         })?;
         match &mut self.reading {
@@ -217,7 +217,9 @@ impl Subscriber {
                     | Action::Release(_)
                     | Action::Acknowledge(_)
                     | Action::Heartbeat(_)
-                    | Action::Leave(_) => {
+                    | Action::Leave(_)
+                    | Action::Pause(_)
+                    | Action::Resume(_) => {
                         return Err(invalid(
                             "the stream began with start and is no member of a group: begin it with join",
                         ));

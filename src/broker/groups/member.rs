@@ -148,6 +148,8 @@ pub enum MemberEvent {
 /// A partition that the member has.
 struct Held {
     topic: Arc<str>,
+    /// Nothing of it is delivered until the member resumes it.
+    paused: bool,
     /// The offset after what was delivered.
     next: Offset,
     /// What is known to be committed.
@@ -157,6 +159,10 @@ struct Held {
 }
 
 impl Held {
+    fn new(topic: Arc<str>, start: Offset) -> Held {
+        Held { topic, paused: false, next: start, committed: start, batches: VecDeque::new() }
+    }
+
     fn in_flight(&self) -> u64 {
         self.next.saturating_since(self.committed)
     }
@@ -379,6 +385,34 @@ impl Member {
         self.poke();
     }
 
+    /// Delivers nothing of these partitions until they are resumed. Those that are not read are passed over.
+    pub fn pause(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            let key = self.key_of(&at.topic, at.partition);
+            let held = key.and_then(|key| self.held.get_mut(&key));
+            if let Some(held) = held.filter(|_| self.subscription.reads(&at.topic, at.partition)) {
+                held.paused = true;
+                self.subscription.remove(&[(at.topic.clone(), at.partition)]);
+            }
+        }
+    }
+
+    /// Goes on with paused partitions after what was delivered of them. Unknown ones, and those that are not paused, are
+    /// passed over.
+    pub async fn resume(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            let Some(key) = self.key_of(&at.topic, at.partition) else { continue };
+            let Some(held) = self.held.get_mut(&key).filter(|held| held.paused) else { continue };
+            held.paused = false;
+            let position = Position::Offset(held.next);
+            let wanted = FetchPartition { topic: at.topic.clone(), partition: at.partition, position };
+            for failed in self.subscription.add(vec![wanted]).await {
+                let event = self.delivered(failed, None);
+                self.ready.extend(event);
+            }
+        }
+    }
+
     /// Leaves the group for good.
     pub fn leave(&mut self) {
         self.live.leave(Instant::now(), &self.id, self.session);
@@ -393,7 +427,8 @@ impl Member {
     }
 
     fn in_flight(&self) -> u64 {
-        self.held.values().map(Held::in_flight).sum()
+        // What the member has put aside is not to keep it from reading the rest.
+        self.held.values().filter(|held| !held.paused).map(Held::in_flight).sum()
     }
 
     fn key_of(&self, topic: &str, partition: u32) -> Option<PartitionKey> {
@@ -483,16 +518,11 @@ impl Member {
                     groups.journal.begin(&self.place(found.key), self.broker.now());
                 }
                 let failed = self.subscription.add(vec![wanted]).await;
-                let held =
-                    Held { topic: topic.clone(), next: offset, committed: offset, batches: VecDeque::new() };
-                self.held.insert(found.key, held);
+                self.held.insert(found.key, Held::new(topic.clone(), offset));
                 failed
             }
             Err(error) => {
-                let none = Offset::ZERO;
-                let held =
-                    Held { topic: topic.clone(), next: none, committed: none, batches: VecDeque::new() };
-                self.held.insert(found.key, held);
+                self.held.insert(found.key, Held::new(topic.clone(), Offset::ZERO));
                 vec![Fetched::failed(&topic, partition, error)]
             }
         };

@@ -12,7 +12,7 @@
 //! | [`journal`] | when records were delivered and acknowledged |
 //! | [`lag`] | how far behind groups are |
 //! | [`upkeep`] | time-outs, topics that come and go, groups that expire |
-//! | [`queue`], [`share`], [`burial`] | share groups: leases, their members' streams, dead letters |
+//! | [`queue`], [`share`], [`burial`] | share groups: leases, their members' streams (a folder), dead letters |
 //!
 //! Membership is in memory, at the broker that leads the shard of the group's name; offsets are replicated
 //! ([`crate::coordination`], [`crate::cluster::coordinator`]). Invariants: a partition of a consumer group has at most one

@@ -203,13 +203,14 @@ impl Broker {
     /// Looks up committed offsets; all of the group's if `partitions` is empty.
     ///
     /// # Errors
-    /// There is no such group.
-    pub fn committed_offsets(
+    /// There is no such group, or this broker does not coordinate it.
+    pub async fn committed_offsets(
         &self,
         group: &str,
         partitions: &[TopicPartition],
     ) -> Result<Vec<CommittedOffset>, Error> {
         let groups = self.groups()?;
+        groups.coordinators.of(group).confirm().await?;
         let names = self.topic_names()?;
         groups.with_group(group, |group| {
             if partitions.is_empty() {
@@ -247,7 +248,7 @@ impl Broker {
             chosen.extend(all.map(|(topic, partition)| TopicPartition { topic, partition }));
         }
         if chosen.is_empty() {
-            let committed = self.committed_offsets(&reset.group, &[])?;
+            let committed = self.committed_offsets(&reset.group, &[]).await?;
             chosen.extend(
                 committed.into_iter().map(|at| TopicPartition { topic: at.topic, partition: at.partition }),
             );

@@ -23,7 +23,47 @@ pub(super) struct Found {
     pub(super) partition: PartitionRef,
 }
 
-/// Where a member begins.
+impl Found {
+    /// The group is to go on at an offset that the log does not have.
+    pub(super) fn out_of_range(&self, offset: Offset, bounds: Bounds) -> Error {
+        let Bounds { log_start, high_watermark } = bounds;
+        let source = partition::Error::OffsetOutOfRange { offset, log_start, high_watermark };
+        in_partition(&self.route.topic.name, self.key.partition, source)
+    }
+
+    /// Says that a member does not read the partition because of that.
+    pub(super) fn warn_out_of_range(&self, group: &str, offset: Offset, bounds: Bounds) {
+        warn!(
+            name: "group.offset_out_of_range",
+            group, topic = &*self.route.topic.name, partition = self.key.partition, offset = offset.0,
+            log_start = bounds.log_start.0, high_watermark = bounds.high_watermark.0,
+            "the group's offset is not in the log; reset it with `streambus group reset`"
+        );
+    }
+
+    /// Says that the group goes on elsewhere.
+    pub(super) fn warn_missed(&self, group: &str, offset: Offset, next: Offset, missed: u64) {
+        warn!(
+            name: "group.records_missed",
+            group, topic = &*self.route.topic.name, partition = self.key.partition, offset = offset.0,
+            next_offset = next.0, missed,
+            "the group missed records that were deleted before it read them"
+        );
+    }
+}
+
+impl OffsetReset {
+    /// Where a group goes on that has no usable offset, if anywhere.
+    pub(super) fn target(self, bounds: Bounds) -> Option<Offset> {
+        match self {
+            OffsetReset::Earliest => Some(bounds.log_start),
+            OffsetReset::Latest => Some(bounds.high_watermark),
+            OffsetReset::Error => None,
+        }
+    }
+}
+
+/// Where a member of a consumer group begins.
 pub(super) struct Start {
     pub(super) found: Found,
     /// The first offset to deliver, or why there is none.
@@ -46,11 +86,45 @@ impl Broker {
         Ok(keys.iter().filter_map(find).collect())
     }
 
-    /// Where `group` begins to read partitions that a member is given.
+    /// How far `group` is in partitions that a member is given.
     ///
     /// A partition without a committed offset gets one at once, where the reset policy says: so what is produced from
-    /// now on is not skipped if the member dies before its first commit, and lag is defined. The look-up goes through
-    /// the coordinator's log, behind everything that earlier owners have committed.
+    /// now on is not skipped if the member dies before its first commit, and lag is defined. If the policy says nowhere
+    /// there is none. The look-up goes through the coordinator's log, behind everything that earlier owners have
+    /// committed.
+    ///
+    /// # Errors
+    /// The coordinator failed.
+    pub(super) async fn standing(
+        &self,
+        group: &Arc<str>,
+        reset: OffsetReset,
+        found: &[Found],
+    ) -> Result<HashMap<PartitionKey, Offset>, Error> {
+        let groups = self.groups()?;
+        let coordinator = groups.coordinators.of(group);
+        let known =
+            |key| coordinator.read(|state| state.group(group).is_some_and(|g| standing_at(g, key).is_some()));
+        let mut offsets = Vec::new();
+        for found in found {
+            let known_bounds = found.partition.bounds();
+            // Without a leader nothing is appended either, so what is known is the end.
+            let bounds = found.partition.fresh_bounds().await.unwrap_or(known_bounds);
+            match reset.target(bounds) {
+                Some(offset) => offsets.push((found.key, offset)),
+                // Any offset will do to ask with.
+                None if known(found.key) => offsets.push((found.key, bounds.log_start)),
+                None => {}
+            }
+        }
+        let command = Command::InitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
+        let Outcome::Offsets(standing) = coordinator.change(command).await? else {
+            return Err(Error::Internal("offsets were asked for and something else given"));
+        };
+        Ok(standing.into_iter().collect())
+    }
+
+    /// Where a consumer group begins to read partitions that a member is given.
     ///
     /// # Errors
     /// The coordinator failed. What is wrong with one partition is said in its [`Start::offset`].
@@ -60,32 +134,7 @@ impl Broker {
         reset: OffsetReset,
         found: Vec<Found>,
     ) -> Result<Vec<Start>, Error> {
-        let groups = self.groups()?;
-        let coordinator = groups.coordinators.of(group);
-        let at = |bounds: Bounds| match reset {
-            // Without a committed offset the beginning is as good an end of the log as the other to answer with an
-            // error, and shows all records as lag.
-            OffsetReset::Earliest | OffsetReset::Error => bounds.log_start,
-            OffsetReset::Latest => bounds.high_watermark,
-        };
-        let known =
-            |key| coordinator.read(|state| state.group(group).is_some_and(|g| standing_at(g, key).is_some()));
-        let refused: Vec<_> = match reset {
-            OffsetReset::Error => found.iter().map(|f| f.key).filter(|key| !known(*key)).collect(),
-            _ => Vec::new(),
-        };
-        let wanted = found.iter().filter(|found| !refused.contains(&found.key));
-        let mut offsets = Vec::new();
-        for found in wanted {
-            let known = found.partition.bounds();
-            // Without a leader nothing is appended either, so what is known is the end.
-            offsets.push((found.key, at(found.partition.fresh_bounds().await.unwrap_or(known))));
-        }
-        let command = Command::InitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
-        let Outcome::Offsets(standing) = coordinator.change(command).await? else {
-            return Err(Error::Internal("offsets were asked for and something else given"));
-        };
-        let standing: HashMap<_, _> = standing.into_iter().collect();
+        let standing = self.standing(group, reset, &found).await?;
         let mut starts = Vec::with_capacity(found.len());
         for found in found {
             let committed = standing.get(&found.key).copied();
@@ -125,15 +174,8 @@ impl Broker {
             let standing = state.group(group).and_then(|group| standing_at(group, found.key));
             standing.map_or_else(|| "".into(), |(_, metadata, _)| metadata)
         });
-        let name = found.route.topic.name.clone();
-        let number = found.key.partition;
-        let out_of_range = |offset, bounds: Bounds| {
-            let Bounds { log_start, high_watermark } = bounds;
-            let source = partition::Error::OffsetOutOfRange { offset, log_start, high_watermark };
-            in_partition(&name, number, source)
-        };
         let Some(from) = committed else {
-            let offset = Err(out_of_range(Offset::ZERO, bounds));
+            let offset = Err(found.out_of_range(Offset::ZERO, bounds));
             return Ok(Start { found, offset, metadata, missed: 0 });
         };
         let Some(fresh) = fresh else {
@@ -144,26 +186,14 @@ impl Broker {
         if (bounds.log_start..=bounds.high_watermark).contains(&from) {
             return Ok(Start { found, offset: Ok(from), metadata, missed: 0 });
         }
-        let to = match reset {
-            OffsetReset::Earliest => bounds.log_start,
-            OffsetReset::Latest => bounds.high_watermark,
-            OffsetReset::Error => {
-                warn!(
-                    name: "group.offset_out_of_range",
-                    group = &**group, topic = &*name, partition = number, offset = from.0,
-                    log_start = bounds.log_start.0, high_watermark = bounds.high_watermark.0,
-                    "the group's offset is not in the log; reset it with `streambus group reset`"
-                );
-                return Ok(Start { found, offset: Err(out_of_range(from, bounds)), metadata, missed: 0 });
-            }
+        let Some(to) = reset.target(bounds) else {
+            found.warn_out_of_range(group, from, bounds);
+            let offset = Err(found.out_of_range(from, bounds));
+            return Ok(Start { found, offset, metadata, missed: 0 });
         };
         let missed = to.saturating_since(from);
-        warn!(
-            name: "group.records_missed",
-            group = &**group, topic = &*name, partition = number, offset = from.0, next_offset = to.0, missed,
-            "the group missed records that were deleted before it read them"
-        );
-        self.0.metrics.group(group).missed(&name, missed);
+        found.warn_missed(group, from, to, missed);
+        self.0.metrics.group(group).missed(&found.route.topic.name, missed);
         let offsets = vec![(found.key, to, metadata.clone())];
         let command = Command::CommitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
         self.groups()?.coordinators.of(group).change(command).await?;

@@ -9,6 +9,7 @@ mod group;
 mod overhead;
 mod payload;
 mod report;
+mod settle;
 mod workload;
 
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub(super) enum Bench {
     Rpc(Workload),
     /// Append to a file and force each write to the disk: the floor under `latency` with `storage.sync = "always"`
     Fsync(fsync::Fsync),
+    /// Share out the partitions of a topic in many groups at once, and see what others notice when members die
+    Settle(settle::Settle),
     /// Compare what telemetry costs: starts brokers of its own with telemetry off and on, in turns
     Overhead(overhead::Overhead),
 }
@@ -111,6 +114,7 @@ impl Bench {
             | Bench::Latency(workload)
             | Bench::E2e(workload)
             | Bench::Rpc(workload) => workload.load.threads.max(1),
+            Bench::Settle(settle) => settle.threads(),
             Bench::Overhead(overhead) => overhead.threads(),
             Bench::Fsync(_) => 1,
         }
@@ -126,6 +130,7 @@ impl Bench {
             Bench::E2e(workload) => workload.run(global, Kind::E2e).await,
             Bench::Rpc(workload) => workload.run(global, Kind::Rpc).await,
             Bench::Fsync(fsync) => fsync.run().await,
+            Bench::Settle(settle) => settle.run(global).await,
             Bench::Overhead(overhead) => overhead.run(global).await,
         }
     }

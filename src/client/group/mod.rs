@@ -38,7 +38,7 @@ use super::routing::Router;
 use super::telemetry::Telemetry;
 use super::{CommittedOffset, ConsumedRecord, Error, Offset, OffsetCommit, TopicPartition, member};
 use membership::{Change, Member, Rebalancer};
-use state::{ClaimId, Next, Shared};
+use state::{ClaimId, HandOut, Next, Shared};
 
 /// Reads the partitions that its group gives it. Made by [`Client::group_consumer`](super::Client::group_consumer).
 ///
@@ -57,6 +57,8 @@ pub struct GroupConsumer {
     changes: mpsc::UnboundedSender<Change>,
     /// The batch whose records are being handed out.
     current: Option<(ClaimId, ConsumedBatch)>,
+    /// Batches of which the program was given a part when it paused their partitions.
+    aside: Vec<(ClaimId, ConsumedBatch)>,
     waiting: Option<(Instant, SystemTime)>,
     /// End when this is dropped.
     tasks: JoinSet<()>,
@@ -86,7 +88,7 @@ impl GroupConsumer {
         tasks.spawn(rebalancer.run());
         let gone = || Error::Connection { reason: "the runtime is shutting down".into() };
         joined.await.unwrap_or_else(|_| Err(gone()))?;
-        Ok(GroupConsumer { shared, changes, current: None, waiting: None, tasks })
+        Ok(GroupConsumer { shared, changes, current: None, aside: Vec::new(), waiting: None, tasks })
     }
 
     /// The next batch, or what is left of the one whose records are being handed out. Asking for it says that
@@ -199,6 +201,30 @@ impl GroupConsumer {
         self.shared.lock().assignment()
     }
 
+    /// Hands out nothing more of these partitions until they are [resumed](Self::resume), and has the broker send nothing
+    /// more. The member keeps them and its place in them: it stays in its group, what it was given can be committed as
+    /// before, and their lag counts. Other partitions go on.
+    ///
+    /// What was received and is not handed out yet is kept, up to [`credit_bytes`](GroupConfig::credit_bytes) for each
+    /// partition and beside those for the others; a batch from [`next_batch`](Self::next_batch) is the program's
+    /// already. A pause lasts when the connection breaks and the member gets the partition back. It ends when the
+    /// partition is taken away. Partitions that the member does not have are passed over.
+    pub fn pause(&self, partitions: &[TopicPartition]) {
+        self.shared.pause(partitions);
+    }
+
+    /// Goes on with paused partitions after the last record that was handed out. Those that are not paused are passed
+    /// over. If retention has deleted what follows, they are assigned anew, as when the member joins.
+    pub fn resume(&self, partitions: &[TopicPartition]) {
+        self.shared.resume(partitions);
+    }
+
+    /// The partitions that the member has and the program has paused, in order.
+    #[must_use]
+    pub fn paused(&self) -> Vec<TopicPartition> {
+        self.shared.lock().paused()
+    }
+
     /// The offset after the last record of a partition that was handed out, or where the partition began. `None` if the
     /// member does not have it.
     #[must_use]
@@ -236,10 +262,12 @@ impl GroupConsumer {
 
     fn poll_next_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedBatch, Error>>> {
         loop {
-            if let Some((claim, batch)) = self.current.take().filter(|(_, batch)| !batch.is_empty())
-                && self.shared.hand_out(claim, batch.next_offset())
-            {
-                return Poll::Ready(Some(Ok(batch)));
+            if let Some((claim, batch)) = self.current.take().filter(|(_, batch)| !batch.is_empty()) {
+                match self.shared.hand_out(claim, batch.next_offset()) {
+                    HandOut::Given => return Poll::Ready(Some(Ok(batch))),
+                    HandOut::Paused => self.aside.push((claim, batch)),
+                    HandOut::Over => {}
+                }
             }
             match ready!(self.poll_batch(cx)) {
                 Some(Ok(current)) => self.current = Some(current),
@@ -249,8 +277,22 @@ impl GroupConsumer {
         }
     }
 
-    /// A batch of which nothing was handed out before.
+    /// A batch that was put aside, and whose partition is not paused any more.
+    fn resumed(&mut self) -> Option<(ClaimId, ConsumedBatch)> {
+        if self.aside.is_empty() {
+            return None;
+        }
+        let state = self.shared.lock();
+        self.aside.retain(|(claim, _)| state.holds(*claim));
+        let at = self.aside.iter().position(|(claim, _)| !state.is_paused(*claim))?;
+        Some(self.aside.remove(at))
+    }
+
+    /// The batch that comes next.
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(ClaimId, ConsumedBatch), Error>>> {
+        if let Some(resumed) = self.resumed() {
+            return Poll::Ready(Some(Ok(resumed)));
+        }
         let Poll::Ready(next) = self.shared.poll_next(cx) else {
             self.waiting.get_or_insert_with(|| (Instant::now(), SystemTime::now()));
             return Poll::Pending;
@@ -288,13 +330,17 @@ impl Stream for GroupConsumer {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            if let Some((claim, batch)) = &mut this.current
-                && let Some(record) = batch.next_record()
-                && this.shared.hand_out(*claim, record.offset.saturating_add(1))
-            {
-                return Poll::Ready(Some(Ok(record)));
+            if let Some((claim, mut batch)) = this.current.take().filter(|(_, batch)| !batch.is_empty()) {
+                match this.shared.hand_out(claim, batch.base_offset().saturating_add(1)) {
+                    HandOut::Given => {
+                        let record = batch.next_record();
+                        this.current = Some((claim, batch));
+                        return Poll::Ready(record.map(Ok));
+                    }
+                    HandOut::Paused => this.aside.push((claim, batch)),
+                    HandOut::Over => {}
+                }
             }
-            this.current = None;
             match ready!(this.poll_batch(cx)) {
                 Some(Ok(current)) => this.current = Some(current),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),

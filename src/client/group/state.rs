@@ -1,6 +1,6 @@
 //! What the consumer, its tasks and its committers share.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -20,6 +20,9 @@ use crate::proto::v1::subscribe_request::Action;
 
 /// Credit is granted again in this many steps rather than for every batch.
 const GRANT_STEPS: u64 = 4;
+
+/// Partitions of one request.
+const PARTITIONS_MAX: usize = 1_000;
 
 /// Names an assignment of a partition: one that is assigned again has another.
 pub(super) type ClaimId = u64;
@@ -48,8 +51,10 @@ pub(super) struct State {
     claims_made: ClaimId,
     /// The claim of what the program was given last.
     last: Option<ClaimId>,
-    /// What was received and is not handed out yet. Bounded by the credit.
+    /// What was received and is not handed out yet, except of paused partitions. Bounded by the credit.
     ready: VecDeque<Ready>,
+    /// What the program has paused. Of those that are lost too, since they may come back.
+    paused: BTreeSet<TopicPartition>,
     pub(super) commits: Commits,
     /// Records handed out since a commit was made.
     delivered: u64,
@@ -62,14 +67,20 @@ pub(super) struct State {
 pub(super) struct Session {
     pub(super) requests: Requests,
     pub(super) epoch: u64,
-    /// Bytes to be granted.
-    owed: u64,
+    /// Bytes to be granted. Negative after a pause: what was put aside does not count, and counts again then.
+    ///
+    /// INVARIANT: together with what the broker may still send, and what is ready, these are the credit.
+    owed: i64,
 }
 
 /// A partition that the member has.
 struct Claim {
     at: TopicPartition,
     phase: Phase,
+    paused: bool,
+    /// What was received and is not handed out because of the pause. The broker stops sending when it hears of the pause,
+    /// so this is bounded by the credit.
+    aside: VecDeque<Received>,
     progress: Progress,
     polling: Arc<Polling>,
 }
@@ -84,6 +95,16 @@ enum Phase {
     Failed,
     /// It is to be released; nothing is handed out any more.
     Revoking,
+}
+
+/// Whether the program is given something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandOut {
+    Given,
+    /// Not while the partition is paused.
+    Paused,
+    /// The claim is not the member's any more.
+    Over,
 }
 
 enum Ready {
@@ -125,20 +146,24 @@ impl Shared {
 
     // What the program does.
 
-    /// Gives the program what is below `next`; not if the claim is not the member's any more.
-    pub(super) fn hand_out(&self, claim: ClaimId, next: Offset) -> bool {
+    /// Gives the program what is below `next`, unless the claim is paused or not the member's any more.
+    pub(super) fn hand_out(&self, claim: ClaimId, next: Offset) -> HandOut {
         let mut state = self.lock();
         let settled = state.last != Some(claim) && state.settle_last();
-        let held = state.claims.get_mut(&claim).filter(|held| held.phase == Phase::Active);
-        let is_held = held.map(|held| held.progress.hand_out(next)).is_some();
-        if is_held {
-            state.last = Some(claim);
-        }
+        let given = match state.claims.get_mut(&claim).filter(|held| held.phase == Phase::Active) {
+            Some(held) if held.paused => HandOut::Paused,
+            Some(held) => {
+                held.progress.hand_out(next);
+                state.last = Some(claim);
+                HandOut::Given
+            }
+            None => HandOut::Over,
+        };
         drop(state);
         if settled {
             self.settled.notify_waiters();
         }
-        is_held
+        given
     }
 
     /// What is to be handed out next. Asking says that everything before is processed.
@@ -182,6 +207,47 @@ impl Shared {
         state.drop_ready(&[claim], self.grant_at());
     }
 
+    /// Has the broker send nothing more of partitions that the member has, and hands nothing more of them out.
+    pub(super) fn pause(&self, partitions: &[TopicPartition]) {
+        let mut state = self.lock();
+        let mut pausing = Vec::new();
+        for at in partitions {
+            let Some(claim) = state.by_partition.get(at).copied() else { continue };
+            let held = state.claims.get_mut(&claim);
+            let Some(held) = held.filter(|held| !held.paused && held.phase != Phase::Revoking) else {
+                continue;
+            };
+            held.paused = true;
+            state.paused.insert(at.clone());
+            state.put_aside(claim, self.grant_at());
+            pausing.push(at.clone());
+        }
+        state.tell_paused(&pausing);
+    }
+
+    /// Ends the pause of partitions.
+    pub(super) fn resume(&self, partitions: &[TopicPartition]) {
+        let mut state = self.lock();
+        let mut resuming = Vec::new();
+        for at in partitions {
+            state.paused.remove(at);
+            let Some(claim) = state.by_partition.get(at).copied() else { continue };
+            let Some(held) = state.claims.get_mut(&claim).filter(|held| held.paused) else { continue };
+            held.paused = false;
+            let aside = std::mem::take(&mut held.aside);
+            if let Some(session) = &mut state.session {
+                session.owed -= signed(aside.iter().map(Received::bytes).sum());
+            }
+            state.ready.extend(aside.into_iter().map(|received| Ready::Batch { claim, received }));
+            resuming.push(v1::TopicPartition::from(at));
+        }
+        for partitions in resuming.chunks(PARTITIONS_MAX) {
+            let partitions = partitions.to_vec();
+            state.send(Action::Resume(v1::ResumePartitions { partitions }));
+        }
+        wake(state);
+    }
+
     /// A handler begins with a record. `None` for a record of an assignment that is over.
     pub(super) fn begin(self: &Arc<Self>, record: &ConsumedRecord) -> Option<Handling> {
         let mut state = self.lock();
@@ -209,8 +275,15 @@ impl Shared {
             state.claims_made += 1;
             let claim = state.claims_made;
             let polling = state.polling(&self.telemetry, &at.topic);
-            let held =
-                Claim { at: at.clone(), phase: Phase::Assigned, progress: Progress::new(start), polling };
+            let paused = state.paused.contains(&at);
+            let held = Claim {
+                at: at.clone(),
+                phase: Phase::Assigned,
+                paused,
+                aside: VecDeque::new(),
+                progress: Progress::new(start),
+                polling,
+            };
             if let Some(old) = state.by_partition.insert(at.clone(), claim) {
                 state.drop_ready(&[old], self.grant_at());
                 state.claims.remove(&old);
@@ -219,6 +292,9 @@ impl Shared {
             let (metadata, missed_records) = (partition.metadata, partition.missed_records);
             claims.push((claim, AssignedPartition { at, start, metadata, missed_records }));
         }
+        let paused = claims.iter().map(|(_, assigned)| &assigned.at).filter(|at| state.paused.contains(*at));
+        let paused: Vec<_> = paused.cloned().collect();
+        state.tell_paused(&paused);
         claims
     }
 
@@ -266,7 +342,11 @@ impl Shared {
             batches
                 .push(Ready::Failure(failure.clone().expect("looked at above").at(&at.topic, at.partition)));
         }
+        let paused = held.paused;
         state.ready.extend(batches);
+        if paused {
+            state.put_aside(claim, self.grant_at());
+        }
         state.grant(skipped, self.grant_at());
         wake(state);
         match failure {
@@ -301,6 +381,8 @@ impl Shared {
         for claim in claims {
             if let Some(held) = state.claims.get_mut(claim) {
                 held.phase = Phase::Revoking;
+                held.aside.clear();
+                state.paused.remove(&held.at);
             }
         }
         state.drop_ready(claims, self.grant_at());
@@ -364,6 +446,10 @@ impl Shared {
     pub(super) fn commits_itself(&self) -> bool {
         matches!(self.config.commit, CommitMode::Auto { .. })
     }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 fn wake(mut state: MutexGuard<'_, State>) {
@@ -431,6 +517,47 @@ impl State {
         self.claims.get_mut(claim).map(|held| &mut held.progress)
     }
 
+    /// The partitions of the assignment that are paused.
+    pub(super) fn paused(&self) -> Vec<TopicPartition> {
+        let mut paused = self.assignment();
+        paused.retain(|at| self.paused.contains(at));
+        paused
+    }
+
+    pub(super) fn is_paused(&self, claim: ClaimId) -> bool {
+        self.claims.get(&claim).is_some_and(|held| held.paused)
+    }
+
+    /// Keeps what is ready of a claim for later, and gives back its credit, which others may need.
+    fn put_aside(&mut self, claim: ClaimId, grant_at: u64) {
+        let Some(held) = self.claims.get_mut(&claim) else { return };
+        let mut bytes = 0;
+        for ready in std::mem::take(&mut self.ready) {
+            match ready {
+                Ready::Batch { claim: of, received } if of == claim => {
+                    bytes += received.bytes();
+                    held.aside.push_back(received);
+                }
+                other => self.ready.push_back(other),
+            }
+        }
+        self.grant(bytes, grant_at);
+    }
+
+    fn tell_paused(&self, partitions: &[TopicPartition]) {
+        for partitions in partitions.chunks(PARTITIONS_MAX) {
+            let partitions = partitions.iter().map(v1::TopicPartition::from).collect();
+            self.send(Action::Pause(v1::PausePartitions { partitions }));
+        }
+    }
+
+    /// Says something to the broker, if the member is in its group.
+    fn send(&self, action: Action) {
+        if let Some(session) = &self.session {
+            session.requests.send(action);
+        }
+    }
+
     fn is_deliverable(&self, ready: &Ready) -> bool {
         match ready {
             Ready::Failure(_) => true,
@@ -470,9 +597,9 @@ impl State {
     /// Gives back credit that was used, when it is worth a message.
     fn grant(&mut self, bytes: u64, grant_at: u64) {
         let Some(session) = &mut self.session else { return };
-        session.owed += bytes;
-        if session.owed >= grant_at {
-            let bytes = std::mem::take(&mut session.owed);
+        session.owed += signed(bytes);
+        if session.owed >= signed(grant_at) {
+            let bytes = std::mem::take(&mut session.owed).unsigned_abs();
             session.requests.send(Action::Credit(v1::GrantCredit { bytes }));
         }
     }

@@ -555,3 +555,106 @@ async fn what_a_member_does_carries_the_name_of_its_group() {
     let commit = spans.iter().find(|span| span.name == "commit t").expect("found above");
     assert!(commit.attributes.contains(&KeyValue::new("messaging.operation.type", "settle")));
 }
+
+#[tokio::test]
+async fn a_paused_partition_gives_nothing_and_goes_on_where_it_was() {
+    let fake = with_numbers(&[30, 30]).await;
+    let mut consumer = join(&fake, manual()).await;
+    let first = next(&mut consumer).await;
+    let (paused, other) = (first.partition, 1 - first.partition);
+    for number in 1..5 {
+        assert_eq!(next(&mut consumer).await.offset, Offset(number), "of the same batch");
+    }
+
+    consumer.pause(&[at(paused), at(7)]);
+
+    assert_eq!(consumer.paused(), [at(paused)]);
+    for number in 0..30 {
+        let record = next(&mut consumer).await;
+        assert_eq!((record.partition, record.offset), (other, Offset(number)));
+    }
+    fake.until(|state| state.groups.did.contains(&Did::Pause(vec![paused]))).await;
+    assert!(consumer.next().now_or_never().is_none());
+    assert_eq!(consumer.position(&at(paused)), Some(Offset(5)));
+    assert_eq!(consumer.assignment(), [at(0), at(1)]);
+
+    consumer.resume(&[at(paused), at(other)]);
+
+    assert_eq!(consumer.paused(), []);
+    for number in 5..30 {
+        let record = next(&mut consumer).await;
+        assert_eq!((record.partition, record.offset), (paused, Offset(number)));
+    }
+    fake.until(|state| state.groups.did.contains(&Did::Resume(vec![paused]))).await;
+    let deeds = fake.state().groups.deeds();
+    assert_eq!(deeds[1..], [Did::Pause(vec![paused]), Did::Resume(vec![paused])], "once, and nothing else");
+}
+
+#[tokio::test]
+async fn what_was_put_aside_keeps_no_credit_from_other_partitions() {
+    let fake = with_numbers(&[40, 40]).await;
+    // Each batch uses up all of it.
+    let mut consumer = join(&fake, GroupConfig { credit_bytes: 1, ..manual() }).await;
+    let paused = next(&mut consumer).await.partition;
+    let mut batch = consumer.next_batch().await.expect("no end").expect("readable");
+    assert_eq!(batch.next_record().map(|record| record.offset), Some(Offset(1)));
+
+    let mut counts = [0, 0];
+    counts[paused as usize] = 10;
+    // The next batch of each is on its way or here already, one after the other.
+    for turn in 0..20 {
+        let at = at(if turn % 2 == 0 { paused } else { 1 - paused });
+        consumer.pause(std::slice::from_ref(&at));
+        let other = 1 - at.partition;
+        if counts[other as usize] == 40 {
+            consumer.resume(&[at]);
+            continue;
+        }
+        let batch = tokio::time::timeout(Duration::from_secs(60), consumer.next_batch()).await;
+        let batch = batch.expect("credit").expect("no end").expect("readable");
+        assert_eq!((batch.partition(), batch.base_offset()), (other, Offset(counts[other as usize])));
+        counts[other as usize] += 10;
+        consumer.resume(&[at]);
+    }
+    assert_eq!(counts, [40, 40]);
+}
+
+#[tokio::test]
+async fn a_pause_outlasts_the_connection() {
+    let fake = with_numbers(&[30, 30]).await;
+    let mut consumer = join(&fake, manual()).await;
+    assigned(&consumer, &[at(0), at(1)]).await;
+    consumer.pause(&[at(0)]);
+    fake.until(|state| state.groups.did.contains(&Did::Pause(vec![0]))).await;
+
+    order(&fake, Order::Break);
+
+    let again = |state: &crate::client::testing::State| {
+        state.groups.did.iter().filter(|did| **did == Did::Pause(vec![0])).count() == 2
+    };
+    fake.until(again).await;
+    for number in 0..30 {
+        let record = next(&mut consumer).await;
+        assert_eq!((record.partition, record.offset), (1, Offset(number)));
+    }
+    assert!(consumer.next().now_or_never().is_none());
+    consumer.resume(&[at(0)]);
+    read(&mut consumer, 0..30).await;
+}
+
+#[tokio::test]
+async fn a_pause_ends_when_the_partition_is_taken_away() {
+    let fake = with_numbers(&[30]).await;
+    let mut consumer = join(&fake, config()).await;
+    read(&mut consumer, 0..5).await;
+    consumer.pause(&[at(0)]);
+    assert!(consumer.next().now_or_never().is_none(), "and what it had is processed");
+    order(&fake, Order::Revoke(vec![0], Duration::from_secs(60)));
+    fake.until(|state| state.groups.did.contains(&Did::Release(vec![0]))).await;
+    assert_eq!(fake.state().groups.commits(), [[(0, 5)]]);
+
+    order(&fake, Order::Assign(vec![0]));
+
+    read(&mut consumer, 5..30).await;
+    assert_eq!(consumer.paused(), []);
+}

@@ -34,7 +34,10 @@ pub struct ShareConfig {
     pub session_timeout: Duration,
     /// How long the member may take to give up a partition. Default 30 s, at most 1 h.
     pub rebalance_timeout: Duration,
-    /// Where a new group begins. Default earliest.
+    /// Where a new group begins, and where this member goes on if records were deleted that are not done and that no
+    /// member has. [`OffsetReset::Earliest`], the default: with what is left. [`OffsetReset::Latest`]: too, but if also
+    /// records were deleted that had never been delivered, after all those that are there by then. [`OffsetReset::Fail`]:
+    /// the partition gives an `OffsetOutOfRange` error, and nothing more to this member until the group's offset is reset.
     pub offset_reset: OffsetReset,
     /// Bytes of batches that the broker may send ahead of what is handed out. The last batch may exceed it.
     /// Default 8 MiB.

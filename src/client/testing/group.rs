@@ -22,6 +22,8 @@ pub(in crate::client) enum Did {
     Heartbeat,
     Commit(Vec<(u32, u64)>),
     Release(Vec<u32>),
+    Pause(Vec<u32>),
+    Resume(Vec<u32>),
     Acknowledge(Vec<v1::Acknowledgement>),
     Leave,
     /// The stream ended.
@@ -89,6 +91,10 @@ impl Groups {
     }
 }
 
+fn numbers(partitions: &[v1::TopicPartition]) -> Vec<u32> {
+    partitions.iter().map(|at| at.partition).collect()
+}
+
 /// A status as the broker makes it.
 fn status(code: ErrorCode) -> Status {
     let name = code.as_str_name();
@@ -104,6 +110,8 @@ pub(super) struct Membership {
     share: bool,
     /// What the member may commit.
     owned: BTreeSet<u32>,
+    /// Where to go on with what is paused.
+    paused: BTreeMap<u32, u64>,
     held: VecDeque<v1::Acknowledged>,
     join: v1::JoinGroup,
 }
@@ -112,7 +120,7 @@ impl Membership {
     pub(super) fn new(mut reader: Reader, join: v1::JoinGroup) -> Membership {
         reader.credit = i64::try_from(join.credit_bytes).expect("little credit");
         let (owned, held) = (BTreeSet::new(), VecDeque::new());
-        Membership { reader, share: join.share.is_some(), owned, held, join }
+        Membership { reader, share: join.share.is_some(), owned, paused: BTreeMap::new(), held, join }
     }
 
     pub(super) async fn run(mut self, mut requests: Streaming<v1::SubscribeRequest>) {
@@ -277,9 +285,25 @@ impl Membership {
             Action::Heartbeat(_) => Did::Heartbeat,
             Action::Leave(_) => Did::Leave,
             Action::Release(release) => {
-                let partitions: Vec<u32> = release.partitions.iter().map(|at| at.partition).collect();
+                let partitions = numbers(&release.partitions);
                 self.owned.retain(|partition| !partitions.contains(partition));
                 Did::Release(partitions)
+            }
+            Action::Pause(pause) => {
+                let partitions = numbers(&pause.partitions);
+                for partition in &partitions {
+                    let position = self.reader.positions.remove(partition);
+                    self.paused.extend(position.map(|position| (*partition, position)));
+                }
+                Did::Pause(partitions)
+            }
+            Action::Resume(resume) => {
+                let partitions = numbers(&resume.partitions);
+                for partition in &partitions {
+                    let position = self.paused.remove(partition);
+                    self.reader.positions.extend(position.map(|position| (*partition, position)));
+                }
+                Did::Resume(partitions)
             }
             Action::Commit(commit) => {
                 let did = Did::Commit(commit.offsets.iter().map(|o| (o.partition, o.offset)).collect());

@@ -34,6 +34,8 @@ use crate::task::{Criticality, Tasks};
 
 /// How long what is under way may take when a shard is closed.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a majority has to say that this broker leads.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most shards.
 const SHARDS_MAX: u32 = 256;
 /// What a place in the queue takes of the buffer before the command's length is known.
@@ -193,6 +195,14 @@ impl Coordinator {
         let status = self.0.group.status();
         let status = status.borrow();
         status.is_ready_leader().then_some(status.term)
+    }
+
+    /// Makes sure that this broker leads the shard and knows everything that was acknowledged before the call.
+    ///
+    /// # Errors
+    /// [`raft::Error::NotLeader`].
+    pub async fn confirm(&self) -> Result<(), Error> {
+        Ok(self.members().confirm(CONFIRM_TIMEOUT).await?)
     }
 
     /// The broker that leads the shard, as far as this one knows.

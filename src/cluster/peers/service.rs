@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
@@ -33,6 +34,8 @@ use crate::storage::GroupId;
 const REQUESTS_AT_ONCE: usize = 4_096;
 /// Messages with answers that may wait for the connection.
 const MESSAGES_AHEAD: usize = 16;
+/// How long a majority has to say that this broker leads, for who asks the leader.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most bytes of batches in one answer to a read.
 const READ_BYTES_MAX: usize = 16 << 20;
 
@@ -118,7 +121,7 @@ impl Service {
 
     async fn change(&self, command: &[u8]) -> Result<wire::ChangeMetadataResponse, Status> {
         if command.is_empty() {
-            let index = self.serving()?.control.leading_index();
+            let index = self.serving()?.control.leading_index().await;
             let index = index.ok_or_else(|| Status::unavailable("the broker does not lead the metadata"))?;
             return Ok(wire::ChangeMetadataResponse { index, outcome: Some(WireOutcome::Done(true)) });
         }
@@ -173,6 +176,10 @@ impl Service {
         request: &wire::ReadRequest,
     ) -> Result<(Bounds, Vec<StoredBatch>), partition::Error> {
         let partition = self.replica(request.group)?;
+        // Whoever asks knows that there is something, so this replica does not lead any more, or did not yet see it.
+        if Offset(request.offset) > partition.bounds().high_watermark {
+            return Err(partition::Error::Raft(raft::Error::NotLeader { leader: None }));
+        }
         let most = usize::try_from(request.max_bytes).unwrap_or(usize::MAX).min(READ_BYTES_MAX);
         let batches = partition.read(Offset(request.offset), most).await?;
         Ok((partition.bounds(), batches))
@@ -180,10 +187,8 @@ impl Service {
 
     async fn look_up(&self, request: &wire::LocateRequest) -> Result<wire::LocateResponse, partition::Error> {
         let partition = self.replica(request.group)?;
-        if !partition.members().leads_for_sure() {
-            let leader = partition.status().borrow().leader;
-            return Err(partition::Error::Raft(raft::Error::NotLeader { leader }));
-        }
+        // Whoever asks counts on all that was acknowledged before, which a leader that was replaced unnoticed does not know.
+        partition.members().confirm(CONFIRM_TIMEOUT).await?;
         let mut found = wire::LocateResponse::default();
         match &request.what {
             Some(What::OffsetAtMs(time)) => found.offset = partition.offset_at(Timestamp(*time)).await?.0,

@@ -117,7 +117,7 @@ pub struct Leases {
     runs: Runs,
     /// INVARIANT: no run reaches it, and it is not below `log_start`.
     next: Offset,
-    /// Retention has deleted what lies below.
+    /// Retention has deleted what lies below, or the group does without it.
     log_start: Offset,
     window: u64,
 }
@@ -409,7 +409,17 @@ impl Leases {
         }
     }
 
-    /// Retention has deleted everything below `log_start`.
+    /// The first record that is lost if retention has deleted everything below `log_start`; see
+    /// [`trimmed`](Self::trimmed), which has not been told yet.
+    #[must_use]
+    pub fn first_lost(&self, log_start: Offset) -> Option<Offset> {
+        let deleted = between(self.log_start, log_start)?;
+        let mut gone = self.runs.within(deleted).filter(|(_, state)| is_nobodys(state));
+        let first = gone.next().map(|(range, _)| range.first);
+        first.or((self.next < log_start).then_some(self.next))
+    }
+
+    /// Retention has deleted everything below `log_start`, or the group does without it.
     ///
     /// Records that wait, are dead or were never leased are lost. A member that has leased such a record may still do
     /// with it what it likes; if it gives the record back, it is lost then ([`Returned::missed`]).
@@ -419,7 +429,7 @@ impl Leases {
         let mut missed = log_start.saturating_since(self.next);
         self.next = self.next.max(log_start);
         for (range, state) in self.pieces(deleted) {
-            if matches!(state, State::Waiting { .. } | State::Dead(_)) {
+            if is_nobodys(&state) {
                 self.runs.set(range, None);
                 missed += range.count();
             }
@@ -514,6 +524,11 @@ fn back(held: &Held, ready_at: Option<Instant>) -> State {
     } else {
         State::Waiting { deliveries, ready_at }
     }
+}
+
+/// Whether records are lost when they are deleted: no member has them, and they are not on their way to being done.
+fn is_nobodys(state: &State) -> bool {
+    matches!(state, State::Waiting { .. } | State::Dead(_))
 }
 
 /// How often a record was delivered that may be leased now; `None` if it may not.

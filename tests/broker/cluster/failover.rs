@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use streambus::client::{Client, ProducerConfig, ProducerRecord};
+use streambus::client::{Client, ClusterStatus, ProducerConfig, ProducerRecord};
 use streambus::proto::v1::position::At;
 
 use crate::support::asking::read;
@@ -293,6 +293,22 @@ async fn committed_offsets_survive_their_coordinator() {
     let mut got: Vec<(u32, u64)> = got.iter().map(|record| (record.partition, record.offset)).collect();
     got.sort_unstable();
     assert_eq!(got, [(1, 2), (2, 1), (2, 2)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_of_the_metadata_that_comes_back_knows_what_was_made_without_it() {
+    let mut cluster = Cluster::start(3).await;
+    for topic in ["first", "second"] {
+        cluster.settled().await;
+        let controller = cluster.status_at(1).await.expect("a status").controller_id.expect("a controller");
+        cluster.kill(controller);
+        let next = |status: &ClusterStatus| status.controller_id.is_some_and(|id| id != controller);
+        cluster.until(controller % 3 + 1, "another one leads the metadata", next).await;
+        cluster.create_topic(topic, PARTITIONS, 3).await;
+        cluster.restart(controller).await;
+        let records = read(cluster.broker(controller), topic, 0, At::Offset(0), &[]).await;
+        assert!(records.error.is_none(), "it is ready: {:?}", records.error);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

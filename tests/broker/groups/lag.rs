@@ -1,6 +1,9 @@
 //! Lag is what the offsets say, whoever is there to consume.
 
+use std::time::Instant;
+
 use streambus::proto::v1;
+use streambus::proto::v1::subscribe_request::Action;
 use streambus::telemetry::catalog;
 
 use super::put_numbers;
@@ -72,9 +75,35 @@ async fn lag_in_seconds_is_the_age_of_the_first_unread_record() {
         lag(&broker).await.1.filter(|seconds| *seconds > 0.3)
     })
     .await;
+    let second = Instant::now();
     put_numbers(&broker, "orders", 0, 1, 1).await;
     assert!(lag(&broker).await.1.expect("shown") >= older, "the first unread record counts, not the newest");
     member.commit("orders", &[(0, 1)]).await;
-    assert!(lag(&broker).await.1.expect("shown") < older);
+    let age = lag(&broker).await.1.expect("shown");
+    // However long all of this took, the first record is older by `older` than what began with the second.
+    assert!(age < second.elapsed().as_secs_f64() + older / 2.0, "{age} s");
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn lag_is_exact_to_the_record() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("orders", 1).await;
+    // Without credit it reads nothing.
+    let unread = v1::JoinGroup { credit_bytes: 0, ..join("billing", &["orders"]) };
+    let mut member = GroupStream::join(&broker, unread).await;
+    member.until_assigned(1).await;
+    for from in (0..10_000).step_by(1_000) {
+        put_numbers(&broker, "orders", 0, from, 1_000).await;
+    }
+    assert_eq!(lag(&broker).await.0, Some(10_000.0));
+    assert_eq!(by_hand(&broker).await, 10_000.0);
+    member.send(Action::Credit(v1::GrantCredit { bytes: 1 << 30 })).await;
+    assert_eq!(member.records(10_000).await[9_999].offset, 9_999);
+    assert_eq!(lag(&broker).await.0, Some(10_000.0), "it was read and not committed");
+    member.commit("orders", &[(0, 9_999)]).await;
+    assert_eq!(lag(&broker).await.0, Some(1.0));
+    member.commit("orders", &[(0, 10_000)]).await;
+    assert_eq!(lag(&broker).await, (Some(0.0), Some(0.0)));
     broker.stop().await;
 }

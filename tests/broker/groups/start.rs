@@ -4,14 +4,9 @@ use streambus::proto::v1;
 use streambus::proto::v1::subscribe_response::Event;
 use streambus::telemetry::catalog;
 
-use super::{put, put_numbers};
+use super::{put, put_numbers, trim};
 use crate::support::group::{committed, join};
 use crate::support::{GroupStream, Process, TestBroker};
-
-async fn trim(broker: &crate::support::Endpoint, topic: &str, before: u64) {
-    let request = v1::DeleteRecordsRequest { topic: topic.to_owned(), partition: 0, before_offset: before };
-    broker.topics().await.delete_records(request).await.expect("trimmed");
-}
 
 fn with_reset(reset: v1::OffsetReset) -> v1::JoinGroup {
     v1::JoinGroup { offset_reset: reset.into(), ..join("billing", &["orders"]) }

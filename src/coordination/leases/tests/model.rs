@@ -404,14 +404,16 @@ impl World {
     }
 
     fn trim(&mut self, log_start: u64) {
+        let first_lost = self.leases.first_lost(Offset(log_start));
         let trimmed = self.leases.trimmed(Offset(log_start));
         let moved = log_start > self.log_start.max(self.floor);
         self.log_start = self.log_start.max(log_start);
-        let mut missed = 0;
+        let (mut missed, mut first) = (0, None);
         for offset in self.floor..self.log_start {
             match self.records.get(&offset) {
                 None | Some(Fate::Waiting { .. } | Fate::Dead { .. }) => {
                     missed += 1;
+                    first = first.or(Some(Offset(offset)));
                     self.records.insert(offset, Fate::Lost);
                 }
                 Some(_) => {}
@@ -420,6 +422,7 @@ impl World {
         self.next = self.next.max(self.log_start);
         let update = moved.then_some(ShareUpdate::AdvanceTo(Offset(log_start)));
         assert_eq!(trimmed, Trimmed { update, missed });
+        assert_eq!(first_lost, first);
         self.proposed.extend(update);
     }
 

@@ -222,7 +222,10 @@ fn what_retention_deleted_is_lost_unless_a_member_has_it() {
     leases.release(now, ANN, range(10, 11), Duration::ZERO).unwrap();
     leases.reject(ANN, range(12, 12), &"".into()).unwrap();
 
+    assert_eq!(leases.first_lost(Offset(10)), None);
+    assert_eq!(leases.first_lost(Offset(25)), Some(Offset(10)));
     let trimmed = leases.trimmed(Offset(25));
+    assert_eq!(leases.first_lost(Offset(25)), None, "it was told");
     assert_eq!(trimmed, Trimmed { update: Some(ShareUpdate::AdvanceTo(Offset(25))), missed: 3 + 5 });
     assert_eq!((leases.start(), leases.next_offset(), leases.unfinished()), (Offset(25), Offset(25), 0));
     assert_eq!((leases.dead().count(), leases.redeliverable(now)), (0, None));
