@@ -454,32 +454,31 @@ impl Membership {
         }
     }
 
-    /// Hands leaderships to other brokers, as far as they can take them, until `over`.
-    pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, over: Instant) {
+    /// Hands leaderships to other brokers, as far as they can take them, until `over`. Returns whether all are gone.
+    pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, over: Instant) -> bool {
         let work = groups.into_iter().map(|members| async move {
             let mut status = members.status();
-            loop {
-                let now = status.borrow().clone();
-                if now.leader != Some(node.0) || now.voters.len() < 2 || Instant::now() >= over {
-                    return now.leader != Some(node.0);
-                }
-                let mut heirs: Vec<Follower> = members.followers();
-                heirs.retain(|heir| now.voters.contains(&heir.node) && hub.is_up(heir.node));
-                // Who has most, and was heard last.
-                heirs.sort_by_key(|heir| {
-                    (std::cmp::Reverse(heir.matched), heir.heard.unwrap_or(Duration::MAX))
-                });
-                let Some(heir) = heirs.first() else { return false };
-                if members.transfer_leadership(heir.node).await.is_err() {
-                    return false;
-                }
-                let gone = status.wait_for(|status| status.leader != Some(node.0));
-                let _ = tokio::time::timeout(Duration::from_millis(700), gone).await;
+            let now = status.borrow().clone();
+            if now.leader != Some(node.0) {
+                return true;
             }
+            let mut heirs: Vec<Follower> = members.followers();
+            heirs.retain(|heir| now.voters.contains(&heir.node) && hub.is_up(heir.node));
+            // Who has most, and was heard last.
+            heirs.sort_by_key(|heir| (std::cmp::Reverse(heir.matched), heir.heard.unwrap_or(Duration::MAX)));
+            let Some(heir) = heirs.first() else { return false };
+            if members.transfer_leadership(heir.node).await.is_err() {
+                return false;
+            }
+            let gone = status.wait_for(|status| status.leader != Some(node.0));
+            tokio::time::timeout_at(over, gone).await.is_ok_and(|gone| gone.is_ok())
         });
         let handed = futures_util::future::join_all(work).await;
         let count = handed.iter().filter(|handed| **handed).count();
-        info!(name: "broker.handed_over", groups = handed.len(), handed = count, "leaderships are handed over");
+        if count > 0 {
+            info!(name: "broker.handed_over", groups = handed.len(), handed = count, "leaderships are handed over");
+        }
+        count == handed.len()
     }
 }
 

@@ -321,10 +321,11 @@ impl Cluster {
             let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
             let all = replicas.chain(coordinators).chain([self.control.members()]);
             let groups: Vec<raft::Members> = all.filter(|members| self.leads_others(members)).collect();
-            if groups.is_empty() || Instant::now() >= over {
+            if groups.is_empty()
+                || !Membership::hand_over(self.identity.broker, groups, &self.hub, over).await
+            {
                 return;
             }
-            Membership::hand_over(self.identity.broker, groups, &self.hub, over).await;
         }
     }
 

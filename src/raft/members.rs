@@ -134,7 +134,7 @@ impl Members {
             let reason = format!("node {to} is not another voter that could lead");
             return Err(Error::Membership { reason });
         }
-        self.core.hand_over.begin(term);
+        self.core.hand_over.begin(term, to);
         self.core.agreement.trigger().transfer_leader(to).await.map_err(|_| self.core.shared.stopped())
     }
 

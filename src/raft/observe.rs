@@ -6,6 +6,7 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 
 use super::group::Core;
+use super::hand_over::Late;
 use super::proposal::other;
 use super::{Error, NodeId, Role};
 
@@ -22,10 +23,17 @@ pub(super) async fn run(core: Arc<Core>) {
                     break;
                 }
             }
-            () = core.hand_over.late() => {
-                tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
-                core.agreement.runtime_config().heartbeat(false);
-            }
+            late = core.hand_over.late() => match late {
+                Late::AskAgain(successor) => {
+                    tracing::info!(group = %core.shared.group, successor, "the leadership was not taken over yet; asking again");
+                    // Fails only if the replica has stopped, which is seen next.
+                    let _ = core.agreement.trigger().transfer_leader(successor).await;
+                }
+                Late::LetGo => {
+                    tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
+                    core.agreement.runtime_config().heartbeat(false);
+                }
+            },
             // An idle leader would not notice, and lead on without being able to.
             error = core.shared.store.failed() => {
                 let _ = core.shared.fail(error);
