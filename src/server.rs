@@ -187,11 +187,12 @@ impl Server {
         }
     }
 
-    /// Stops in order: not ready, calls finish, partitions close, the store closes, telemetry is flushed.
+    /// Stops in order: not ready, the dead letter under way is noted, leaderships go, calls finish, partitions close, the store closes, telemetry is flushed.
     pub async fn stop(self) {
         let Server { telemetry, broker, api, store, tasks, drain_timeout, .. } = self;
         info!(name: "broker.draining", "draining");
         broker.lifecycle().enter(Phase::Draining);
+        broker.end_burials(CLOSE_DEADLINE).await;
         broker.hand_over().await;
         let in_time = tokio::select! {
             in_time = api.drain(drain_timeout) => in_time,

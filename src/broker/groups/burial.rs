@@ -1,7 +1,10 @@
 //! Records that no member could process go to the group's dead-letter topic.
 //!
-//! A record is done only when its copy is acknowledged: a broker that dies in between copies it again, so a dead-letter
-//! topic may hold a record twice, but never misses one.
+//! A record is done only when its copy is acknowledged and that is agreed on, so the dead-letter topic never misses one.
+//! While a record is on its way there nobody else can have it ([`Burial`]), whichever members come and go, and a broker that
+//! stops waits for it. What is left is that the group's coordinator, or the leader of the dead-letter topic, fails or is
+//! replaced in between: whoever coordinates the group then does not know of the copy, so the record is delivered or copied
+//! again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,12 +12,12 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::lock;
-use super::queue::Queue;
+use super::queue::{Burial, Queue};
 use super::start::Found;
 use crate::broker::fetch::Cursor;
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error, ErrorCode, Produce, TopicChanges};
-use crate::coordination::{Command, Dead, DeathReason, OffsetRange, PartitionKey};
+use crate::coordination::{Command, DeathReason, OffsetRange, PartitionKey};
 use crate::record::dead_letter::{self, ADDED_BYTES_MAX, Death, Reason};
 use crate::record::{Codec, CodecSet, Offset};
 use crate::telemetry::RequestTrace;
@@ -32,16 +35,21 @@ impl Broker {
             let queues: Vec<_> = lock(&groups.queues).values().cloned().collect();
             let (mut more, mut failed) = (false, false);
             for queue in queues {
-                for (key, dead) in queue.dead(AT_ONCE) {
-                    more |= dead.len() == AT_ONCE;
-                    if let Err(failure) = self.bury(&queue, key, dead).await {
-                        failed = true;
-                        warn!(
-                            name: "group.dead_letter_failed",
-                            group = &*queue.name, error = %failure,
-                            "records cannot be copied to the dead-letter topic yet"
-                        );
+                for key in queue.with_dead() {
+                    match self.bury(&queue, key).await {
+                        Ok(buried) => more |= buried == AT_ONCE,
+                        Err(failure) => {
+                            failed = true;
+                            warn!(
+                                name: "group.dead_letter_failed",
+                                group = &*queue.name, error = %failure,
+                                "records cannot be copied to the dead-letter topic yet"
+                            );
+                        }
                     }
+                }
+                if queue.is_over() {
+                    groups.changed.notify_one();
                 }
             }
             if failed {
@@ -52,23 +60,34 @@ impl Broker {
         }
     }
 
-    async fn bury(&self, queue: &Arc<Queue>, key: PartitionKey, dead: Vec<Dead>) -> Result<(), Error> {
-        let Some(found) = self.find(&[key])?.pop() else { return Ok(()) };
-        let topic = queue.dead_letter_topic();
-        self.make_dead_letter_topic(&topic, &found).await?;
-        for dead in dead {
-            self.bury_one(queue, &found, &topic, &dead).await?;
-        }
-        Ok(())
+    /// Begins no copy any more, and waits for the one that is under way.
+    pub async fn end_burials(&self, deadline: Duration) {
+        let Some(open) = self.0.open.get() else { return };
+        let burials = &open.groups.burials;
+        let _last = tokio::time::timeout(deadline, burials.acquire()).await;
+        burials.close();
     }
 
-    async fn bury_one(
-        &self,
-        queue: &Arc<Queue>,
-        found: &Found,
-        topic: &Arc<str>,
-        dead: &Dead,
-    ) -> Result<(), Error> {
+    /// Copies dead records of a partition, and gives how many.
+    async fn bury(&self, queue: &Arc<Queue>, key: PartitionKey) -> Result<usize, Error> {
+        let Some(found) = self.find(&[key])?.pop() else { return Ok(0) };
+        let topic = queue.dead_letter_topic();
+        self.make_dead_letter_topic(&topic, &found).await?;
+        let groups = self.groups()?;
+        for buried in 0..AT_ONCE {
+            let Ok(_turn) = groups.burials.acquire().await else { return Ok(buried) };
+            // Somebody else may coordinate the group by now.
+            if groups.term(&queue.name).ok() != Some(queue.term) {
+                return Ok(buried);
+            }
+            let Some(burial) = queue.bury(key) else { return Ok(buried) };
+            self.bury_one(&burial, &found, &topic).await?;
+        }
+        Ok(AT_ONCE)
+    }
+
+    async fn bury_one(&self, burial: &Burial, found: &Found, topic: &Arc<str>) -> Result<(), Error> {
+        let Burial { queue, dead } = burial;
         let (source, partition) = (found.route.topic.name.clone(), found.key.partition);
         let stored = self.stored_batch(found, dead.offset).await?;
         let (reason, detail) = match &dead.reason {
@@ -110,6 +129,7 @@ impl Broker {
         let range = OffsetRange { first: dead.offset, last: dead.offset };
         let coordinator = self.groups()?.coordinators.of(&queue.name);
         let slot = coordinator.reserve().await?;
+        // They are gone if somebody else coordinates the group now.
         let Some(updates) = queue.with(found.key, |leases| leases.buried(range)) else { return Ok(()) };
         if updates.is_empty() {
             return Ok(());

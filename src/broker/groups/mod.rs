@@ -37,7 +37,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use journal::{Journal, Place};
 use lag::Ages;
@@ -85,6 +85,8 @@ pub struct Groups {
     changed: Notify,
     /// Rung when records may wait for their copies in a dead-letter topic.
     dead: Notify,
+    /// Taken to copy a record there, until that is noted. Closed when the broker stops.
+    burials: Semaphore,
 }
 
 /// Keeps a group without members until it is dropped.
@@ -116,6 +118,7 @@ impl Groups {
             tasks,
             changed: Notify::new(),
             dead: Notify::new(),
+            burials: Semaphore::new(1),
         }
     }
 
@@ -226,15 +229,22 @@ impl Groups {
         Ok(())
     }
 
-    /// Checks that a group exists and has no members, and keeps it so.
-    fn keep_empty(&self, name: &str) -> Result<KeptEmpty<'_>, Error> {
+    /// Checks that a group exists and has no members, and keeps it so. What is on its way to the dead-letter topic is done
+    /// then.
+    async fn keep_empty(&self, name: &str) -> Result<KeptEmpty<'_>, Error> {
         self.with_group(name, |_| ())?;
         let key: Arc<str> = name.into();
         if !lock(&self.kept_empty).insert(key.clone()) {
             return Err(Error::NotReady("changing the group's offsets"));
         }
         let kept = KeptEmpty { groups: self, name: key };
-        match self.member_count(name) {
+        let mut members = self.member_count(name);
+        if members == 0
+            && let Some(queue) = self.queue(name)
+        {
+            members = queue.end().await;
+        }
+        match members {
             0 => Ok(kept),
             members => Err(Error::GroupNotEmpty { group: name.to_owned(), members }),
         }

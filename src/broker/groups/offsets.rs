@@ -153,7 +153,7 @@ impl Broker {
     /// There is no such group, it has members, or agreement failed.
     pub async fn delete_group(&self, name: &str) -> Result<(), Error> {
         let groups = self.groups()?;
-        let _alone = groups.keep_empty(name)?;
+        let _alone = groups.keep_empty(name).await?;
         let coordinator = groups.coordinators.of(name);
         coordinator.change(Command::DeleteGroup { group: name.into() }).await?;
         groups.forget(name);
@@ -240,7 +240,7 @@ impl Broker {
     /// There is no such group, it has members, or agreement failed.
     pub async fn reset_offsets(&self, reset: Reset) -> Result<Vec<ResetOffset>, Error> {
         let groups = self.groups()?;
-        let _alone = groups.keep_empty(&reset.group)?;
+        let _alone = groups.keep_empty(&reset.group).await?;
         let mut chosen: Vec<TopicPartition> = reset.partitions.clone();
         for topic in &reset.topics {
             let route = self.route(topic)?;

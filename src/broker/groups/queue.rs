@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::live::{Notice, SessionId};
 use super::mailbox::Mailbox;
 use crate::coordination::membership::{FenceReason, TopicFilter};
@@ -61,14 +63,17 @@ pub(super) struct Said {
     pub(super) missed: u64,
 }
 
-/// See the module. Lives from the first join until the last member is gone. Leases go with it: what was leased then is
-/// delivered again.
+/// See the module. Lives from the first join until the last member is gone, and longer while a record is being copied to
+/// the dead-letter topic: whoever joins meanwhile meets the leases that know of it. Leases go with the queue: what was
+/// leased then, or waited for its copy, is delivered again.
 pub(super) struct Queue {
     pub(super) name: Arc<str>,
     /// The term in which this broker coordinates the group.
     pub(super) term: u32,
     pub(super) window: u64,
     state: Mutex<State>,
+    /// Told when a burial is over.
+    buried: Notify,
 }
 
 struct State {
@@ -77,7 +82,35 @@ struct State {
     dead_letter_topic: Arc<str>,
     /// Number of changes of the members.
     changes: u32,
+    /// The record that is being copied to the dead-letter topic.
+    ///
+    /// INVARIANT: while it is there the leases of its partition are not made anew, unless somebody else coordinates
+    /// the group.
+    burying: Option<Burying>,
     over: bool,
+}
+
+struct Burying {
+    key: PartitionKey,
+    /// Its partition's leases are to be forgotten when the burial is over.
+    reopen: bool,
+}
+
+/// A dead record that is being copied to the dead-letter topic. Over when dropped.
+pub(super) struct Burial {
+    pub(super) queue: Arc<Queue>,
+    pub(super) dead: Dead,
+}
+
+impl Drop for Burial {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        if let Some(Burying { key, reopen: true }) = state.burying.take() {
+            state.reopen(key);
+        }
+        state.end_if_empty();
+        self.queue.buried.notify_waiters();
+    }
 }
 
 impl Queue {
@@ -87,9 +120,10 @@ impl Queue {
             partitions: HashMap::new(),
             dead_letter_topic: format!("{name}.dead-letter").into(),
             changes: 0,
+            burying: None,
             over: false,
         };
-        Queue { name, term, window: window.into(), state: Mutex::new(state) }
+        Queue { name, term, window: window.into(), state: Mutex::new(state), buried: Notify::new() }
     }
 
     /// Takes a member in, and gives its epoch. An older stream with the same id is fenced, and what it had leased is
@@ -134,7 +168,7 @@ impl Queue {
     pub(super) fn leave(&self, session: SessionId) -> Vec<Said> {
         let mut state = self.lock();
         let said = state.remove(session, None);
-        state.over |= state.members.is_empty();
+        state.end_if_empty();
         said
     }
 
@@ -152,7 +186,7 @@ impl Queue {
             said.extend(state.remove(*session, Some(FenceReason::SessionTimeout)));
         }
         if !silent.is_empty() {
-            state.over |= state.members.is_empty();
+            state.end_if_empty();
         }
         for member in state.members.values_mut() {
             if !member.asked && now >= member.heard + member.session_timeout / 3 {
@@ -187,12 +221,13 @@ impl Queue {
         self.lock().partitions.entry(key).or_insert_with(make);
     }
 
-    /// Forgets the leases of a partition, which are made anew from what is replicated when somebody reads it next.
+    /// Forgets the leases of a partition, which are made anew from what is replicated when somebody reads it next. Not
+    /// before a burial in it is over, of which new leases would not know.
     pub(super) fn reopen(&self, key: PartitionKey) {
         let mut state = self.lock();
-        state.partitions.remove(&key);
-        for member in state.members.values() {
-            member.mailbox.push(Notice::Topics);
+        match &mut state.burying {
+            Some(burying) if burying.key == key => burying.reopen = true,
+            _ => state.reopen(key),
         }
     }
 
@@ -213,11 +248,40 @@ impl Queue {
         }
     }
 
-    /// Records that wait for their copies in the dead-letter topic, at most `most` of each partition.
-    pub(super) fn dead(&self, most: usize) -> Vec<(PartitionKey, Vec<Dead>)> {
+    /// Partitions with records that wait for their copies in the dead-letter topic.
+    pub(super) fn with_dead(&self) -> Vec<PartitionKey> {
         let state = self.lock();
-        let dead = state.partitions.iter().map(|(key, leases)| (*key, leases.dead().take(most).collect()));
-        dead.filter(|(_, dead): &(_, Vec<_>)| !dead.is_empty()).collect()
+        let with_dead = state.partitions.iter().filter(|(_, leases)| leases.dead().next().is_some());
+        with_dead.map(|(key, _)| *key).collect()
+    }
+
+    /// Begins to bury the first dead record of a partition, if there is one and the group is not over. One at a time.
+    pub(super) fn bury(self: &Arc<Self>, key: PartitionKey) -> Option<Burial> {
+        let mut state = self.lock();
+        if state.over || state.burying.is_some() {
+            return None;
+        }
+        let dead = state.partitions.get(&key)?.dead().next()?;
+        state.burying = Some(Burying { key, reopen: false });
+        Some(Burial { queue: self.clone(), dead })
+    }
+
+    /// Ends the group if it has no members, after a burial that is under way. Gives how many members it has.
+    pub(super) async fn end(&self) -> usize {
+        loop {
+            let buried = self.buried.notified();
+            {
+                let mut state = self.lock();
+                if !state.members.is_empty() {
+                    return state.members.len();
+                }
+                state.end_if_empty();
+                if state.over {
+                    return 0;
+                }
+            }
+            buried.await;
+        }
     }
 
     pub(super) fn dead_letter_topic(&self) -> Arc<str> {
@@ -249,7 +313,7 @@ impl Queue {
         (self.epoch(&state), state.members.values().cloned().collect(), partitions)
     }
 
-    /// Whether the last member is gone.
+    /// Whether the last member is gone, and no burial is under way.
     pub(super) fn is_over(&self) -> bool {
         self.lock().over
     }
@@ -270,6 +334,17 @@ impl Queue {
 }
 
 impl State {
+    fn end_if_empty(&mut self) {
+        self.over |= self.members.is_empty() && self.burying.is_none();
+    }
+
+    fn reopen(&mut self, key: PartitionKey) {
+        self.partitions.remove(&key);
+        for member in self.members.values() {
+            member.mailbox.push(Notice::Topics);
+        }
+    }
+
     fn remove(&mut self, session: SessionId, fence: Option<FenceReason>) -> Vec<Said> {
         let Some(member) = self.members.remove(&session) else { return Vec::new() };
         self.changes += 1;
@@ -301,4 +376,99 @@ fn say(key: PartitionKey, returned: Returned) -> Option<Said> {
 /// The part of a batch from `base` with `records` records, as a range.
 pub(super) fn range_of(base: Offset, records: u32) -> OffsetRange {
     OffsetRange { first: base, last: base.saturating_add(u64::from(records.max(1)) - 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::coordination::{DeathReason, LeaseSpec, Progress};
+    use crate::metadata::TopicId;
+
+    const KEY: PartitionKey = PartitionKey { topic: TopicId(1), partition: 0 };
+    const FIRST: SessionId = SessionId(1);
+    const NEXT: SessionId = SessionId(2);
+    const SPEC: LeaseSpec = LeaseSpec { lease: Duration::from_secs(30), deliveries_max: 5 };
+
+    fn join(queue: &Queue, session: SessionId) {
+        let id = format!("member-{}", session.0).into();
+        let topics = TopicFilter::new(["jobs".into()], None).expect("a filter");
+        let member = QueueMember::new(id, None, None, topics, Duration::from_secs(30));
+        queue.join(session, member, None).expect("the group is not over");
+    }
+
+    fn take(queue: &Queue, session: SessionId) -> Vec<OffsetRange> {
+        let available = range_of(Offset(0), 2);
+        let taken = queue.with(KEY, |leases| leases.acquire(Instant::now(), session, SPEC, available, 10));
+        taken.expect("the partition is leased").into_iter().map(|lease| lease.range).collect()
+    }
+
+    /// A queue whose only member has rejected record 0 and has record 1.
+    fn with_a_dead_record() -> Arc<Queue> {
+        let queue = Arc::new(Queue::new("workers".into(), 1, 100));
+        join(&queue, FIRST);
+        queue.open(KEY, || Leases::new(&Progress::starting_at(Offset(0)), 100));
+        assert_eq!(take(&queue, FIRST), [range_of(Offset(0), 2)]);
+        let rejected = queue.with(KEY, |leases| leases.reject(FIRST, range_of(Offset(0), 1), &"bad".into()));
+        rejected.expect("the partition is leased").expect("the record is leased");
+        queue
+    }
+
+    fn note(burial: Burial) {
+        let range = range_of(burial.dead.offset, 1);
+        let noted = burial.queue.with(KEY, |leases| {
+            assert_eq!(leases.buried(range), [ShareUpdate::Accept(range)]);
+            leases.committed(range);
+        });
+        noted.expect("the leases are there");
+    }
+
+    #[test]
+    fn who_joins_while_a_record_is_copied_does_not_get_it() {
+        let queue = with_a_dead_record();
+        let burial = queue.bury(KEY).expect("a dead record");
+        let reason = DeathReason::Rejected { detail: "bad".into() };
+        assert_eq!(burial.dead, Dead { offset: Offset(0), reason, delivery_count: 1 });
+        queue.leave(FIRST);
+        assert!(!queue.is_over());
+        join(&queue, NEXT);
+        assert_eq!(take(&queue, NEXT), [range_of(Offset(1), 1)]);
+        note(burial);
+        assert_eq!(queue.with(KEY, |leases| leases.start()), Some(Offset(1)));
+        queue.leave(NEXT);
+        assert!(queue.is_over());
+    }
+
+    #[test]
+    fn a_group_whose_last_member_goes_is_over_after_its_burial_and_begins_no_other() {
+        let queue = with_a_dead_record();
+        let burial = queue.bury(KEY).expect("a dead record");
+        queue.leave(FIRST);
+        // The copy failed: the record is still dead.
+        drop(burial);
+        assert!(queue.is_over());
+        assert!(queue.bury(KEY).is_none());
+    }
+
+    #[test]
+    fn leases_are_not_made_anew_while_a_record_is_copied() {
+        let queue = with_a_dead_record();
+        let burial = queue.bury(KEY).expect("a dead record");
+        queue.reopen(KEY);
+        note(burial);
+        assert!(queue.with(KEY, |_| ()).is_none(), "they are forgotten after that");
+    }
+
+    #[test]
+    fn a_group_is_ended_after_its_burial_and_only_without_members() {
+        let queue = with_a_dead_record();
+        assert_eq!(queue.end().now_or_never(), Some(1));
+        let burial = queue.bury(KEY).expect("a dead record");
+        queue.leave(FIRST);
+        let mut end = Box::pin(queue.end());
+        assert_eq!(end.as_mut().now_or_never(), None);
+        drop(burial);
+        assert_eq!(end.now_or_never(), Some(0));
+    }
 }

@@ -204,6 +204,85 @@ async fn hopeless_and_rejected_records_go_to_the_dead_letter_topic() {
     broker.stop().await;
 }
 
+const JOBS: u64 = 300;
+/// Of them, what one member has at a time.
+const SHARE: u32 = 60;
+
+/// A broker with jobs and their dead-letter topic.
+async fn with_jobs() -> TestBroker {
+    let broker = TestBroker::start().await;
+    broker.create_topic("jobs", 1).await;
+    broker.create_topic("workers.dead-letter", 1).await;
+    put_numbers(&broker, "jobs", 0, 0, JOBS).await;
+    broker
+}
+
+/// Rejects with a new member its share of the jobs. Their copies are under way then.
+async fn reject_some(broker: &Endpoint) -> GroupStream {
+    // With credit for one delivery.
+    let join = v1::JoinGroup {
+        credit_bytes: 1,
+        in_flight_records_max: SHARE,
+        ..join_share("workers", &["jobs"], LONG, 5)
+    };
+    let mut worker = GroupStream::join(broker, join).await;
+    let mut given = worker.records(1).await;
+    given.extend(worker.pending.drain(..));
+    let all: Vec<_> = given.iter().map(|got| (got.partition, got.offset, got.offset)).collect();
+    assert!(worker.acknowledge("jobs", &all, AckKind::Reject).await.iter().all(Option::is_none));
+    worker
+}
+
+/// Accepts with a new member what the group is not done with, and checks that each job is either accepted or a dead
+/// letter, and is so once.
+async fn accept_the_rest(broker: &Endpoint) {
+    let mut accepted = Vec::new();
+    let mut last = member(broker, LONG, 5).await;
+    let done = eventually(PATIENCE, "the group is done with all records", async || {
+        let described = describe(broker, "workers").await.expect("there");
+        (described.partitions[0].committed_offset == Some(JOBS)).then_some(())
+    });
+    tokio::pin!(done);
+    loop {
+        let got = tokio::select! {
+            () = &mut done => break,
+            got = last.record() => got,
+        };
+        let one = (got.partition, got.offset, got.offset);
+        assert_eq!(last.acknowledge("jobs", &[one], AckKind::Accept).await, [None]);
+        accepted.push(got.offset);
+    }
+    let dead: Vec<u64> = dead_letters(broker)
+        .await
+        .iter()
+        .map(|(_, headers)| headers["streambus-dead-letter-offset"].parse().expect("an offset"))
+        .collect();
+    let mut all = [accepted, dead].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..JOBS).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_one_dead_letter_and_is_not_accepted_too_when_the_last_member_goes() {
+    let broker = with_jobs().await;
+    for _ in 0..4 {
+        reject_some(&broker).await.leave().await;
+    }
+    accept_the_rest(&broker).await;
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_one_dead_letter_and_is_not_accepted_too_when_the_broker_stops_in_order() {
+    let mut broker = with_jobs().await;
+    for _ in 0..4 {
+        let _worker = reject_some(&broker).await;
+        broker = broker.restart_with(|_| {}).await;
+    }
+    accept_the_rest(&broker).await;
+    broker.stop().await;
+}
+
 #[tokio::test]
 async fn acknowledgements_that_make_no_sense_are_refused_one_by_one() {
     let broker = TestBroker::start().await;

@@ -32,6 +32,9 @@ use tally::{Assignment, Gaps, Listener, Tally};
 const STABLE: Duration = Duration::from_secs(2);
 /// How long the members may take to share out the partitions.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// How long the broker may take to see what the members have heard already, and how often it is asked.
+const AGREEMENT: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Calls of one kind that are under way at the same time, where nothing is measured.
 const CALLS: usize = 16;
 const RECORD_BYTES: usize = 100;
@@ -245,8 +248,20 @@ impl Scene {
         }
     }
 
-    /// Fails unless the broker sees the same members, and has nothing more to move.
-    async fn agree(&self, client: &Client) -> anyhow::Result<()> {
+    /// Waits until the broker sees the same members, and has nothing more to move.
+    async fn agree(&mut self, client: &Client) -> anyhow::Result<()> {
+        let deadline = Instant::now() + AGREEMENT;
+        while let Some(group) = self.disagreement(client).await? {
+            if Instant::now() >= deadline {
+                bail!("members and broker disagree on the assignment of group {group}");
+            }
+            idle(ASK_AGAIN, &mut self.tasks).await?;
+        }
+        Ok(())
+    }
+
+    /// A group of which the broker sees other members, or has something to move.
+    async fn disagreement(&self, client: &Client) -> anyhow::Result<Option<String>> {
         let looks = (0..self.settle.groups).map(|number| {
             let (admin, name) = (client.admin(), self.settle.group_name(number));
             async move { admin.describe_group(&name).await }
@@ -257,10 +272,10 @@ impl Scene {
             let revoking = group.members.iter().any(|member| !member.revoking.is_empty());
             let complete = assigned == self.settle.partitions as usize && !revoking;
             if group.members.len() != self.settle.members || !complete {
-                bail!("members and broker disagree on the assignment of group {}", group.group);
+                return Ok(Some(group.group));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Begins to watch what members notice.
