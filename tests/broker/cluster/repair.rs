@@ -6,7 +6,7 @@ use streambus::proto::v1;
 use streambus::proto::v1::position::At;
 use streambus::telemetry::catalog;
 
-use crate::support::asking::{append, error, offsets, read};
+use crate::support::asking::{append, error, offsets, read, read_soon};
 use crate::support::endpoint::{produce, reason};
 use crate::support::{Cluster, PATIENCE, batch, damage, eventually};
 
@@ -86,7 +86,7 @@ async fn has_everything(cluster: &Cluster, id: u64) {
     let mut found = Vec::new();
     while (found.len() as u64) < BATCHES {
         let next = found.last().map_or(0, |last| last + 4);
-        let records = read(cluster.broker(id), TOPIC, 0, At::Offset(next), &[]).await;
+        let records = read_soon(cluster.broker(id), TOPIC, 0, At::Offset(next)).await;
         assert_eq!(records.error, None);
         assert_eq!(records.high_watermark, RECORDS);
         for stored in &records.batches {

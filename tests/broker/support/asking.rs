@@ -5,7 +5,7 @@ use streambus::proto::v1;
 use streambus::proto::v1::position::At;
 
 use super::endpoint::{fetch, produce};
-use super::{Endpoint, within};
+use super::{Endpoint, PATIENCE, eventually, within};
 
 /// Appends a batch to a partition and gives the answer.
 pub async fn append(broker: &Endpoint, topic: &str, partition: u32, batch: Bytes) -> v1::ProduceResponse {
@@ -29,6 +29,16 @@ pub async fn read(
     let answer = within("an answer", broker.consume().await.fetch(request)).await.expect("an answer");
     let [records] = answer.into_inner().partitions.try_into().expect("one partition");
     records
+}
+
+/// As [`read`], again and again while the broker says that it cannot answer yet, as it does while leaders change.
+pub async fn read_soon(broker: &Endpoint, topic: &str, partition: u32, at: At) -> v1::PartitionRecords {
+    eventually(PATIENCE, "the partition can be read", async || {
+        let records = read(broker, topic, partition, at.clone(), &[]).await;
+        let later = records.error.as_ref().is_some_and(|error| error.retry_after.is_some());
+        (!later).then_some(records)
+    })
+    .await
 }
 
 /// Offsets of the batches.
