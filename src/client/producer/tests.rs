@@ -137,7 +137,7 @@ async fn a_forgotten_producer_begins_anew() {
 async fn a_silent_broker_ends_in_a_timeout_that_says_so() {
     let fake = Fake::start(1).await;
     fake.state().script = [Act::Ignore].into();
-    let config = ProducerConfig { delivery_timeout: Duration::from_millis(100), ..unbatched() };
+    let config = ProducerConfig { delivery_timeout: Duration::from_secs(1), ..unbatched() };
     let producer = fake.client().await.producer(config).await.expect("started");
 
     let first = send_numbers(&producer, 0..1).await.remove(0).await.expect_err("no answer");

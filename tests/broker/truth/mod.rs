@@ -52,6 +52,7 @@ async fn every_row_of_the_catalogue_is_true() {
     let mut proof = Proof::default();
     let mut script = Script::new(&broker, &collector).await;
 
+    script.telemetry_sent().await;
     let idle = script.moment().await;
     let idle_at = Instant::now();
     every_family_is_in_the_catalogue(&idle);

@@ -163,6 +163,11 @@ impl<'a> Script<'a> {
         }
     }
 
+    /// Waits until spans and log records are with the collector.
+    pub async fn telemetry_sent(&mut self) {
+        self.until("no telemetry waits", |view| view.total(&catalog::TELEMETRY_QUEUE, "") == 0.0).await;
+    }
+
     /// What both see once nothing is under way any more.
     pub async fn quiet(&mut self) -> Moment {
         let collector = self.collector.clone();
@@ -711,7 +716,7 @@ impl<'a> Script<'a> {
 
     /// What both see once no telemetry waits.
     async fn settled(&mut self) -> Moment {
-        self.until("no telemetry waits", |view| view.total(&catalog::TELEMETRY_QUEUE, "") == 0.0).await;
+        self.telemetry_sent().await;
         let tally = self.tally.spans as f64;
         self.until("every span is accounted for", |view| {
             let lost: f64 = view
