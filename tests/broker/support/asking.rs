@@ -34,7 +34,7 @@ pub async fn read(
 /// As [`read`], again and again while the broker says that it cannot answer yet, as it does while leaders change.
 pub async fn read_soon(broker: &Endpoint, topic: &str, partition: u32, at: At) -> v1::PartitionRecords {
     eventually(PATIENCE, "the partition can be read", async || {
-        let records = read(broker, topic, partition, at.clone(), &[]).await;
+        let records = read(broker, topic, partition, at, &[]).await;
         let later = records.error.as_ref().is_some_and(|error| error.retry_after.is_some());
         (!later).then_some(records)
     })
