@@ -187,7 +187,8 @@ impl Server {
         }
     }
 
-    /// Stops in order: not ready, the dead letter under way is noted, leaderships go, calls finish, partitions close, the store closes, telemetry is flushed.
+    /// Stops in order: not ready, the dead letter under way is noted, leaderships go, calls finish, partitions close, the
+    /// store closes, telemetry is flushed.
     pub async fn stop(self) {
         let Server { telemetry, broker, api, store, tasks, drain_timeout, .. } = self;
         info!(name: "broker.draining", "draining");
