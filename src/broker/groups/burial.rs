@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::lock;
 use super::queue::{Burial, Queue};
+use super::registry::Coordinated as _;
 use super::start::Found;
 use crate::broker::fetch::Cursor;
 use crate::broker::produce::in_partition;
@@ -32,9 +32,8 @@ impl Broker {
     pub(super) async fn keep_burials(&self) {
         while let Ok(groups) = self.groups() {
             let notified = groups.dead.notified();
-            let queues: Vec<_> = lock(&groups.queues).values().cloned().collect();
             let (mut more, mut failed) = (false, false);
-            for queue in queues {
+            for queue in groups.queues.all() {
                 for key in queue.with_dead() {
                     match self.bury(&queue, key).await {
                         Ok(buried) => more |= buried == AT_ONCE,
@@ -77,7 +76,7 @@ impl Broker {
         for buried in 0..AT_ONCE {
             let Ok(_turn) = groups.burials.acquire().await else { return Ok(buried) };
             // Somebody else may coordinate the group by now.
-            if groups.term(&queue.name).ok() != Some(queue.term) {
+            if groups.term(&queue.name).ok() != Some(queue.term()) {
                 return Ok(buried);
             }
             let Some(burial) = queue.bury(key) else { return Ok(buried) };
@@ -137,7 +136,7 @@ impl Broker {
         let updates = vec![(found.key, updates)];
         let at = self.0.clock.now();
         let command = Command::UpdateShares { group: queue.name.clone(), at, updates };
-        let receiver = slot.submit_in(queue.term.into(), command);
+        let receiver = slot.submit_in(queue.term().into(), command);
         match receiver.await {
             Ok(Ok(_)) => {
                 queue.with(found.key, |leases| leases.committed(range));

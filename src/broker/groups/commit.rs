@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::journal::{Journal, Place};
 use super::live::{Live, SessionId};
+use super::registry::Coordinated as _;
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error, ErrorCode};
 use crate::clock::Timestamp;
@@ -123,7 +124,7 @@ impl Broker {
             journal: groups.journal.clone(),
             group: group.into(),
             term: match committer {
-                Committer::Member { live, .. } => Some(live.term),
+                Committer::Member { live, .. } => Some(live.term()),
                 Committer::Outsider => groups.term(group).ok(),
             },
             at,
@@ -133,7 +134,7 @@ impl Broker {
             let command = Command::CommitOffsets { group: noted.group.clone(), at, offsets: accepted };
             match committer {
                 // What was checked against this membership holds in its term only.
-                Committer::Member { live, .. } => slot.submit_in(live.term.into(), command),
+                Committer::Member { live, .. } => slot.submit_in(live.term().into(), command),
                 Committer::Outsider => slot.submit(command),
             }
         });

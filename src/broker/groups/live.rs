@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::mailbox::Mailbox;
+use super::registry::Coordinated;
 use crate::coordination::PartitionKey;
 use crate::coordination::membership::{
     Cause, Description, Effect, FenceReason, Fenced, MemberSpec, Membership, TopicView,
@@ -33,8 +34,7 @@ pub(super) enum Notice {
 /// See the module. Lives from the first join until the last member is gone.
 pub(super) struct Live {
     pub(super) name: Arc<str>,
-    /// The term in which this broker coordinates the group.
-    pub(super) term: u32,
+    term: u32,
     metrics: Metrics,
     state: Mutex<State>,
 }
@@ -142,24 +142,6 @@ impl Live {
         self.lock().membership.epoch()
     }
 
-    /// Whether the last member is gone.
-    pub(super) fn is_over(&self) -> bool {
-        self.lock().over
-    }
-
-    /// Ends every session: somebody else coordinates the group now.
-    pub(super) fn dissolve(&self, reason: FenceReason) {
-        let mut state = self.lock();
-        if state.over {
-            return;
-        }
-        state.over = true;
-        self.metrics.groups.rebalanced(RebalanceCause::FailOver);
-        for (_, mailbox) in state.mailboxes.drain() {
-            mailbox.push(Notice::Fence(reason));
-        }
-    }
-
     fn change(&self, change: impl FnOnce(&mut Membership) -> Vec<Effect>) {
         let mut state = self.lock();
         let effects = change(&mut state.membership);
@@ -204,6 +186,29 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Coordinated for Live {
+    fn term(&self) -> u32 {
+        self.term
+    }
+
+    /// The last member is gone.
+    fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
+    fn dissolve(&self, reason: FenceReason) {
+        let mut state = self.lock();
+        if state.over {
+            return;
+        }
+        state.over = true;
+        self.metrics.groups.rebalanced(RebalanceCause::FailOver);
+        for (_, mailbox) in state.mailboxes.drain() {
+            mailbox.push(Notice::Fence(reason));
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::journal::{Delivery, Place};
 use super::live::{Live, Notice, SessionId};
 use super::mailbox::Mailbox;
 use super::offsets::TopicPartition;
+use super::registry::Coordinated as _;
 use super::share::LeasedRange;
 use super::start::Start;
 use crate::broker::fetch::{FetchPartition, Fetched, Position, Responding};
@@ -574,7 +575,7 @@ impl Member {
     }
 
     fn place(&self, key: PartitionKey) -> Place<'_> {
-        Place { group: &self.live.name, key, term: self.live.term }
+        Place { group: &self.live.name, key, term: self.live.term() }
     }
 
     fn committed(&mut self, correlation_id: u64, results: Vec<CommitResult>) -> MemberEvent {

@@ -3,7 +3,8 @@
 //! | file | idea |
 //! |---|---|
 //! | [`config`] | settings |
-//! | [`live`], [`mailbox`] | a group that has members, and the way to their sessions |
+//! | [`registry`] | the groups that have members |
+//! | [`live`], [`mailbox`] | a consumer group that has members, and the way to their sessions |
 //! | [`member`] | one member's stream |
 //! | [`start`] | where a member begins to read a partition, and what it has missed |
 //! | [`commit`] | committing offsets |
@@ -29,6 +30,7 @@ mod mailbox;
 mod member;
 mod offsets;
 mod queue;
+mod registry;
 mod share;
 mod start;
 mod upkeep;
@@ -43,6 +45,7 @@ use journal::{Journal, Place};
 use lag::Ages;
 use live::{Live, SessionId};
 use queue::Queue;
+use registry::Registry;
 
 use super::{Broker, Error, GroupFacts};
 use crate::clock::Timestamp;
@@ -69,9 +72,9 @@ pub struct Groups {
     coordinators: Coordinators,
     metrics: Metrics,
     /// Consumer groups with members.
-    live: Mutex<HashMap<Arc<str>, Arc<Live>>>,
+    live: Registry<Live>,
     /// Share groups with members.
-    queues: Mutex<HashMap<Arc<str>, Arc<Queue>>>,
+    queues: Registry<Queue>,
     /// Groups that must stay without members for the moment.
     kept_empty: Mutex<HashSet<Arc<str>>>,
     ages: Ages,
@@ -108,8 +111,8 @@ impl Groups {
             config,
             coordinators,
             metrics,
-            live: Mutex::default(),
-            queues: Mutex::default(),
+            live: Registry::default(),
+            queues: Registry::default(),
             kept_empty: Mutex::default(),
             ages: Ages::default(),
             journal: Arc::default(),
@@ -135,45 +138,29 @@ impl Groups {
 
     /// The group if it has members and is a consumer group.
     fn live(&self, group: &str) -> Option<Arc<Live>> {
-        lock(&self.live).get(group).filter(|live| !live.is_over()).cloned()
+        self.live.get(group)
     }
 
     /// The group, made if it has no members yet.
     fn live_or_new(&self, group: &str) -> Result<Arc<Live>, Error> {
-        let term = self.term(group)?;
         self.refuse_if_kept_empty(group)?;
-        let mut live = lock(&self.live);
-        match live.get(group) {
-            Some(present) if !present.is_over() && present.term == term => Ok(present.clone()),
-            _ => {
-                let name: Arc<str> = group.into();
-                let before = live.get(group).map_or(0, |over| over.epoch());
-                let epoch = before.max(lock(&self.epochs).get(group).copied().unwrap_or(0));
-                let made = Arc::new(Live::new(name.clone(), term, epoch, self.metrics.clone()));
-                live.insert(name, made.clone());
-                Ok(made)
-            }
-        }
+        let make = |name: Arc<str>, term, over: Option<&Live>| {
+            let noted = lock(&self.epochs).get(&name).copied();
+            let epoch = over.map(Live::epoch).max(noted).unwrap_or(0);
+            Live::new(name, term, epoch, self.metrics.clone())
+        };
+        self.live.get_or_make(group, || self.term(group), make)
     }
 
     /// The queue of a share group that has members.
     fn queue(&self, group: &str) -> Option<Arc<Queue>> {
-        lock(&self.queues).get(group).filter(|queue| !queue.is_over()).cloned()
+        self.queues.get(group)
     }
 
     fn queue_or_new(&self, group: &str) -> Result<Arc<Queue>, Error> {
-        let term = self.term(group)?;
         self.refuse_if_kept_empty(group)?;
-        let mut queues = lock(&self.queues);
-        match queues.get(group) {
-            Some(present) if !present.is_over() && present.term == term => Ok(present.clone()),
-            _ => {
-                let name: Arc<str> = group.into();
-                let made = Arc::new(Queue::new(name.clone(), term, self.config.share_window));
-                queues.insert(name, made.clone());
-                Ok(made)
-            }
-        }
+        let make = |name, term, _: Option<&Queue>| Queue::new(name, term, self.config.share_window);
+        self.queues.get_or_make(group, || self.term(group), make)
     }
 
     fn refuse_if_kept_empty(&self, group: &str) -> Result<(), Error> {
@@ -195,10 +182,8 @@ impl Groups {
 
     /// Members of all groups.
     fn members(&self) -> usize {
-        let live: Vec<_> = lock(&self.live).values().cloned().collect();
-        let queues: Vec<_> = lock(&self.queues).values().cloned().collect();
-        let consumers: usize = live.iter().map(|live| live.member_count()).sum();
-        consumers + queues.iter().map(|queue| queue.member_count()).sum::<usize>()
+        let consumers: usize = self.live.all().iter().map(|live| live.member_count()).sum();
+        consumers + self.queues.all().iter().map(|queue| queue.member_count()).sum::<usize>()
     }
 
     /// Runs `read` on what is replicated of a group.

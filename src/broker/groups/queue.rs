@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use super::live::{Notice, SessionId};
 use super::mailbox::Mailbox;
+use super::registry::Coordinated;
 use crate::coordination::membership::{FenceReason, TopicFilter};
 use crate::coordination::{Dead, Leases, OffsetRange, PartitionKey, Returned, ShareUpdate};
 use crate::partition::signal::Signal;
@@ -68,8 +69,7 @@ pub(super) struct Said {
 /// leased then, or waited for its copy, is delivered again.
 pub(super) struct Queue {
     pub(super) name: Arc<str>,
-    /// The term in which this broker coordinates the group.
-    pub(super) term: u32,
+    term: u32,
     pub(super) window: u64,
     state: Mutex<State>,
     /// Told when a burial is over.
@@ -313,23 +313,28 @@ impl Queue {
         (self.epoch(&state), state.members.values().cloned().collect(), partitions)
     }
 
-    /// Whether the last member is gone, and no burial is under way.
-    pub(super) fn is_over(&self) -> bool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Coordinated for Queue {
+    fn term(&self) -> u32 {
+        self.term
+    }
+
+    /// The last member is gone, and no burial is under way.
+    fn is_over(&self) -> bool {
         self.lock().over
     }
 
-    /// Ends every session: somebody else coordinates the group now.
-    pub(super) fn dissolve(&self, reason: FenceReason) {
+    fn dissolve(&self, reason: FenceReason) {
         let mut state = self.lock();
         state.over = true;
         state.partitions.clear();
         for member in std::mem::take(&mut state.members).into_values() {
             member.mailbox.push(Notice::Fence(reason));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

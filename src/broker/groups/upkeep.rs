@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::registry::Coordinated as _;
 use super::{Groups, lock};
 use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
@@ -38,12 +39,10 @@ impl Broker {
             let now = Instant::now();
             groups.dissolve_foreign();
             let mut next = now + IDLE;
-            let live: Vec<_> = lock(&groups.live).values().cloned().collect();
-            for live in live {
+            for live in groups.live.all() {
                 next = live.tick(now).map_or(next, |due| next.min(due));
             }
-            let queues: Vec<_> = lock(&groups.queues).values().cloned().collect();
-            for queue in queues {
+            for queue in groups.queues.all() {
                 next = self.tick_queue(&queue, now).await.map_or(next, |due| next.min(due));
             }
             self.bury_empty().await;
@@ -56,19 +55,11 @@ impl Broker {
     async fn bury_empty(&self) {
         let Ok(groups) = self.groups() else { return };
         let mut over: Vec<Arc<str>> = Vec::new();
-        lock(&groups.live).retain(|name, live| {
-            if live.is_over() {
-                lock(&groups.epochs).insert(name.clone(), live.epoch());
-                over.push(name.clone());
-            }
-            !live.is_over()
+        groups.live.forget_over(|name, live| {
+            lock(&groups.epochs).insert(name.clone(), live.epoch());
+            over.push(name);
         });
-        lock(&groups.queues).retain(|name, queue| {
-            if queue.is_over() {
-                over.push(name.clone());
-            }
-            !queue.is_over()
-        });
+        groups.queues.forget_over(|name, _| over.push(name));
         for group in over {
             let coordinator = groups.coordinators.of(&group);
             let touch = Command::Touch { group: group.clone(), at: self.0.clock.now() };
@@ -87,12 +78,10 @@ impl Broker {
         loop {
             reconciled.borrow_and_update();
             let (Ok(groups), Ok(view)) = (self.groups(), self.topic_view()) else { return };
-            let live: Vec<_> = lock(&groups.live).values().cloned().collect();
-            for live in live {
+            for live in groups.live.all() {
                 live.topics_changed(Instant::now(), &view);
             }
-            let queues: Vec<_> = lock(&groups.queues).values().cloned().collect();
-            for queue in queues {
+            for queue in groups.queues.all() {
                 queue.topics_changed();
             }
             groups.changed.notify_one();
@@ -184,12 +173,10 @@ impl Groups {
     /// Ends the sessions of groups that another broker, or this one in another term, coordinates now.
     fn dissolve_foreign(&self) {
         let foreign = |name: &str, term: u32| !self.term(name).is_ok_and(|now| now == term);
-        let live: Vec<_> = lock(&self.live).values().cloned().collect();
-        for live in live.iter().filter(|live| foreign(&live.name, live.term)) {
+        for live in self.live.all().iter().filter(|live| foreign(&live.name, live.term())) {
             live.dissolve(FenceReason::CoordinatorChanged);
         }
-        let queues: Vec<_> = lock(&self.queues).values().cloned().collect();
-        for queue in queues.iter().filter(|queue| foreign(&queue.name, queue.term)) {
+        for queue in self.queues.all().iter().filter(|queue| foreign(&queue.name, queue.term())) {
             queue.dissolve(FenceReason::CoordinatorChanged);
         }
     }

@@ -13,6 +13,7 @@ use super::ShareMember;
 use crate::broker::Error;
 use crate::broker::groups::journal::{Journal, Place};
 use crate::broker::groups::queue::Queue;
+use crate::broker::groups::registry::Coordinated as _;
 use crate::clock::Timestamp;
 use crate::cluster::coordinator;
 use crate::coordination::{Command, OffsetRange, Outcome, PartitionKey, Returned, ShareUpdate};
@@ -104,7 +105,7 @@ impl ShareMember {
         let updates = updates.into_iter().collect();
         let at = self.broker.0.clock.now();
         let command = Command::UpdateShares { group: self.queue.name.clone(), at, updates };
-        let receiver = slot.submit_in(self.queue.term.into(), command);
+        let receiver = slot.submit_in(self.queue.term().into(), command);
         let (queue, journal) = (self.queue.clone(), groups.journal.clone());
         let (done, answer) = oneshot::channel();
         // On a task of its own: the leases must learn what became of it, also if the stream ends.
@@ -211,7 +212,7 @@ async fn conclude(
         match &outcome {
             Ok(_) => {
                 queue.with(key, |leases| leases.committed(range));
-                let place = Place { group: &queue.name, key, term: queue.term };
+                let place = Place { group: &queue.name, key, term: queue.term() };
                 journal.acknowledged(&place, range.first..range.last.saturating_add(1), at);
                 // There is room in the window again.
                 queue.ring();

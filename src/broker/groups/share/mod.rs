@@ -24,6 +24,7 @@ use super::journal::Place;
 use super::live::{Notice, SessionId};
 use super::member::{Join, MemberEvent, member_id, optional, topic_filter};
 use super::queue::{Queue, QueueMember, Said};
+use super::registry::Coordinated as _;
 use super::start::Found;
 use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
@@ -199,7 +200,7 @@ impl Broker {
         let updates = said.into_iter().map(|said| (said.key, said.updates)).collect();
         let command = Command::UpdateShares { group: queue.name.clone(), at: self.0.clock.now(), updates };
         let slot = groups.coordinators.of(&queue.name).reserve().await?;
-        drop(slot.submit_in(queue.term.into(), command));
+        drop(slot.submit_in(queue.term().into(), command));
         groups.dead.notify_one();
         Ok(())
     }
@@ -292,7 +293,7 @@ impl ShareMember {
     }
 
     fn place(&self, key: PartitionKey) -> Place<'_> {
-        Place { group: &self.queue.name, key, term: self.queue.term }
+        Place { group: &self.queue.name, key, term: self.queue.term() }
     }
 }
 
