@@ -131,6 +131,7 @@ impl Server {
             store: store.clone(),
             tasks: tasks.clone(),
             config: config.raft.clone(),
+            metronome: raft::Metronome::new(),
             transport: Arc::new(hub.clone()),
         };
         let partitions = partition::Env::new(

@@ -56,6 +56,7 @@ impl Bench {
             store: store.clone(),
             tasks: tasks.clone(),
             config: raft::Config::default(),
+            metronome: raft::Metronome::new(),
             transport: Arc::new(raft::NoPeers),
         };
         let config = partition::Config { partition_tail_bytes: tail_bytes, ..partition::Config::default() };

@@ -15,6 +15,7 @@ use super::hand_over::HandOver;
 use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{self, Peers, Transport};
+use super::pace::{Metronome, Pace};
 use super::proposal::{self, Waiter};
 use super::shared::Shared;
 use super::tail::Tail;
@@ -34,6 +35,8 @@ pub struct Env {
     pub tasks: Tasks,
     /// Settings.
     pub config: Config,
+    /// When leaders send heartbeats; one for all groups of the broker.
+    pub metronome: Metronome,
     /// How other nodes are reached.
     pub transport: Arc<dyn Transport>,
 }
@@ -144,7 +147,8 @@ impl<M: Machine> Group<M> {
             core.stop().await;
             return Err(error);
         }
-        env.tasks.spawn("raft group status", Criticality::BestEffort, observe::run(Arc::clone(&core)));
+        let pace = Pace::new(id, env.metronome, &env.config);
+        env.tasks.spawn("raft group status", Criticality::BestEffort, observe::run(Arc::clone(&core), pace));
         Ok(Group { core, machine: PhantomData })
     }
 
@@ -424,6 +428,9 @@ impl Replica {
             message::Request::Append(request) => {
                 let request = network::append_from(self.id(), request)?;
                 let response = agreement.append_entries(request).await.map_err(|_| stopped())?;
+                if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
+                    self.core.shared.hear();
+                }
                 Ok(message::Response::Append(network::appended_from(response)))
             }
             message::Request::Vote(request) => {

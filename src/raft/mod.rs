@@ -22,7 +22,8 @@
 //! | `members` | who belongs to a group, and how that changes |
 //! | `message` | what replicas say to each other |
 //! | `hand_over` | a leadership on its way to another node, and what if it does not arrive |
-//! | `observe` | the status, from what openraft says; rest for idle groups |
+//! | `observe` | the status, from what openraft says; what is due |
+//! | `pace` | when leaders send heartbeats, and when followers let time pass |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
 //! | `runtime` | in test builds: what openraft runs on, with the chance taken out |
@@ -42,6 +43,7 @@ mod membership;
 pub mod message;
 mod network;
 mod observe;
+mod pace;
 mod proposal;
 #[cfg(test)]
 pub(crate) mod runtime;
@@ -61,6 +63,7 @@ pub use group::{Env, Group, Replica};
 pub use machine::{Machine, MachineError};
 pub use members::{Follower, Members};
 pub use network::{NoPeers, SpanIds, Transport, TransportError};
+pub use pace::Metronome;
 pub use proposal::{Proposal, Proposed, Timing};
 pub use status::{Role, Status};
 

@@ -4,18 +4,27 @@ use std::sync::Arc;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
+use tokio::time::{Instant, sleep_until};
 
 use super::group::Core;
 use super::hand_over::Late;
+use super::pace::{Pace, Part};
 use super::proposal::other;
 use super::{Error, NodeId, Role};
 
 /// Runs until the replica stops.
-pub(super) async fn run(core: Arc<Core>) {
+pub(super) async fn run(core: Arc<Core>, mut pace: Pace) {
     // Changes with role, term, leader and members only, so a busy group does not wake this task.
     let mut observed = core.agreement.server_metrics();
+    // A leadership that was to end is silent.
+    let mut let_go = false;
     loop {
-        publish(&core, &observed.borrow_watched());
+        let part = publish(&core, &observed.borrow_watched(), &mut let_go);
+        let due = pace.due(Instant::now(), part, core.shared.heard());
+        core.agreement.runtime_config().tick(due.ticks);
+        if due.beat && !let_go && core.agreement.trigger().heartbeat().await.is_err() {
+            break;
+        }
         tokio::select! {
             biased;
             changed = observed.changed() => {
@@ -31,9 +40,10 @@ pub(super) async fn run(core: Arc<Core>) {
                 }
                 Late::LetGo => {
                     tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
-                    core.agreement.runtime_config().heartbeat(false);
+                    let_go = true;
                 }
             },
+            () = sleep_until(due.again.unwrap_or_else(Instant::now)), if due.again.is_some() => {}
             // An idle leader would not notice, and lead on without being able to.
             error = core.shared.store.failed() => {
                 let _ = core.shared.fail(error);
@@ -58,7 +68,11 @@ pub(super) async fn run(core: Arc<Core>) {
     });
 }
 
-fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::types::Types>) {
+fn publish(
+    core: &Core,
+    observed: &openraft::metrics::RaftServerMetrics<super::types::Types>,
+    let_go: &mut bool,
+) -> Part {
     let voters: Vec<NodeId> = observed.membership_config.voter_ids().collect();
     let role = match observed.state {
         ServerState::Learner => Role::Learner,
@@ -72,14 +86,17 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     // The only voter hears from nobody and has nobody to talk to, so time need not pass for it.
     let members: Vec<NodeId> = observed.membership_config.nodes().map(|(node, _)| *node).collect();
     let alone = role == Role::Leader && members.len() == 1 && voters == [core.node];
-    let rests = alone || members.is_empty();
-    core.agreement.runtime_config().tick(!rests);
+    let part = match role {
+        _ if alone || members.is_empty() => Part::Rests,
+        Role::Leader => Part::Leads,
+        _ => Part::Follows,
+    };
     let became_leader = role == Role::Leader && core.shared.status().borrow().role != Role::Leader;
     if became_leader {
         core.shared.transport.elected(core.shared.group);
     }
     if core.hand_over.ends_with(role == Role::Leader, observed.vote.leader_id.term) {
-        core.agreement.runtime_config().heartbeat(true);
+        *let_go = false;
     }
     core.shared.update_status_if(|status| {
         let term = observed.vote.leader_id.term;
@@ -100,4 +117,5 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         status.unreadable.take_if(|_| role != Role::Leader);
         true
     });
+    part
 }

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// What the store's callbacks need. They must not keep the store itself alive: they run on its thread.
     pub(super) progress: Arc<Progress>,
     vote: Mutex<Option<Vote>>,
+    /// When a leader last spoke to this replica.
+    heard: Mutex<Option<tokio::time::Instant>>,
     status: watch::Sender<Status>,
     /// When entries up to an index were appended, for groups with followers.
     appends: Mutex<VecDeque<(u64, Instant)>>,
@@ -65,6 +67,7 @@ impl Shared {
             purges: TaskTracker::new(),
             progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),
             vote: Mutex::new(vote),
+            heard: Mutex::default(),
             status: watch::Sender::new(Status::default()),
             appends: Mutex::default(),
         })
@@ -93,6 +96,16 @@ impl Shared {
         // Before the first one that is kept nothing is known.
         let (_, appended) = appends.get(at).filter(|_| at > 0 || appends[0].0 == index)?;
         Some(appended.elapsed())
+    }
+
+    /// Notes that a leader speaks to this replica now.
+    pub(super) fn hear(&self) {
+        *lock(&self.heard) = Some(tokio::time::Instant::now());
+    }
+
+    /// When a leader last spoke to this replica.
+    pub(super) fn heard(&self) -> Option<tokio::time::Instant> {
+        *lock(&self.heard)
     }
 
     pub(super) fn vote(&self) -> MutexGuard<'_, Option<Vote>> {

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::message::{Request, Response};
 use super::{
-    Config, Env, Group, Machine, MachineError, NoPeers, NodeId, Replica, Role, Status, Transport,
+    Config, Env, Group, Machine, MachineError, Metronome, NoPeers, NodeId, Replica, Role, Status, Transport,
     TransportError,
 };
 use crate::storage::{self, Batch, CommandBuf, GroupId, Store};
@@ -95,7 +95,10 @@ impl Broker {
 
     fn on(dir: tempfile::TempDir, config: Config, transport: Arc<dyn Transport>) -> Self {
         let store = Store::open(&Self::settings(&dir), None).unwrap();
-        Broker { env: Env { store, tasks: Tasks::new(), config, transport }, dir }
+        Broker {
+            env: Env { store, tasks: Tasks::new(), config, metronome: Metronome::new(), transport },
+            dir,
+        }
     }
 
     fn settings(dir: &tempfile::TempDir) -> storage::Config {
@@ -104,7 +107,7 @@ impl Broker {
 
     /// Closes the store and opens it again. `group`, its only group, must be shut down.
     pub(super) async fn reopen(self, group: Group<Notebook>) -> Self {
-        let Broker { env: Env { store, config, transport, tasks }, dir } = self;
+        let Broker { env: Env { store, config, transport, tasks, .. }, dir } = self;
         drop(group);
         assert!(tasks.stop(PATIENCE).await, "the group's tasks end with it");
         store.close().unwrap();
@@ -119,7 +122,10 @@ impl Broker {
                 Err(error) => panic!("{error}"),
             }
         };
-        Broker { env: Env { store, tasks: Tasks::new(), config, transport }, dir }
+        Broker {
+            env: Env { store, tasks: Tasks::new(), config, metronome: Metronome::new(), transport },
+            dir,
+        }
     }
 
     pub(super) async fn open(&self, node: NodeId) -> (Group<Notebook>, Notebook) {

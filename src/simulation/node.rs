@@ -125,6 +125,7 @@ async fn open(
     let raft = raft::Env {
         store: store.clone(),
         tasks: tasks.clone(),
+        metronome: raft::Metronome::new(),
         config: raft::Config {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(350),

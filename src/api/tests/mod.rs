@@ -159,6 +159,7 @@ async fn open_broker(
         store: store.clone(),
         tasks: tasks.clone(),
         config: Default::default(),
+        metronome: raft::Metronome::new(),
         transport: Arc::new(hub.clone()),
     };
     let partitions = partition::Env::new(store, raft, clock.clone(), metrics, Default::default());

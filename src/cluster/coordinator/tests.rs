@@ -43,6 +43,7 @@ impl Home {
             store,
             tasks: tasks.clone(),
             config: Default::default(),
+            metronome: raft::Metronome::new(),
             transport: Arc::new(raft::NoPeers),
         };
         Home { env, tasks }
