@@ -122,7 +122,6 @@ impl Telemetry {
     ) -> Result<(Self, Dispatch), Error> {
         let settings = Settings::resolve(config, env)?;
         let filters = LiveFilters::new(&settings.filter)?;
-        let filter = || filters.layer();
         let sampler = Sampler::new(settings.sampling);
         let resource = resource(identity, env);
         let exporters = Exporters::build(&settings, &resource)?;
@@ -152,8 +151,7 @@ impl Telemetry {
                 .with_location(false)
                 .with_threads(false)
                 .with_tracked_inactivity(false)
-                .with_filter(filter())
-                .with_filter(logs::feedback_filter())
+                .with_filter(filters.export_layer())
         });
         let bridged_logs = match &settings.logs {
             Some(_) => {
@@ -162,15 +160,15 @@ impl Telemetry {
                     .with_log_processor(log_entrance.clone())
                     .build();
                 let bridge = OpenTelemetryTracingBridge::new(&provider);
-                Some(bridge.with_filter(filter()).with_filter(logs::feedback_filter()))
+                Some(bridge.with_filter(filters.export_layer()))
             }
             None => None,
         };
         let subscriber = tracing_subscriber::registry()
             .with(bridged_spans)
             .with(bridged_logs)
-            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN).with_filter(filter()))
-            .with(logs::Lines::new(settings.format, output).with_filter(filter()));
+            .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN).with_filter(filters.layer()))
+            .with(logs::Lines::new(settings.format, output).with_filter(filters.layer()));
         let dispatch = Dispatch::new(subscriber);
 
         let running = match exporters {

@@ -15,7 +15,7 @@ use tracing_subscriber::layer::{Context, Filter};
 
 use super::config::Error;
 use super::instruments::lock;
-use super::logs::env_filter;
+use super::logs::{env_filter, feeds_back};
 
 /// Events of this target are logged whatever the filter says: who changed what must not be lost in the change.
 pub(super) const AUDIT: &str = "streambus::audit";
@@ -45,12 +45,21 @@ impl LiveFilters {
         &self.0.configured
     }
 
-    /// A filter for one more layer.
+    /// A filter for one more layer that writes lines or counts.
     pub(super) fn layer(&self) -> LiveFilter {
+        self.layer_for(false)
+    }
+
+    /// A filter for one more layer whose output is exported. It leaves out what exporting itself causes.
+    pub(super) fn export_layer(&self) -> LiveFilter {
+        self.layer_for(true)
+    }
+
+    fn layer_for(&self, exports: bool) -> LiveFilter {
         let filter = env_filter(&self.0.configured).expect("it was read before");
         let filter = Arc::new(ArcSwap::from_pointee(filter));
         lock(&self.0.layers).push(filter.clone());
-        LiveFilter(filter)
+        LiveFilter { filter, exports }
     }
 
     /// Filters by `filter` from now on.
@@ -69,46 +78,63 @@ impl LiveFilters {
 
 /// The filter of one layer.
 #[derive(Debug)]
-pub(super) struct LiveFilter(Arc<ArcSwap<EnvFilter>>);
+pub(super) struct LiveFilter {
+    filter: Arc<ArcSwap<EnvFilter>>,
+    /// This is part of the filter because one beside it would have to say how much it lets through, or nobody could skip
+    /// anything in advance.
+    exports: bool,
+}
+
+impl LiveFilter {
+    fn feeds_back(&self, metadata: &Metadata<'_>) -> bool {
+        self.exports && feeds_back(metadata.target())
+    }
+}
 
 impl<S: Subscriber> Filter<S> for LiveFilter
 where
     EnvFilter: Filter<S>,
 {
     fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
-        metadata.target() == AUDIT || Filter::<S>::enabled(&**self.0.load(), metadata, context)
+        if self.feeds_back(metadata) {
+            return false;
+        }
+        metadata.target() == AUDIT || Filter::<S>::enabled(&**self.filter.load(), metadata, context)
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.feeds_back(metadata) {
+            return Interest::never();
+        }
         if metadata.target() == AUDIT {
             return Interest::always();
         }
-        Filter::<S>::callsite_enabled(&**self.0.load(), metadata)
+        Filter::<S>::callsite_enabled(&**self.filter.load(), metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        let hint = Filter::<S>::max_level_hint(&**self.0.load());
+        let hint = Filter::<S>::max_level_hint(&**self.filter.load());
         hint.map(|level| level.max(LevelFilter::INFO))
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        Filter::<S>::on_new_span(&**self.0.load(), attributes, id, context);
+        Filter::<S>::on_new_span(&**self.filter.load(), attributes, id, context);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        Filter::<S>::on_record(&**self.0.load(), id, values, context);
+        Filter::<S>::on_record(&**self.filter.load(), id, values, context);
     }
 
     fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        Filter::<S>::on_enter(&**self.0.load(), id, context);
+        Filter::<S>::on_enter(&**self.filter.load(), id, context);
     }
 
     fn on_exit(&self, id: &Id, context: Context<'_, S>) {
-        Filter::<S>::on_exit(&**self.0.load(), id, context);
+        Filter::<S>::on_exit(&**self.filter.load(), id, context);
     }
 
     fn on_close(&self, id: Id, context: Context<'_, S>) {
-        Filter::<S>::on_close(&**self.0.load(), id, context);
+        Filter::<S>::on_close(&**self.filter.load(), id, context);
     }
 }
 

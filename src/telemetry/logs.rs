@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{EnvFilter, FilterFn};
+use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer;
 
 use super::config::{Error, LogFormat};
@@ -25,13 +25,8 @@ use crate::units::rfc3339_micros;
 /// Targets whose spans and events never reach the OTel layers: exporting would cause more of them.
 const FEEDBACK: [&str; 5] = ["h2", "hyper", "tonic", "tower", "opentelemetry"];
 
-/// Keeps the exporter's own spans and events away from the exporter. Not configurable.
-pub(super) fn feedback_filter() -> FilterFn {
-    FilterFn::new(|metadata| !feeds_back(metadata.target()))
-}
-
 /// Whether `target` is one of [`FEEDBACK`], a module of it, or a crate of its family such as `hyper_util`.
-fn feeds_back(target: &str) -> bool {
+pub(super) fn feeds_back(target: &str) -> bool {
     FEEDBACK.iter().any(|name| {
         target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '_', '-']))
     })

@@ -30,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status as RpcStatus};
 use tracing::Dispatch;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::catalog::{self, ROWS};
 use super::instruments::{Collection, lock};
@@ -553,6 +554,41 @@ async fn all_three_signals_arrive_at_the_collector_and_belong_together() {
     assert_eq!(exporting.exported_so_far(Signal::Traces), 2);
     assert_eq!(exporting.exported_so_far(Signal::Logs), 1);
     assert_eq!(exporting.failures_so_far(Signal::Metrics), 0);
+}
+
+/// Notes what is said, and by whom.
+#[derive(Clone, Default)]
+struct Callsites(Arc<Mutex<Vec<&'static tracing::Metadata<'static>>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Callsites {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        lock(&self.0).push(event.metadata());
+    }
+
+    fn on_new_span(
+        &self,
+        span: &tracing::span::Attributes<'_>,
+        _: &tracing::span::Id,
+        _: tracing_subscriber::layer::Context<'_, S>,
+    ) {
+        lock(&self.0).push(span.metadata());
+    }
+}
+
+#[tokio::test]
+async fn what_no_filter_lets_through_is_skipped_in_advance_with_a_collector_too() {
+    let callsites = Callsites::default();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(callsites.clone()), || {
+        tracing::debug!(target: "openraft::core", "a detail");
+        let _ = tracing::debug_span!(target: "streambus::partition", "a detail");
+        tracing::trace!(target: "h2::codec", "a frame");
+        tracing::info!(target: "streambus::server", "news");
+    });
+    let (_collector, endpoint) = Collector::start().await;
+    let (_telemetry, dispatch) = exporting_to(&endpoint, "", |_| {});
+    let skipped: Vec<_> =
+        lock(&callsites.0).iter().map(|callsite| dispatch.register_callsite(callsite).is_never()).collect();
+    assert_eq!(skipped, [true, true, true, false]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
