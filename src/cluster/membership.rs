@@ -60,6 +60,8 @@ enum Step {
 enum Next {
     /// This.
     Do(Step),
+    /// Another one leads first.
+    HandOver(NodeId),
     /// Nothing before a member has caught up.
     Wait,
     /// Nothing: they are as wanted.
@@ -98,6 +100,33 @@ fn next_step(wanted: &Wanted, status: &Status, followers: &[Follower]) -> Next {
     let all: BTreeSet<NodeId> = wanted.voters.union(&wanted.learners).copied().collect();
     let unwanted = status.members.iter().find(|node| !all.contains(node));
     unwanted.map_or(Next::Done, |node| Next::Do(Step::Expel(*node)))
+}
+
+/// What `leader` does in place of a step that would cost it its vote: it leads until others can, and hands over to the one
+/// of them that `heir` names.
+fn keep_vote(
+    next: Next,
+    leader: NodeId,
+    voters: &[NodeId],
+    heir: impl Fn(&[NodeId]) -> Option<NodeId>,
+) -> Next {
+    let heir_of = |after: &BTreeSet<NodeId>| {
+        let able: Vec<NodeId> =
+            voters.iter().copied().filter(|node| *node != leader && after.contains(node)).collect();
+        heir(&able)
+    };
+    match next {
+        Next::Do(Step::GiveVotes(after)) if !after.contains(&leader) => match heir_of(&after) {
+            Some(heir) => Next::HandOver(heir),
+            // Nobody of the new ones votes yet: let them, beside this one.
+            None => Next::Do(Step::GiveVotes(after.into_iter().chain([leader]).collect())),
+        },
+        // It leads without a vote if it took over while another one's change was half done.
+        Next::Do(Step::Expel(node)) if node == leader => {
+            heir_of(&voters.iter().copied().collect()).map_or(Next::Wait, Next::HandOver)
+        }
+        next => next,
+    }
 }
 
 /// Which brokers are in the groups that all brokers share: all of them, and as many as allowed with a vote.
@@ -203,8 +232,13 @@ impl Membership {
                 continue;
             }
             let wanted = wanted_in_system_groups(state, &status, &self.config);
-            if let Next::Do(step) = next_step(&wanted, &status, &members.followers()) {
-                self.spawn_step(members, step, under_way, room);
+            let followers = members.followers();
+            let next = next_step(&wanted, &status, &followers);
+            let heir = |able: &[NodeId]| self.heir(able, &status, &followers);
+            match keep_vote(next, self.node.0, &status.voters, heir) {
+                Next::Do(step) => self.spawn_step(members, step, under_way, room),
+                Next::HandOver(heir) => self.spawn_transfer(members, heir),
+                Next::Wait | Next::Done => {}
             }
         }
     }
@@ -263,41 +297,31 @@ impl Membership {
     fn look_at_partition(&self, place: &Place<'_>, members: &Members, status: &Status) -> bool {
         let Place { topic, number: partition, assignment, .. } = *place;
         let followers = members.followers();
-        let fit = |node: &NodeId| {
-            *node == self.node.0 || self.hub.is_up(*node) && keeps_up(status, &followers, *node)
-        };
-        let matched =
-            |node: &NodeId| followers.iter().find(|one| one.node == *node).and_then(|one| one.matched);
-        let heir = |voters: &BTreeSet<NodeId>| {
-            let heirs = voters.iter().filter(|node| **node != self.node.0 && status.voters.contains(node));
-            heirs.max_by_key(|node| (fit(node), matched(node))).copied()
-        };
+        let fit = |node: &NodeId| self.is_fit(*node, status, &followers);
+        let heir = |able: &[NodeId]| self.heir(able, status, &followers);
         let wanted =
             Wanted { voters: assignment.members().map(|id| id.0).collect(), learners: BTreeSet::new() };
-        if status.unreadable.is_some()
-            && let Some(heir) = heir(&wanted.voters).filter(fit)
-        {
-            self.spawn_transfer(members.clone(), heir);
-            return false;
+        if status.unreadable.is_some() {
+            let able: Vec<NodeId> =
+                status.voters.iter().copied().filter(|node| wanted.voters.contains(node)).collect();
+            if let Some(heir) = heir(&able).filter(fit) {
+                self.spawn_transfer(members.clone(), heir);
+                return false;
+            }
         }
         let advance =
             |from| Command::AdvanceRepair { topic: topic.id, partition, revision: assignment.revision, from };
         let next = next_step(&wanted, status, &followers);
         let done = next == Next::Done && !assignment.is_moving() && assignment.repair.is_none();
-        match next {
-            // A damaged replica keeps its vote until a majority of the others has everything.
-            Next::Do(Step::GiveVotes(voters))
-                if assignment.repair.is_some()
-                    && voters.iter().filter(|node| fit(node)).count() * 2 <= voters.len() => {}
-            // A leader that is to go leads until others can, and hands over before it loses its vote.
-            Next::Do(Step::GiveVotes(voters)) if !voters.contains(&self.node.0) => match heir(&voters) {
-                Some(heir) => self.spawn_transfer(members.clone(), heir),
-                // Nobody of the new ones votes yet: let them, beside this one.
-                None => {
-                    let both = voters.into_iter().chain([self.node.0]).collect();
-                    self.spawn_step(members.clone(), Step::GiveVotes(both), place.under_way, place.room);
-                }
-            },
+        // A damaged replica keeps its vote until a majority of the others has everything.
+        if assignment.repair.is_some()
+            && let Next::Do(Step::GiveVotes(voters)) = &next
+            && voters.iter().filter(|node| fit(node)).count() * 2 <= voters.len()
+        {
+            return false;
+        }
+        match keep_vote(next, self.node.0, &status.voters, heir) {
+            Next::HandOver(heir) => self.spawn_transfer(members.clone(), heir),
             Next::Do(step) => self.spawn_step(members.clone(), step, place.under_way, place.room),
             Next::Wait => {}
             Next::Done => match assignment.repair.as_ref().map(|repair| repair.stage) {
@@ -320,6 +344,18 @@ impl Membership {
             },
         }
         done
+    }
+
+    /// Whether a voter could lead at once.
+    fn is_fit(&self, node: NodeId, status: &Status, followers: &[Follower]) -> bool {
+        node == self.node.0 || self.hub.is_up(node) && keeps_up(status, followers, node)
+    }
+
+    /// Who of these voters takes a leadership from this broker best.
+    fn heir(&self, able: &[NodeId], status: &Status, followers: &[Follower]) -> Option<NodeId> {
+        let matched = |node| followers.iter().find(|one| one.node == node).and_then(|one| one.matched);
+        let others = able.iter().copied().filter(|node| *node != self.node.0);
+        others.max_by_key(|node| (self.is_fit(*node, status, followers), matched(*node)))
     }
 
     /// Learns what is agreed on now, and takes note of the terms that began before. What a replica that leads anew
@@ -590,6 +626,19 @@ mod tests {
         assert_eq!(next_step(&goal, &invited, &there), Next::Do(Step::GiveVotes([1, 4].into())));
         let voted = status(&[1, 4], &[1, 2, 4]);
         assert_eq!(next_step(&goal, &voted, &there), Next::Do(Step::Expel(2)));
+    }
+
+    #[test]
+    fn a_leader_that_is_to_go_hands_over_before_it_loses_its_vote() {
+        let next = |step: Step, voters: &[NodeId]| {
+            keep_vote(Next::Do(step), 1, voters, |able| able.iter().max().copied())
+        };
+        let give = |voters: &[NodeId]| Step::GiveVotes(voters.iter().copied().collect());
+        assert_eq!(next(give(&[2, 3, 4]), &[1, 2, 3]), Next::HandOver(3), "4 has no vote yet");
+        assert_eq!(next(give(&[4, 5]), &[1, 2, 3]), Next::Do(give(&[1, 4, 5])), "nobody could take over");
+        assert_eq!(next(give(&[1, 2, 4]), &[1, 2, 3]), Next::Do(give(&[1, 2, 4])));
+        assert_eq!(next(Step::Expel(1), &[2, 3]), Next::HandOver(3));
+        assert_eq!(next(Step::Expel(4), &[1, 2]), Next::Do(Step::Expel(4)));
     }
 
     #[test]

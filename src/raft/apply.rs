@@ -230,8 +230,12 @@ impl RaftStateMachine<Types> for Applier {
         let mut batch = Batch::new();
         batch.put_snapshot(group, snapshot.encode());
         batch.put_committed(group, position(&applied));
-        let stored = self.shared.store.commit_and_wait(batch, Durability::Sync).await;
-        stored.map_err(|error| self.shared.fail(error))?;
+        {
+            let mut newest = self.shared.snapshot.lock().await;
+            let stored = self.shared.store.commit_and_wait(batch, Durability::Sync).await;
+            stored.map_err(|error| self.shared.fail(error))?;
+            *newest = Some(applied.index);
+        }
         self.applied = Some(applied);
         self.members = snapshot.members;
         self.bytes_since_checkpoint = 0;

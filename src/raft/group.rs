@@ -132,7 +132,10 @@ impl<M: Machine> Group<M> {
         };
         let log_store = LogStore::new(Arc::clone(&shared));
         let agreement = Agreement::new(node, Arc::new(config), peers, log_store, applier).await;
-        let agreement = agreement.map_err(|_| shared.stopped())?;
+        let agreement = agreement.map_err(|error| {
+            tracing::error!(group = %id, error = %error, "the replica of a group cannot start");
+            shared.stopped()
+        })?;
         let core = Arc::new(Core {
             shared,
             agreement,
@@ -222,16 +225,12 @@ impl<M> Group<M> {
         self.core.changed(self.core.agreement.add_learner(node, (), true).await)
     }
 
-    /// Makes `voters` the members with a vote; each must be a member already. Who loses its vote leaves the
-    /// group.
+    /// As [`Members::give_votes`], but who loses its vote leaves the group.
     ///
     /// # Errors
-    /// [`Error::NotLeader`], [`Error::Membership`] while another change is under way or if a node is no
-    /// member, [`Error::OutcomeUnknown`].
+    /// As there.
     pub async fn change_voters(&self, voters: impl IntoIterator<Item = NodeId>) -> Result<(), Error> {
-        let voters =
-            ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters.into_iter().collect::<BTreeSet<_>>());
-        self.core.changed(self.core.agreement.change_membership(voters, false).await)
+        self.core.replace_voters(voters.into_iter().collect(), false).await
     }
 
     /// See [`Members::transfer_leadership`].
@@ -304,6 +303,9 @@ impl Found {
             (Some(checkpoint), Some(snapshot)) if checkpoint.applied < snapshot.applied => Some(snapshot),
             (checkpoint, snapshot) => checkpoint.or(snapshot),
         };
+        if purged > start.as_ref().map(|start| start.applied.index) {
+            return Err(corrupt("the log is purged beyond every state that is stored"));
+        }
         Ok(Found { vote, start, last, purged })
     }
 }
@@ -322,6 +324,24 @@ impl Core {
             self.agreement.trigger().elect(false).await.map_err(|_| self.shared.stopped())?;
         }
         Ok(())
+    }
+
+    /// Makes `voters` the members with a vote. Who loses its vote stays a member if `retain` says so.
+    pub(super) async fn replace_voters(&self, voters: BTreeSet<NodeId>, retain: bool) -> Result<(), Error> {
+        if !voters.contains(&self.node) {
+            return Err(self.must_hand_over());
+        }
+        let change = ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters);
+        self.changed(self.agreement.change_membership(change, retain).await)
+    }
+
+    /// Why this replica does not do what would cost it its vote.
+    pub(super) fn must_hand_over(&self) -> Error {
+        let status = self.shared.status().borrow();
+        if status.role != Role::Leader {
+            return Error::NotLeader { leader: status.leader };
+        }
+        Error::Membership { reason: format!("node {} leads, and must hand over before it leaves", self.node) }
     }
 
     pub(super) fn changed<T>(
@@ -347,14 +367,9 @@ impl Core {
     async fn purge_to(&self, index: u64) -> Result<Option<u64>, Error> {
         let _alone = self.purging.lock().await;
         self.checkpoint_up_to(index).await?;
-        let purged = self.shared.status().borrow().purged;
-        let Some((at, checkpoint)) = self.shared.log.checkpoint_at(index)? else { return Ok(purged) };
-        if Some(at) <= purged {
-            return Ok(purged);
-        }
-        let mut batch = Batch::new();
-        batch.put_snapshot(self.shared.group, checkpoint);
-        self.shared.store.commit_and_wait(batch, Durability::Lazy).await?;
+        let Some(at) = self.store_snapshot(index).await? else {
+            return Ok(self.shared.status().borrow().purged);
+        };
         // Taking up the snapshot makes openraft purge the log up to it, once no follower is being sent those
         // entries.
         self.agreement.trigger().snapshot().await.map_err(|_| self.shared.stopped())?;
@@ -364,6 +379,22 @@ impl Core {
             Ok(status) if status.role != Role::Stopped => Ok(status.purged),
             _ => Err(self.shared.stopped()),
         }
+    }
+
+    /// Makes the newest checkpoint at or below `index` the snapshot, and gives its entry. Nothing if there is none, or none
+    /// that is newer than what the log is purged to, or is about to be.
+    async fn store_snapshot(&self, index: u64) -> Result<Option<u64>, Error> {
+        // A leader's snapshot that is being taken up is as good as there: the log will be purged up to it.
+        let mut newest = self.shared.snapshot.lock().await;
+        let Some((at, checkpoint)) = self.shared.log.checkpoint_at(index)? else { return Ok(None) };
+        if Some(at) <= self.shared.status().borrow().purged || Some(at) < *newest {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        batch.put_snapshot(self.shared.group, checkpoint);
+        self.shared.store.commit_and_wait(batch, Durability::Lazy).await?;
+        *newest = Some(at);
+        Ok(Some(at))
     }
 
     /// Has a checkpoint written if what is applied is not after `limit`, and waits until it can be read.

@@ -102,22 +102,27 @@ impl Members {
         self.core.changed(self.core.agreement.add_learner(node, (), false).await)
     }
 
-    /// Makes `voters` the members with a vote; each must be a member already. Who loses its vote stays a member.
+    /// Makes `voters` the members with a vote; each must be a member already, and the leader must be one of them. Who loses
+    /// its vote stays a member.
     ///
     /// # Errors
-    /// As [`Members::invite`]; [`Error::Membership`] also if a node is no member.
+    /// As [`Members::invite`]; [`Error::Membership`] also if a node is no member, or if the leader would lose its vote: it
+    /// must hand over first.
     pub async fn give_votes(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
-        let change = ChangeMembers::<NodeId, ()>::ReplaceAllVoters(voters);
-        self.core.changed(self.core.agreement.change_membership(change, true).await)
+        self.core.replace_voters(voters, true).await
     }
 
-    /// Removes a member that has no vote.
+    /// Removes a member that has no vote and does not lead.
     ///
     /// # Errors
-    /// As [`Members::invite`].
+    /// As [`Members::give_votes`].
     pub async fn expel(&self, node: NodeId) -> Result<(), Error> {
+        if node == self.core.node {
+            return Err(self.core.must_hand_over());
+        }
         let change = ChangeMembers::<NodeId, ()>::RemoveNodes(BTreeSet::from([node]));
-        self.core.changed(self.core.agreement.change_membership(change, false).await)
+        // What an earlier leader began is finished with this change. Who loses its vote by that, maybe this leader, stays.
+        self.core.changed(self.core.agreement.change_membership(change, true).await)
     }
 
     /// Asks the leader, if it is this node, to hand its leadership to `to`. It takes no more commands from then on. Whether

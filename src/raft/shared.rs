@@ -29,6 +29,9 @@ pub(super) struct Shared {
     pub(super) purges: TaskTracker,
     /// What the store's callbacks need. They must not keep the store itself alive: they run on its thread.
     pub(super) progress: Arc<Progress>,
+    /// The newest snapshot that was stored since the replica opened. Held while one is being stored, so that none replaces
+    /// a newer one.
+    pub(super) snapshot: tokio::sync::Mutex<Option<u64>>,
     vote: Mutex<Option<Vote>>,
     /// When a leader last spoke to this replica.
     heard: Mutex<Option<tokio::time::Instant>>,
@@ -66,6 +69,7 @@ impl Shared {
             transport,
             purges: TaskTracker::new(),
             progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),
+            snapshot: tokio::sync::Mutex::default(),
             vote: Mutex::new(vote),
             heard: Mutex::default(),
             status: watch::Sender::new(Status::default()),

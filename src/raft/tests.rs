@@ -1,11 +1,16 @@
 //! Behaviour of whole replicas over a real store.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::message::{Ballot, Request, Response, VoteRequest};
+use super::checkpoint::Checkpoint;
+use super::message::{Append, Ballot, Request, Response, SnapshotRequest, VoteRequest};
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
-use super::{Config, Error, Group, Role};
-use crate::storage::Position;
+use super::types::{Membership, StoredMembership, log_id};
+use super::{Config, Env, Error, Group, NoPeers, NodeId, Role};
+use crate::storage::{self, Batch, Disk, Durability, Position, Store};
+use crate::task::Tasks;
 
 /// How long a majority has to answer a leader that asks.
 const CONFIRM: Duration = Duration::from_millis(300);
@@ -333,6 +338,73 @@ async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_r
 }
 
 #[tokio::test]
+async fn a_purge_does_not_replace_a_newer_snapshot_that_a_leader_sends_meanwhile() {
+    let disk = Disk::new();
+    let open = async || {
+        let store = Store::simulated(&disk, storage::Sync::Always, Arc::new(|_| {})).unwrap();
+        let slow_disk = store.clone();
+        let writer = tokio::spawn(async move {
+            loop {
+                slow_disk.batch_came().await;
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+                while slow_disk.step() {}
+            }
+        });
+        let (config, transport) = (small_checkpoints(), Arc::new(NoPeers));
+        let env = Env { store, tasks: Tasks::new(), config, transport };
+        let notebook = Notebook::default();
+        (Group::open(GROUP, 1, notebook.clone(), &env).await.unwrap(), notebook, writer)
+    };
+    let (group, _, writer) = open().await;
+    group.bootstrap([1]).await.unwrap();
+    leads(&group).await;
+    write(&group, ["known"]).await;
+    let ballot = Ballot { term: 9, node: 2, granted: true };
+    let append = Append { ballot, previous: None, rows: Vec::new(), committed: None };
+    group.replica().handle(Request::Append(append)).await.unwrap();
+
+    let members = Membership::new_with_defaults(vec![BTreeSet::from([1, 2])], BTreeSet::new());
+    let checkpoint = Checkpoint {
+        applied: log_id(Position { index: 100, term: 9, leader: 2 }),
+        members: StoredMembership::new(Some(log_id(Position { index: 50, term: 9, leader: 2 })), members),
+        state: "known\nsent".into(),
+    };
+    let sent = Request::Snapshot(SnapshotRequest { ballot, checkpoint: checkpoint.encode() });
+    let replica = group.replica();
+    let (purged, installed) = tokio::join!(group.purge_to(u64::MAX), replica.handle(sent));
+    purged.unwrap();
+    installed.unwrap();
+    eventually(&group, "the log is purged", |status| status.purged == Some(100)).await;
+    group.stop_without_checkpoint().await;
+    writer.abort();
+
+    let (group, notebook, writer) = open().await;
+    assert_eq!(group.status().borrow().applied, Some(100));
+    assert_eq!(notebook.seen().commands, ["known", "sent"]);
+    group.stop_without_checkpoint().await;
+    writer.abort();
+}
+
+#[tokio::test]
+async fn a_replica_without_a_state_for_what_is_left_of_its_log_is_damaged() {
+    let broker = Broker::alone(Config::default());
+    let at = |index| Position { index, term: 1, leader: 1 };
+    let (applied, members, state) = (log_id(at(5)), StoredMembership::default(), Default::default());
+    let mut batch = Batch::new();
+    batch.put_snapshot(GROUP, Checkpoint { applied, members, state }.encode());
+    let store = &broker.env.store;
+    store.commit_and_wait(batch, Durability::Sync).await.unwrap();
+    store.log(GROUP).unwrap().purge_to(at(7)).unwrap();
+
+    let opened = Group::open(GROUP, 1, Notebook::default(), &broker.env).await;
+
+    let refused = opened.err().expect("6 and 7 are nowhere");
+    assert!(refused.is_damage(), "{refused}");
+}
+
+#[tokio::test]
 async fn a_replica_votes_once_in_a_term() {
     let broker = Broker::alone(Config::default());
     let (group, _) = broker.open(3).await;
@@ -450,17 +522,29 @@ async fn an_idle_leader_whose_store_has_failed_lets_another_one_lead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_was_removed_does_not_name_itself() {
+async fn a_leader_leaves_its_group_only_after_it_has_handed_over() {
     let cluster = Cluster::start(4 << 20).await;
-    let removed = cluster.leader(&[]).await;
-    let group = cluster.group(removed);
-    group.change_voters((1..=3).filter(|node| *node != removed)).await.unwrap();
-    eventually(group, "it is no leader any more", |status| status.role == Role::Learner).await;
+    let leaving = cluster.leader(&[]).await;
+    let group = cluster.group(leaving);
+    let others: BTreeSet<NodeId> = (1..=3).filter(|node| *node != leaving).collect();
+    let next = *others.first().unwrap();
+    cluster.catches_up(next, leaving).await;
 
+    for refused in [
+        group.change_voters(others.clone()).await,
+        group.members().give_votes(others.clone()).await,
+        group.members().expel(leaving).await,
+    ] {
+        assert!(matches!(refused, Err(Error::Membership { .. })), "{refused:?}");
+    }
+    group.transfer_leadership(next).await.unwrap();
+    leads(cluster.group(next)).await;
+    let told = group.change_voters(others.clone()).await;
+    assert!(matches!(told, Err(Error::NotLeader { .. })), "{told:?}");
+    cluster.group(next).change_voters(others).await.unwrap();
     let refused = group.propose(command("no")).await;
 
-    assert!(matches!(refused, Err(Error::NotLeader { leader }) if leader != Some(removed)), "{refused:?}");
-    assert_ne!(group.status().borrow().leader, Some(removed));
+    assert!(matches!(refused, Err(Error::NotLeader { leader }) if leader != Some(leaving)), "{refused:?}");
     cluster.stop().await;
 }
 

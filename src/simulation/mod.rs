@@ -462,6 +462,14 @@ fn seeds() {
     }
 }
 
+/// Seeds that found something once.
+#[test]
+fn seeds_that_once_failed_hold() {
+    for seed in [20_054, 20_126] {
+        simulate(Plan::of(seed)).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_events() {
     for seed in [3, 4] {

@@ -189,6 +189,7 @@ fn change_members(world: &Arc<World>) {
     world.trace.tell(format!("node {node} changes group {group} to {voters:?}"));
     tokio::spawn(async move {
         let change = async {
+            let replica = leader_among(&world, group, &voters).await;
             if let Some(new) = new {
                 replica.add_learner(new).await?;
             }
@@ -234,21 +235,37 @@ fn repair(world: &Arc<World>) {
     });
 }
 
+/// The replica that leads, once that is one of `voters`. One that is not hands over first, as brokers do.
+async fn leader_among(world: &World, group: GroupId, voters: &BTreeSet<NodeId>) -> Group<()> {
+    loop {
+        if let Some((node, replica)) = leader(world, group) {
+            if voters.contains(&node) {
+                return replica;
+            }
+            let staying = replica.status().borrow().voters.iter().copied().find(|node| voters.contains(node));
+            if let Some(heir) = staying {
+                // Whether it did is seen by who leads next.
+                let _ = replica.transfer_leadership(heir).await;
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Asks who leads for these voters until it has them, or everything heals.
 async fn change_voters(world: &Arc<World>, group: GroupId, voters: BTreeSet<NodeId>) -> bool {
     while !world.is_healing() {
-        if let Some((_, replica)) = leader(world, group) {
-            let change = async {
-                for new in &voters {
-                    if !replica.status().borrow().members.contains(new) {
-                        replica.add_learner(*new).await?;
-                    }
+        let change = async {
+            let replica = leader_among(world, group, &voters).await;
+            for new in &voters {
+                if !replica.status().borrow().members.contains(new) {
+                    replica.add_learner(*new).await?;
                 }
-                replica.change_voters(voters.clone()).await
-            };
-            if matches!(timeout(Duration::from_secs(2), change).await, Ok(Ok(()))) {
-                return true;
             }
+            replica.change_voters(voters.clone()).await
+        };
+        if matches!(timeout(Duration::from_secs(2), change).await, Ok(Ok(()))) {
+            return true;
         }
         sleep(Duration::from_millis(100)).await;
     }
