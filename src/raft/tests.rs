@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::message::{Append, Ballot, Request, Response, SnapshotRequest, VoteRequest};
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::types::{Membership, StoredMembership, log_id};
-use super::{Config, Env, Error, Group, NoPeers, NodeId, Role};
+use super::{Config, Env, Error, Group, Metronome, NoPeers, NodeId, Role};
 use crate::storage::{self, Batch, Disk, Durability, Position, Store};
 use crate::task::Tasks;
 
@@ -353,7 +353,7 @@ async fn a_purge_does_not_replace_a_newer_snapshot_that_a_leader_sends_meanwhile
             }
         });
         let (config, transport) = (small_checkpoints(), Arc::new(NoPeers));
-        let env = Env { store, tasks: Tasks::new(), config, transport };
+        let env = Env { store, tasks: Tasks::new(), config, metronome: Metronome::new(), transport };
         let notebook = Notebook::default();
         (Group::open(GROUP, 1, notebook.clone(), &env).await.unwrap(), notebook, writer)
     };
