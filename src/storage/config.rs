@@ -53,7 +53,9 @@ pub struct Config {
     /// Rows of one group in memory before they become a table, in bytes.
     #[serde(with = "crate::units::size")]
     pub table_bytes: u64,
-    /// Journal files on disk, in bytes; at least 64 MiB. All of it is replayed on start after a crash, at 1 to 2 GB/s.
+    /// Journal files on disk, in bytes; at least 64 MiB. All of it is replayed on start after a crash, at 1 to 2 GB/s. Much
+    /// less than twice `write_buffer_bytes` makes small tables when many partitions are written at once: a journal goes
+    /// only when everything in it is in tables.
     #[serde(with = "crate::units::size")]
     pub journal_bytes: u64,
     /// Batches that wait for the writer, in bytes. When full, `reserve` waits.
@@ -111,7 +113,7 @@ impl Default for Config {
             cache_bytes: 32 * MIB,
             write_buffer_bytes: 256 * MIB,
             table_bytes: 32 * MIB,
-            journal_bytes: 128 * MIB,
+            journal_bytes: 512 * MIB,
             commit_queue_bytes: 64 * MIB,
             round_bytes: 16 * MIB,
             flush_threads: 1,

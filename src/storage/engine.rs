@@ -3,11 +3,11 @@
 //! A partition's log has a table of its own, whose keys only grow: compaction moves files instead of rewriting them, and
 //! retention drops whole files. Everything else shares four tables.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -58,6 +58,8 @@ pub struct Engine {
     partitions: Mutex<HashMap<GroupId, LogTable>>,
     table_bytes: u64,
     write_buffer_bytes: u64,
+    /// By the engine's numbers of tables.
+    unwritten: Mutex<HashMap<u64, Unwritten>>,
     journal_bytes: u64,
     since_check: AtomicU64,
     since_rotation: AtomicU64,
@@ -95,6 +97,7 @@ impl Engine {
             partitions: Mutex::default(),
             table_bytes: config.table_bytes,
             write_buffer_bytes: config.write_buffer_bytes,
+            unwritten: Mutex::default(),
             journal_bytes: config.journal_bytes,
             since_check: AtomicU64::new(0),
             since_rotation: AtomicU64::new(0),
@@ -264,8 +267,8 @@ impl Engine {
         let started = Instant::now();
         let mut waited = false;
         loop {
-            let Memory { held, flushing, crowded } = self.start_flushes()?;
-            if !crowded && (held <= self.write_buffer_bytes || !flushing) {
+            let Memory { bytes, crowded } = self.start_flushes()?;
+            if !crowded && bytes <= self.write_buffer_bytes {
                 break;
             }
             waited = true;
@@ -280,19 +283,24 @@ impl Engine {
 
     /// Starts turning the largest tables in memory into files where a bound asks for it.
     fn start_flushes(&self) -> Result<Memory, Error> {
-        let mut held = 0;
+        let mut bytes = 0;
         let mut active = 0;
         let mut crowded = false;
         let mut growing = Vec::new();
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *unwritten);
         for rows in self.all_tables() {
-            held += rows.tree.version_memtable_size_sum();
+            let mut memory = before.remove(&rows.tree.id()).unwrap_or_default();
+            let size = memory.look(&rows);
+            bytes += memory.bytes();
             crowded |= rows.sealed_memtable_count() >= SEALED_MAX;
-            let size = rows.tree.active_memtable().size();
             active += size;
+            unwritten.insert(rows.tree.id(), memory);
             if size > 0 {
                 growing.push((size, rows));
             }
         }
+        drop(unwritten);
         growing.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
         let journals = self
             .database
@@ -309,8 +317,7 @@ impl Engine {
             due = false;
             self.since_rotation.store(0, Ordering::Relaxed);
         }
-        let flushing = self.all_tables().iter().any(|rows| rows.sealed_memtable_count() > 0);
-        Ok(Memory { held, flushing, crowded })
+        Ok(Memory { bytes, crowded })
     }
 
     /// Bytes in files of tables and journals, files of logs, and finished compactions.
@@ -378,15 +385,38 @@ pub enum Reclaimable {
     NewestFileBehindRows,
 }
 
-/// What is in memory.
+/// What is in memory and not in files yet.
 struct Memory {
-    /// Bytes, those of memory that was written to files included until the engine lets go of it, which it does with
-    /// later writes only: waiting for this number alone to fall may never end.
-    held: u64,
-    /// Whether some of it is on its way to files.
-    flushing: bool,
+    bytes: u64,
     /// Whether a group has too many tables waiting.
     crowded: bool,
+}
+
+/// The memory of one table that is not in files yet, the oldest first. The last one grows, the others wait to be written.
+///
+/// The engine's own sum counts memory once for each version of the table that refers to it, and after it was written until
+/// something else is.
+#[derive(Default)]
+struct Unwritten(VecDeque<(u64, Box<dyn Fn() -> u64 + Send>)>);
+
+impl Unwritten {
+    /// Takes note of what the table has now, and gives the bytes of what grows.
+    fn look(&mut self, rows: &Keyspace) -> u64 {
+        let active = rows.tree.active_memtable();
+        if self.0.back().is_none_or(|(id, _)| *id != active.id()) {
+            let memory = Arc::downgrade(&active);
+            let size = move || memory.upgrade().map_or(0, |memory| memory.size());
+            self.0.push_back((active.id(), Box::new(size)));
+        }
+        // What is begun between two looks is small, or the same table would be crowded.
+        let written = self.0.len().saturating_sub(rows.sealed_memtable_count() + 1);
+        self.0.drain(..written);
+        active.size()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, size)| size()).sum()
+    }
 }
 
 /// Large rows, written once, read in order: no filters, no compression (payloads are compressed by producers or not at
