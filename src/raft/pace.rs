@@ -35,7 +35,7 @@ impl Metronome {
         let first = self.0 + period * turn / TURNS;
         let Some(since) = now.checked_duration_since(first) else { return first };
         let past = since.as_nanos() % period.as_nanos();
-        now + period - Duration::from_nanos_u128(past)
+        now + period - Duration::from_nanos(past as u64)
     }
 }
 

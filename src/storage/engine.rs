@@ -286,6 +286,7 @@ impl Engine {
         let mut bytes = 0;
         let mut active = 0;
         let mut crowded = false;
+        let mut writing = false;
         let mut growing = Vec::new();
         let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
         let mut before = std::mem::take(&mut *unwritten);
@@ -293,7 +294,9 @@ impl Engine {
             let mut memory = before.remove(&rows.tree.id()).unwrap_or_default();
             let size = memory.look(&rows);
             bytes += memory.bytes();
-            crowded |= rows.sealed_memtable_count() >= SEALED_MAX;
+            let sealed = rows.sealed_memtable_count();
+            crowded |= sealed >= SEALED_MAX;
+            writing |= sealed > 0;
             active += size;
             unwritten.insert(rows.tree.id(), memory);
             if size > 0 {
@@ -306,7 +309,9 @@ impl Engine {
             .database
             .journal_disk_space()
             .map_err(|source| Error::storage("measure the journals", source))?;
-        let everything = journals > self.journal_bytes + 2 * JOURNAL_FILE_BYTES;
+        // The engine itself writes what the oldest journal needs. Should that not be enough, everything is written, but not
+        // again while that goes on: it would only make many small tables.
+        let everything = !writing && journals > self.journal_bytes + 2 * JOURNAL_FILE_BYTES;
         let mut due = self.since_rotation.load(Ordering::Relaxed) >= JOURNAL_FILE_BYTES;
         for (size, rows) in growing {
             if !(everything || due || active > self.write_buffer_bytes / 4 * 3) {
@@ -440,4 +445,44 @@ fn small_rows() -> KeyspaceCreateOptions {
         .data_block_compression_policy(CompressionPolicy::disabled())
         .index_block_compression_policy(CompressionPolicy::disabled())
         .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_counts_once_while_it_waits_and_not_when_it_is_written() {
+        const ROWS: u64 = 1_000;
+        const ROW_BYTES: usize = 1_000;
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let engine = Engine::open(directory.path(), &Config::default()).expect("the engine opens");
+        let table = engine.log_table(GroupId::partition(1, 0)).expect("a table");
+        let write = |from: u64| {
+            for index in from..from + ROWS {
+                table.rows.insert(index.to_be_bytes(), vec![7; ROW_BYTES]).expect("a row is written");
+            }
+        };
+        let mut memory = Unwritten::default();
+        write(0);
+        let first = memory.look(&table.rows);
+        assert!(first >= ROWS * ROW_BYTES as u64, "{first}");
+        assert_eq!(memory.bytes(), first);
+
+        // Held back, so that what is sealed waits.
+        let flushing = table.rows.tree.get_flush_lock();
+        table.rows.rotate_memtable().expect("the table is sealed");
+        write(ROWS);
+        let second = memory.look(&table.rows);
+        assert_eq!(memory.bytes(), first + second);
+        drop(flushing);
+
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while table.rows.sealed_memtable_count() > 0 {
+            assert!(Instant::now() < deadline, "the table is not written");
+            std::thread::yield_now();
+        }
+        memory.look(&table.rows);
+        assert_eq!(memory.bytes(), second);
+    }
 }
