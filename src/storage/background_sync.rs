@@ -1,7 +1,10 @@
-//! Syncing beside writing, for `sync = "interval"`: the committer goes on while the disk works.
+//! Work on the journals beside writing: the committer goes on while the disk works.
 //!
 //! The engine's own sync holds its journal, so that nothing can be written meanwhile. A sync through handles of our own
 //! on the same files does not: the system syncs the file, whoever wrote to it.
+//!
+//! What is on disk is taken out of the system's page cache: nothing but a start after a crash reads a journal, and the
+//! memory is worth more for what consumers read. It is also where the next write finds memory without asking for more.
 
 use std::fs::File;
 use std::io;
@@ -15,14 +18,19 @@ use std::time::Instant;
 use super::Error;
 use super::committer::{Queue, SyncObservation, SyncObserver};
 
-/// What is to be synced.
-struct Request {
-    /// Every round up to this one was written.
-    round: u64,
-    observation: SyncObservation,
+/// What is to be done with every journal.
+enum Request {
+    /// Sync it, and forget it.
+    Sync {
+        /// Every round up to this one was written.
+        round: u64,
+        observation: SyncObservation,
+    },
+    /// Take what is on disk out of the page cache.
+    Forget,
 }
 
-/// A thread that syncs the journals when it is told to.
+/// A thread that syncs and forgets the journals when it is told to.
 pub struct BackgroundSync {
     requests: Option<SyncSender<Request>>,
     progress: Arc<Progress>,
@@ -57,18 +65,25 @@ impl BackgroundSync {
         Ok(BackgroundSync { requests: Some(requests), progress, thread: Some(thread) })
     }
 
-    /// Begins to sync everything up to `round`, unless a sync is under way. Returns whether it began.
+    /// Begins to sync everything up to `round`, unless the thread is busy. Returns whether it began.
     pub fn begin(&self, round: u64, observation: SyncObservation) -> bool {
+        self.request(Request::Sync { round, observation })
+    }
+
+    /// Begins to take what was synced out of the page cache, unless the thread is busy. Returns whether it began.
+    pub fn forget(&self) -> bool {
+        self.request(Request::Forget)
+    }
+
+    fn request(&self, request: Request) -> bool {
         if self.is_busy() {
             return false;
         }
         self.progress.busy.store(true, Ordering::Release);
-        self.requests
-            .as_ref()
-            .is_some_and(|requests| requests.try_send(Request { round, observation }).is_ok())
+        self.requests.as_ref().is_some_and(|requests| requests.try_send(request).is_ok())
     }
 
-    /// Whether a sync is under way.
+    /// Whether the thread is at work.
     pub fn is_busy(&self) -> bool {
         self.progress.busy.load(Ordering::Acquire)
     }
@@ -98,31 +113,52 @@ fn run(
     queue: &Queue,
     observer: Option<&SyncObserver>,
 ) {
-    while let Ok(Request { round, observation }) = requests.recv() {
-        let started = Instant::now();
-        match sync_journals(directory) {
-            Ok(()) => progress.synced.store(round, Ordering::Release),
-            Err(source) => queue.fail(&Error::storage("sync the journal", source)),
+    while let Ok(request) = requests.recv() {
+        match request {
+            Request::Sync { round, observation } => {
+                let started = Instant::now();
+                match for_journals(directory, File::sync_data) {
+                    Ok(()) => progress.synced.store(round, Ordering::Release),
+                    Err(source) => queue.fail(&Error::storage("sync the journal", source)),
+                }
+                queue.stats.syncs.fetch_add(1, Ordering::Relaxed);
+                if let Some(observer) = observer {
+                    observer(SyncObservation { duration: started.elapsed(), ..observation });
+                }
+            }
+            Request::Forget => {}
         }
-        queue.stats.syncs.fetch_add(1, Ordering::Relaxed);
-        if let Some(observer) = observer {
-            observer(SyncObservation { duration: started.elapsed(), ..observation });
+        // Memory is all that is at stake here.
+        if let Err(error) = for_journals(directory, forget) {
+            tracing::debug!(%error, "the journals stay in the page cache");
         }
         progress.busy.store(false, Ordering::Release);
     }
 }
 
-/// Syncs every journal file. One that disappears meanwhile is in tables, which the engine has synced.
-fn sync_journals(directory: &Path) -> io::Result<()> {
+/// Does something to every journal file. One that disappears meanwhile is in tables, which the engine has synced.
+fn for_journals(directory: &Path, act: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "jnl") {
             continue;
         }
-        match File::open(&path).and_then(|journal| journal.sync_data()) {
+        match File::open(&path) {
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
+            opened => act(&opened?)?,
         }
     }
+    Ok(())
+}
+
+/// Pages that are not on disk yet stay, and the system begins to write them.
+#[cfg(target_os = "linux")]
+fn forget(journal: &File) -> io::Result<()> {
+    Ok(rustix::fs::fadvise(journal, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+/// Other systems have no such call, or another one.
+#[cfg(not(target_os = "linux"))]
+fn forget(_journal: &File) -> io::Result<()> {
     Ok(())
 }

@@ -63,7 +63,12 @@ pub struct Permit {
     _room: OwnedSemaphorePermit,
 }
 
-/// How often the committer looks whether a sync that is under way has ended.
+/// A sync beside writing begins at the latest when this much is not on disk, and as often the page cache is emptied of
+/// journals. With more, much of the memory that is written to has not been used for long, and virtual machines are slow
+/// to hand it out.
+const BACKGROUND_BYTES: u64 = 32 * 1024 * 1024;
+
+/// How often the committer looks whether the thread beside it has ended what it does.
 const BUSY_POLL: Duration = Duration::from_millis(5);
 
 /// Room is counted in units of this many bytes, because a semaphore hands out at most `u32::MAX`.
@@ -232,7 +237,9 @@ pub struct Committer {
     /// When the oldest unsynced write happened.
     unsynced: Option<Instant>,
     since_sync: SyncObservation,
-    /// With `sync = "interval"`: who syncs while this thread writes.
+    /// Bytes that this thread synced and that may still be in the page cache.
+    remembered: u64,
+    /// Who works on the journals while this thread writes.
     background: Option<BackgroundSync>,
 }
 
@@ -256,6 +263,7 @@ impl Committer {
             round: Round { number: last_round, synced: last_round },
             unsynced: None,
             since_sync: SyncObservation::NOTHING,
+            remembered: 0,
         }
     }
 
@@ -328,7 +336,9 @@ impl Committer {
         self.write(items)?;
         let wanted =
             self.sync == Sync::Always && items.iter().any(|item| item.durability == Durability::Sync);
-        let overdue = self.unsynced.is_some_and(|at| at.elapsed() >= self.sync_interval);
+        let overdue = self.unsynced.is_some_and(|at| {
+            self.since_sync.bytes >= BACKGROUND_BYTES || at.elapsed() >= self.sync_interval
+        });
         match &self.background {
             _ if wanted => self.sync_now(),
             Some(background) if overdue => {
@@ -358,7 +368,7 @@ impl Committer {
             }
             self.round.number += 1;
             if let Some(background) = &self.background {
-                self.round.synced = background.synced();
+                self.round.synced = self.round.synced.max(background.synced());
             }
             self.unsynced.get_or_insert_with(Instant::now);
             self.engine.write(round.iter().map(|item| &item.batch), self.round)?;
@@ -381,6 +391,11 @@ impl Committer {
         self.round.synced = self.round.number;
         self.unsynced = None;
         self.queue.stats.syncs.fetch_add(1, Ordering::Relaxed);
+        self.remembered += self.since_sync.bytes;
+        if self.remembered >= BACKGROUND_BYTES && self.background.as_ref().is_some_and(BackgroundSync::forget)
+        {
+            self.remembered = 0;
+        }
         let observation = SyncObservation { duration: started.elapsed(), ..self.since_sync };
         self.since_sync = SyncObservation::NOTHING;
         if let Some(observer) = &self.observer

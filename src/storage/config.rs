@@ -12,8 +12,8 @@ pub enum Sync {
     /// Before a write is acknowledged. Survives a power failure.
     #[default]
     Always,
-    /// Every `sync_interval`. An acknowledged write survives the end of the process, and a power failure may cost
-    /// what was written since the last sync.
+    /// Every `sync_interval`, and whenever 32 MiB wait for it. An acknowledged write survives the end of the process, and a
+    /// power failure may cost what was written since the last finished sync began.
     Interval,
 }
 

@@ -6,7 +6,7 @@
 //! | [`log_row`] | a Raft log row: header, checksum, and the buffers that avoid copying it |
 //! | [`batch`] | rows of one group that are written atomically |
 //! | [`committer`] | the only writer: gathers waiting batches, writes them at once, syncs once |
-//! | [`background_sync`] | syncs while the committer writes, for `sync = "interval"` |
+//! | [`background_sync`] | syncs journals while the committer writes, and takes them out of the page cache |
 //! | [`engine`] | the tables of the embedded engine, and the bounds on its memory |
 //! | [`store`] | open, close, groups, identity records, usage |
 //! | [`log`] | one group's rows, index, checkpoints, vote and purge point |

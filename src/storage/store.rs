@@ -22,7 +22,7 @@ use super::log::{Log, PurgePoints};
 #[cfg(test)]
 use super::simulated::Disk;
 use super::space::Space;
-use super::{Config, Durability, Error, Sync, journal};
+use super::{Config, Durability, Error, journal};
 
 /// Format of the data directory that this release writes, and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -120,17 +120,16 @@ impl Store {
         let engine = Arc::new(engine);
         let last_round = last_round(&engine)?;
         let queue = Arc::new(Queue::new(config));
-        let background = match config.sync {
-            Sync::Always => None,
-            Sync::Interval => Some(BackgroundSync::start(
-                tables_dir.clone(),
-                last_round,
-                Arc::clone(&queue),
-                observer.clone(),
-            )?),
-        };
-        let committer =
-            Committer::new(config, Arc::clone(&queue), Arc::clone(&engine), last_round, observer, background);
+        let background =
+            BackgroundSync::start(tables_dir.clone(), last_round, Arc::clone(&queue), observer.clone())?;
+        let committer = Committer::new(
+            config,
+            Arc::clone(&queue),
+            Arc::clone(&engine),
+            last_round,
+            observer,
+            Some(background),
+        );
         let thread = std::thread::Builder::new()
             .name("storage-commit".to_owned())
             .spawn(move || committer.run())
@@ -378,7 +377,7 @@ impl Store {
 #[cfg(test)]
 impl Store {
     /// A store on a simulated disk. Nothing is written until [`Store::step`] is called, or somebody blocks.
-    pub fn simulated(disk: &Disk, sync: Sync, observer: StateObserver) -> Result<Self, Error> {
+    pub fn simulated(disk: &Disk, sync: super::Sync, observer: StateObserver) -> Result<Self, Error> {
         let config = Config {
             sync,
             // Real time must not decide anything.

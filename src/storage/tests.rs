@@ -631,3 +631,62 @@ async fn a_full_queue_makes_reservations_wait() {
     store.commit_and_wait(batch, Durability::Sync).await.expect("written");
     store.reserve(1024 * 1024).await.expect("the room of a written batch is free again");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn journals_leave_the_page_cache_once_they_are_on_disk() {
+    const ROW_BYTES: usize = 1024 * 1024;
+    const ROWS: u64 = 48;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    if !forgets(directory.path()) {
+        // The file system keeps its files in memory in any case.
+        return;
+    }
+    for sync in [Sync::Always, Sync::Interval] {
+        let home = directory.path().join(sync.name());
+        let config = Config {
+            sync,
+            // Only the amount that was written may make it sync.
+            sync_interval: Duration::from_secs(3_600),
+            ..config(&home)
+        };
+        let store = Store::open(&config, None).expect("the store opens");
+        let log = store.log(GROUP).expect("a log");
+        let oldest = newest_journal(&home);
+
+        for index in 0..ROWS {
+            append(&store, &log, index, &vec![7; ROW_BYTES]);
+        }
+
+        eventually("the start of the journal is not in memory", || !is_cached(&oldest));
+    }
+}
+
+/// Whether the file system has a file's first page in memory.
+#[cfg(target_os = "linux")]
+fn is_cached(path: &Path) -> bool {
+    use std::io::IoSliceMut;
+
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+    let file = std::fs::File::open(path).expect("a file");
+    let mut byte = [0];
+    match preadv2(file, &mut [IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT) {
+        Ok(_) => true,
+        Err(Errno::AGAIN) => false,
+        // It cannot tell.
+        Err(error) => panic!("reading without waiting: {error}"),
+    }
+}
+
+/// Whether the file system gives up what it has in memory, and says so.
+#[cfg(target_os = "linux")]
+fn forgets(directory: &Path) -> bool {
+    use rustix::fs::{Advice, fadvise};
+
+    let path = directory.join("probe");
+    std::fs::write(&path, [7; 4096]).expect("a file");
+    let file = std::fs::File::open(&path).expect("the file");
+    file.sync_all().expect("a sync");
+    fadvise(&file, 0, None, Advice::DontNeed).is_ok() && !is_cached(&path)
+}
