@@ -214,7 +214,7 @@ impl Membership {
                 let all_done = self.look_at_partitions(&state, &under_way, &room, &seen);
                 settled = all_done.then(|| (Arc::clone(&state), Instant::now()));
             }
-            if self.control.status().borrow().is_ready_leader() {
+            if self.control.status().now().is_ready_leader() {
                 self.relieve(&state).await;
             }
             if balanced.elapsed() >= self.config.balance_interval {
@@ -227,7 +227,7 @@ impl Membership {
     fn look_at_system_groups(&self, state: &State, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
         let coordinators = self.coordinators.all().iter().map(super::coordinator::Coordinator::members);
         for members in std::iter::once(self.control.members()).chain(coordinators) {
-            let status = members.status().borrow().clone();
+            let status = members.status().now();
             if !status.is_ready_leader() {
                 continue;
             }
@@ -261,7 +261,7 @@ impl Membership {
                     self.report_damage(&place, damage);
                 }
                 let Some(replica) = known.replica() else { continue };
-                let status = replica.status().borrow().clone();
+                let status = replica.status().now();
                 if !status.is_ready_leader() {
                     continue;
                 }
@@ -364,7 +364,7 @@ impl Membership {
         let mut fresh = Vec::new();
         for (group, known) in self.routing.partitions().iter() {
             let Some(replica) = known.replica() else { continue };
-            let status = replica.status().borrow().clone();
+            let status = replica.status().now();
             if status.is_ready_leader() && seen.get(group) != Some(&status.term) {
                 fresh.push((*group, status.term, replica));
             }
@@ -494,7 +494,7 @@ impl Membership {
     pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, over: Instant) -> bool {
         let work = groups.into_iter().map(|members| async move {
             let mut status = members.status();
-            let now = status.borrow().clone();
+            let now = status.now();
             if now.leader != Some(node.0) {
                 return true;
             }
@@ -546,7 +546,7 @@ pub(super) async fn balance(
     }
     for (shard, coordinator) in coordinators.all().iter().enumerate() {
         let members = coordinator.members();
-        let voters = Arc::clone(&members.status().borrow().voters);
+        let voters = Arc::clone(&members.status().now().voters);
         let Some(preferred) = voters.get(shard % voters.len().max(1)).copied() else { continue };
         if preferred != node.0
             && able(BrokerId(preferred))
@@ -560,7 +560,7 @@ pub(super) async fn balance(
 
 /// Hands a leadership that this broker has to `to`, if that can take it at once.
 async fn transfer_if_able(members: &Members, to: NodeId, hub: &Hub) -> bool {
-    let status = members.status().borrow().clone();
+    let status = members.status().now();
     if !status.is_ready_leader() || !status.voters.contains(&to) || !hub.is_up(to) {
         return false;
     }

@@ -338,7 +338,7 @@ async fn open(
     let partition = Partition::open(wanted.group, node.0, founders, metrics, env, tasks).await?;
     if replicas == [node.0] && !assignment.is_moving() {
         partition.ready().await?;
-    } else if founds && partition.status().borrow().leader.is_none() {
+    } else if founds && partition.status().now().leader.is_none() {
         tasks.spawn_until_stopped("first election", Criticality::BestEffort, elect(partition.clone()));
     }
     Ok(partition)
