@@ -129,6 +129,19 @@ fn keep_vote(
     }
 }
 
+/// What is done in place of a step that would take the vote of a damaged replica before a majority of those who are to
+/// vote then is `fit` to lead, and so has everything.
+fn keep_damaged(next: Next, fit: impl Fn(&NodeId) -> bool) -> Next {
+    match next {
+        Next::Do(Step::GiveVotes(after))
+            if after.iter().filter(|node| fit(node)).count() * 2 <= after.len() =>
+        {
+            Next::Wait
+        }
+        next => next,
+    }
+}
+
 /// Which brokers are in the groups that all brokers share: all of them, and as many as allowed with a vote.
 fn wanted_in_system_groups(state: &State, status: &Status, config: &Config) -> Wanted {
     let lasting = |broker: &&crate::metadata::Broker| broker.replaced_by.is_none();
@@ -311,14 +324,10 @@ impl Membership {
         }
         let advance =
             |from| Command::AdvanceRepair { topic: topic.id, partition, revision: assignment.revision, from };
-        let next = next_step(&wanted, status, &followers);
+        let mut next = next_step(&wanted, status, &followers);
         let done = next == Next::Done && !assignment.is_moving() && assignment.repair.is_none();
-        // A damaged replica keeps its vote until a majority of the others has everything.
-        if assignment.repair.is_some()
-            && let Next::Do(Step::GiveVotes(voters)) = &next
-            && voters.iter().filter(|node| fit(node)).count() * 2 <= voters.len()
-        {
-            return false;
+        if assignment.repair.is_some() {
+            next = keep_damaged(next, fit);
         }
         match keep_vote(next, self.node.0, &status.voters, heir) {
             Next::HandOver(heir) => self.spawn_transfer(members.clone(), heir),
@@ -639,6 +648,21 @@ mod tests {
         assert_eq!(next(give(&[1, 2, 4]), &[1, 2, 3]), Next::Do(give(&[1, 2, 4])));
         assert_eq!(next(Step::Expel(1), &[2, 3]), Next::HandOver(3));
         assert_eq!(next(Step::Expel(4), &[1, 2]), Next::Do(Step::Expel(4)));
+    }
+
+    #[test]
+    fn a_damaged_replica_keeps_its_vote_until_a_majority_of_the_others_has_everything() {
+        let next = |voters: &[NodeId], fit: &[NodeId]| {
+            let give = Next::Do(Step::GiveVotes(voters.iter().copied().collect()));
+            let after = keep_damaged(give.clone(), |node| fit.contains(node));
+            assert!(after == give || after == Next::Wait, "{after:?}");
+            after == give
+        };
+        assert!(!next(&[1, 2], &[1]), "3 is damaged, and 2 may lack what 3 has acknowledged");
+        assert!(next(&[1, 2], &[1, 2]));
+        assert!(!next(&[1, 2, 3, 4], &[1, 2]));
+        assert!(next(&[1, 2, 3, 4], &[1, 2, 4]));
+        assert_eq!(keep_damaged(Next::Do(Step::Expel(3)), |_| false), Next::Do(Step::Expel(3)));
     }
 
     #[test]
