@@ -132,7 +132,7 @@ impl Broker {
             replicas: state.replicas_of(broker.id),
             leaders: leaders.get(&broker.id).copied().unwrap_or(0),
         });
-        let control = cluster.control_status().borrow().clone();
+        let control = cluster.control_status().now();
         Ok(ClusterStatus {
             brokers: brokers.collect(),
             controller: control.leader,

@@ -78,7 +78,7 @@ fn levels_of(
         return None;
     }
     let bounds = partition.bounds();
-    let committed = replica.status().borrow().committed.map_or(0, |at| at + 1);
+    let committed = replica.status().now().committed.map_or(0, |at| at + 1);
     let followers = match leads {
         true => replica.members().followers(),
         false => Vec::new(),

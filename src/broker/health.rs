@@ -169,15 +169,13 @@ fn check_storage(open: &Open) -> Check {
 }
 
 fn check_cluster(open: &Open) -> Check {
-    let control = open.cluster.control_status();
-    let control = control.borrow();
+    let control = open.cluster.control_status().now();
     if let Some(error) = &control.failed {
         return Check::failing(format!("the control group has failed: {error}"));
     }
     if control.leader.is_none() {
         return Check::failing("the control group has no leader");
     }
-    drop(control);
     if open.cluster.control_members().quorum_age().is_some_and(|age| age > DESERTED) {
         let away: Vec<String> = open
             .cluster
@@ -193,8 +191,7 @@ fn check_cluster(open: &Open) -> Check {
         ));
     }
     for coordinator in open.cluster.coordinators().all() {
-        let (shard, status) = (coordinator.shard(), coordinator.status());
-        let status = status.borrow();
+        let (shard, status) = (coordinator.shard(), coordinator.status().now());
         if let Some(error) = &status.failed {
             return Check::failing(format!("coordinator shard {shard} has failed: {error}"));
         }

@@ -78,11 +78,11 @@ impl Broker {
 
     fn raft_levels(&self) -> Option<RaftLevels> {
         let cluster = &self.0.open.get()?.cluster;
-        let control = cluster.control_status().borrow().clone();
+        let control = cluster.control_status().now();
         let (mut leading, mut following, mut leaderless) = (0, 0, 0);
         let reached = |leader: u64| cluster.hub().is_up(leader);
         let mut count = |members: &Members| {
-            let status = members.status().borrow().clone();
+            let status = members.status().now();
             match status.role {
                 Role::Leader if members.quorum_age().is_none_or(|age| age <= DESERTED) => leading += 1,
                 Role::Leader => leaderless += 1,

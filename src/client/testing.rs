@@ -5,6 +5,7 @@ pub(super) mod group;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use futures_util::Stream;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -31,6 +32,7 @@ use crate::proto::v1::subscribe_request::Action;
 use crate::record::decode;
 
 const BROKER: u64 = 1;
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Larger than anything in the tests.
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
@@ -229,15 +231,33 @@ impl Fake {
         self.changed.notify_waiters();
     }
 
-    /// Waits until the state is as wanted.
+    /// Waits until the state is as wanted, which it must become in time.
     pub(super) async fn until(&self, wanted: impl Fn(&State) -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            if wanted(&self.state()) {
-                return;
+        let looking = async {
+            loop {
+                let changed = self.changed.notified();
+                if wanted(&self.state()) {
+                    return;
+                }
+                changed.await;
             }
-            changed.await;
+        };
+        in_time(looking).await;
+    }
+}
+
+/// Waits for what a test needs, and fails if it takes too long by a clock that goes on where the runtime's is paused.
+pub(super) async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    let (_waits, waiting) = std::sync::mpsc::channel::<()>();
+    let (late, is_late) = oneshot::channel();
+    std::thread::spawn(move || {
+        if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let _ = late.send(());
         }
+    });
+    tokio::select! {
+        happened = what => happened,
+        Ok(()) = is_late => panic!("it did not come about in {PATIENCE:?}"),
     }
 }
 

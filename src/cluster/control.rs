@@ -64,7 +64,7 @@ impl Control {
         let growth = Growth::new(log_bytes);
         let machine = Replica { state: State::default(), publish, growth: growth.clone() };
         let group = Group::open(GROUP, node, machine, env).await?;
-        if founds && group.status().borrow().last_index.is_none() {
+        if founds && group.status().now().last_index.is_none() {
             group.bootstrap([node]).await?;
         }
         let purger = purge::run(group.clone(), growth);
@@ -89,8 +89,7 @@ impl Control {
 
     /// The leader, if there is one and this replica, in case it is that, has applied what was agreed on before.
     pub fn ready_now(&self) -> Option<BrokerId> {
-        let status = self.status();
-        let status = status.borrow();
+        let status = self.status().now();
         let leader = status.leader.filter(|leader| *leader != self.node || status.is_ready_leader());
         leader.filter(|_| status.applied.is_some()).map(BrokerId)
     }
@@ -103,7 +102,7 @@ impl Control {
     pub async fn change(&self, command: &Command) -> Result<Outcome, Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let leader = self.status().borrow().leader;
+            let leader = self.status().now().leader;
             let changed = match leader {
                 Some(leader) if leader != self.node => {
                     self.hub.change_metadata(leader, command.encode()).await
@@ -144,7 +143,7 @@ impl Control {
         let catching_up = async {
             let Some(index) = self.leader_index().await else { return false };
             self.applied(index).await;
-            self.status().borrow().applied >= Some(index)
+            self.status().now().applied >= Some(index)
         };
         tokio::time::timeout(CATCH_UP_TIMEOUT, catching_up).await.unwrap_or(false)
     }
@@ -155,7 +154,7 @@ impl Control {
     /// The replica ended.
     pub(super) async fn caught_up(&self) -> Result<(), Error> {
         while !self.catch_up().await {
-            let status = self.status().borrow().clone();
+            let status = self.status().now();
             if status.role == Role::Stopped {
                 return Err(status.failed.unwrap_or(raft::Error::Stopped).into());
             }
@@ -166,7 +165,7 @@ impl Control {
 
     /// How far the leader has applied its log, if it answers.
     async fn leader_index(&self) -> Option<u64> {
-        let leader = self.status().borrow().leader?;
+        let leader = self.status().now().leader?;
         if leader == self.node {
             return self.leading_index().await;
         }
@@ -177,7 +176,7 @@ impl Control {
     /// itself for the leader when another one has been elected long ago.
     pub(super) async fn leading_index(&self) -> Option<u64> {
         self.members().confirm(CONFIRM_TIMEOUT).await.ok()?;
-        self.status().borrow().applied
+        self.status().now().applied
     }
 
     /// Waits until this replica has applied the entry at `index`; not for long.
@@ -231,7 +230,7 @@ impl Control {
     }
 
     /// The state of the group.
-    pub fn status(&self) -> watch::Receiver<raft::Status> {
+    pub fn status(&self) -> raft::Watch {
         self.group.status()
     }
 

@@ -129,6 +129,19 @@ fn keep_vote(
     }
 }
 
+/// What is done in place of a step that would take the vote of a damaged replica before a majority of those who are to
+/// vote then is `fit` to lead, and so has everything.
+fn keep_damaged(next: Next, fit: impl Fn(&NodeId) -> bool) -> Next {
+    match next {
+        Next::Do(Step::GiveVotes(after))
+            if after.iter().filter(|node| fit(node)).count() * 2 <= after.len() =>
+        {
+            Next::Wait
+        }
+        next => next,
+    }
+}
+
 /// Which brokers are in the groups that all brokers share: all of them, and as many as allowed with a vote.
 fn wanted_in_system_groups(state: &State, status: &Status, config: &Config) -> Wanted {
     let lasting = |broker: &&crate::metadata::Broker| broker.replaced_by.is_none();
@@ -214,7 +227,7 @@ impl Membership {
                 let all_done = self.look_at_partitions(&state, &under_way, &room, &seen);
                 settled = all_done.then(|| (Arc::clone(&state), Instant::now()));
             }
-            if self.control.status().borrow().is_ready_leader() {
+            if self.control.status().now().is_ready_leader() {
                 self.relieve(&state).await;
             }
             if balanced.elapsed() >= self.config.balance_interval {
@@ -227,7 +240,7 @@ impl Membership {
     fn look_at_system_groups(&self, state: &State, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
         let coordinators = self.coordinators.all().iter().map(super::coordinator::Coordinator::members);
         for members in std::iter::once(self.control.members()).chain(coordinators) {
-            let status = members.status().borrow().clone();
+            let status = members.status().now();
             if !status.is_ready_leader() {
                 continue;
             }
@@ -261,7 +274,7 @@ impl Membership {
                     self.report_damage(&place, damage);
                 }
                 let Some(replica) = known.replica() else { continue };
-                let status = replica.status().borrow().clone();
+                let status = replica.status().now();
                 if !status.is_ready_leader() {
                     continue;
                 }
@@ -311,14 +324,10 @@ impl Membership {
         }
         let advance =
             |from| Command::AdvanceRepair { topic: topic.id, partition, revision: assignment.revision, from };
-        let next = next_step(&wanted, status, &followers);
+        let mut next = next_step(&wanted, status, &followers);
         let done = next == Next::Done && !assignment.is_moving() && assignment.repair.is_none();
-        // A damaged replica keeps its vote until a majority of the others has everything.
-        if assignment.repair.is_some()
-            && let Next::Do(Step::GiveVotes(voters)) = &next
-            && voters.iter().filter(|node| fit(node)).count() * 2 <= voters.len()
-        {
-            return false;
+        if assignment.repair.is_some() {
+            next = keep_damaged(next, fit);
         }
         match keep_vote(next, self.node.0, &status.voters, heir) {
             Next::HandOver(heir) => self.spawn_transfer(members.clone(), heir),
@@ -364,7 +373,7 @@ impl Membership {
         let mut fresh = Vec::new();
         for (group, known) in self.routing.partitions().iter() {
             let Some(replica) = known.replica() else { continue };
-            let status = replica.status().borrow().clone();
+            let status = replica.status().now();
             if status.is_ready_leader() && seen.get(group) != Some(&status.term) {
                 fresh.push((*group, status.term, replica));
             }
@@ -494,7 +503,7 @@ impl Membership {
     pub(super) async fn hand_over(node: BrokerId, groups: Vec<Members>, hub: &Hub, over: Instant) -> bool {
         let work = groups.into_iter().map(|members| async move {
             let mut status = members.status();
-            let now = status.borrow().clone();
+            let now = status.now();
             if now.leader != Some(node.0) {
                 return true;
             }
@@ -546,7 +555,7 @@ pub(super) async fn balance(
     }
     for (shard, coordinator) in coordinators.all().iter().enumerate() {
         let members = coordinator.members();
-        let voters = Arc::clone(&members.status().borrow().voters);
+        let voters = Arc::clone(&members.status().now().voters);
         let Some(preferred) = voters.get(shard % voters.len().max(1)).copied() else { continue };
         if preferred != node.0
             && able(BrokerId(preferred))
@@ -560,7 +569,7 @@ pub(super) async fn balance(
 
 /// Hands a leadership that this broker has to `to`, if that can take it at once.
 async fn transfer_if_able(members: &Members, to: NodeId, hub: &Hub) -> bool {
-    let status = members.status().borrow().clone();
+    let status = members.status().now();
     if !status.is_ready_leader() || !status.voters.contains(&to) || !hub.is_up(to) {
         return false;
     }
@@ -639,6 +648,21 @@ mod tests {
         assert_eq!(next(give(&[1, 2, 4]), &[1, 2, 3]), Next::Do(give(&[1, 2, 4])));
         assert_eq!(next(Step::Expel(1), &[2, 3]), Next::HandOver(3));
         assert_eq!(next(Step::Expel(4), &[1, 2]), Next::Do(Step::Expel(4)));
+    }
+
+    #[test]
+    fn a_damaged_replica_keeps_its_vote_until_a_majority_of_the_others_has_everything() {
+        let next = |voters: &[NodeId], fit: &[NodeId]| {
+            let give = Next::Do(Step::GiveVotes(voters.iter().copied().collect()));
+            let after = keep_damaged(give.clone(), |node| fit.contains(node));
+            assert!(after == give || after == Next::Wait, "{after:?}");
+            after == give
+        };
+        assert!(!next(&[1, 2], &[1]), "3 is damaged, and 2 may lack what 3 has acknowledged");
+        assert!(next(&[1, 2], &[1, 2]));
+        assert!(!next(&[1, 2, 3, 4], &[1, 2]));
+        assert!(next(&[1, 2, 3, 4], &[1, 2, 4]));
+        assert_eq!(keep_damaged(Next::Do(Step::Expel(3)), |_| false), Next::Do(Step::Expel(3)));
     }
 
     #[test]

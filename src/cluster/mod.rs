@@ -196,7 +196,7 @@ impl Cluster {
     }
 
     /// The state of the control group.
-    pub fn control_status(&self) -> watch::Receiver<raft::Status> {
+    pub fn control_status(&self) -> raft::Watch {
         self.control.status()
     }
 
@@ -274,7 +274,7 @@ impl Cluster {
 
     /// The broker that leads the control group.
     pub fn controller(&self) -> Option<BrokerId> {
-        self.control.status().borrow().leader.map(BrokerId)
+        self.control.status().now().leader.map(BrokerId)
     }
 
     /// Hands the leadership of a partition that this broker leads to another one that has a replica.
@@ -301,7 +301,7 @@ impl Cluster {
         let coordinators = self.coordinators.all().iter().map(coordinator::Coordinator::members);
         let mut lags = BTreeMap::new();
         for members in replicas.chain(coordinators).chain([self.control.members()]) {
-            let last = members.status().borrow().last_index.map_or(0, |last| last + 1);
+            let last = members.status().now().last_index.map_or(0, |last| last + 1);
             for follower in members.followers() {
                 let lag = last.saturating_sub(follower.matched.map_or(0, |matched| matched + 1));
                 let most: &mut u64 = lags.entry(follower.node).or_default();
@@ -330,8 +330,7 @@ impl Cluster {
     }
 
     fn leads_others(&self, members: &raft::Members) -> bool {
-        let status = members.status();
-        let status = status.borrow();
+        let status = members.status().now();
         status.leader == Some(self.identity.broker.0) && status.voters.len() > 1
     }
 

@@ -151,7 +151,7 @@ impl PartitionRef {
     /// not count.
     pub fn leader(&self) -> Option<BrokerId> {
         let here = self.replica().and_then(|replica| {
-            let leader = replica.status().borrow().leader?;
+            let leader = replica.status().now().leader?;
             let counts = match leader == self.0.node.0 {
                 true => replica.members().quorum_age().is_none_or(|age| age <= DESERTED),
                 false => self.0.hub.is_up(leader),
@@ -163,7 +163,7 @@ impl PartitionRef {
 
     /// The newest term that this broker knows of.
     pub fn term(&self) -> u64 {
-        let here = self.replica().map_or(0, |replica| replica.status().borrow().term);
+        let here = self.replica().map_or(0, |replica| replica.status().now().term);
         here.max(self.reported().term)
     }
 
@@ -191,12 +191,11 @@ impl PartitionRef {
     /// The replica here if it takes batches, or can say best why nobody does.
     fn taking(&self) -> Option<Partition> {
         let replica = self.replica()?;
-        let (role, alone) = {
-            let status = replica.status();
-            let status = status.borrow();
-            (status.role, status.voters.len() < 2)
-        };
-        (role == Role::Leader || role == Role::Stopped && alone && !replica.is_closed()).then_some(replica)
+        let status = replica.status().now();
+        let alone = status.voters.len() < 2;
+        let takes =
+            status.role == Role::Leader || status.role == Role::Stopped && alone && !replica.is_closed();
+        takes.then_some(replica)
     }
 
     /// Whether this broker leads at some moment after the call, and has applied what was agreed on before it. Waits a
@@ -207,12 +206,12 @@ impl PartitionRef {
     }
 
     fn leading(&self) -> Option<Partition> {
-        self.replica().filter(|replica| replica.status().borrow().is_ready_leader())
+        self.replica().filter(|replica| replica.status().now().is_ready_leader())
     }
 
     /// Why the replica here cannot take part, if that is so.
     pub fn failed(&self) -> Option<raft::Error> {
-        self.replica().and_then(|replica| replica.status().borrow().failed.clone())
+        self.replica().and_then(|replica| replica.status().now().failed.clone())
     }
 
     /// What the replica here has lost of what it wrote, if that is known.
@@ -500,12 +499,9 @@ impl PartitionRef {
     pub(super) fn report(&self) -> Option<PartitionReport> {
         let replica = self.leading()?;
         let bounds = replica.bounds();
-        // Not in the expression below, where the status would stay locked while it is read again: for good, if somebody
-        // came to change it meanwhile.
-        let term = replica.status().borrow().term;
         Some(PartitionReport {
             group: self.0.group.0,
-            term,
+            term: replica.status().now().term,
             log_start: bounds.log_start.0,
             high_watermark: bounds.high_watermark.0,
             size_bytes: replica.view().size_bytes(),
@@ -535,7 +531,7 @@ impl PartitionRef {
     /// The leader, if it is known and is not this broker.
     fn leader_elsewhere(&self) -> Result<NodeId, partition::Error> {
         let this = self.0.node.0;
-        let here = self.replica().and_then(|replica| replica.status().borrow().leader);
+        let here = self.replica().and_then(|replica| replica.status().now().leader);
         let leader = here.or_else(|| self.reported().leader).filter(|leader| *leader != this);
         leader.ok_or_else(|| self.no_leader())
     }
@@ -601,8 +597,7 @@ impl Reported {
 
 /// Members that do not keep up with a leader.
 fn lagging(leader: &Partition) -> Vec<NodeId> {
-    let status = leader.status();
-    let committed = status.borrow().committed;
+    let committed = leader.status().now().committed;
     let followers = leader.members().followers();
     let lags = |follower: &raft::Follower| {
         let silent = follower.heard.is_none_or(|heard| heard > SILENT);

@@ -338,7 +338,7 @@ async fn open(
     let partition = Partition::open(wanted.group, node.0, founders, metrics, env, tasks).await?;
     if replicas == [node.0] && !assignment.is_moving() {
         partition.ready().await?;
-    } else if founds && partition.status().borrow().leader.is_none() {
+    } else if founds && partition.status().now().leader.is_none() {
         tasks.spawn_until_stopped("first election", Criticality::BestEffort, elect(partition.clone()));
     }
     Ok(partition)
@@ -360,5 +360,109 @@ async fn elect(partition: Partition) {
     tokio::select! {
         _ = until_led => {}
         () = asking => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::clock::{Clock, Timestamp};
+    use crate::cluster::identity::Identity;
+    use crate::metadata::{Broker, Settings};
+    use crate::raft;
+    use crate::record::CodecSet;
+    use crate::storage::{self, Store};
+    use crate::telemetry::{Metrics, Tracer};
+
+    const NODE: BrokerId = BrokerId(1);
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn registration() -> Command {
+        Command::RegisterBroker(Broker {
+            id: NODE,
+            grpc_address: "localhost:1".to_owned(),
+            http_address: "localhost:2".to_owned(),
+            version: "1".to_owned(),
+            started: Timestamp(1),
+            rack: String::new(),
+            draining: false,
+            replaced_by: None,
+            storage_sync: String::new(),
+        })
+    }
+
+    fn creation(name: &str) -> Command {
+        let settings = Settings {
+            retention: None,
+            retention_bytes: None,
+            record_bytes_max: 1_000,
+            batch_bytes_max: 2_000,
+            codecs: CodecSet::ALL,
+        };
+        Command::CreateTopic {
+            name: name.into(),
+            settings,
+            replication_factor: 1,
+            created: Timestamp(7),
+            partitions: vec![PartitionAssignment::new(vec![NODE])],
+        }
+    }
+
+    #[tokio::test]
+    async fn topics_stay_when_the_control_replica_ends_with_its_store() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = storage::Config { reserve_bytes: 0, ..storage::Config::in_dir(directory.path()) };
+        let store = Store::open(&settings, None).expect("opened");
+        let tasks = Tasks::new();
+        let metrics = Metrics::detached();
+        let raft = raft::Env {
+            store: store.clone(),
+            tasks: tasks.clone(),
+            config: Default::default(),
+            metronome: raft::Metronome::new(),
+            transport: Arc::new(raft::NoPeers),
+        };
+        let identity = Identity { cluster: uuid::Uuid::nil(), broker: NODE };
+        let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);
+        let control = Control::open(NODE.0, true, 1 << 20, hub.clone(), &raft, &tasks).await.expect("opened");
+        control.ready().await.expect("ready");
+        for command in [registration(), creation("orders")] {
+            control.change(&command).await.expect("changed");
+        }
+        let env = partition::Env::new(store.clone(), raft, Clock::system(), metrics, Default::default());
+        let routing = Arc::new(Routing::default());
+        let (reconciled, _) = watch::channel(Arc::default());
+        let reconciler = Reconciler {
+            node: NODE,
+            control: control.clone(),
+            hub,
+            env,
+            routing: routing.clone(),
+            tasks: tasks.clone(),
+            reconciled,
+            open: HashMap::new(),
+            known: HashMap::new(),
+            book: Book::default(),
+        };
+        let mut run = Box::pin(reconciler.run());
+        let mut routes = routing.changes();
+        let routed = async { while routing.topic("orders").is_none() && routes.changed().await.is_ok() {} };
+        tokio::select! {
+            () = &mut run => panic!("it runs until the broker stops"),
+            routed = tokio::time::timeout(PATIENCE, routed) => routed.expect("routed in time"),
+        }
+
+        store.break_down();
+        let mut metadata = control.watch();
+        let ended = async { while metadata.changed().await.is_ok() {} };
+        tokio::time::timeout(PATIENCE, ended).await.expect("the control replica ends with its store");
+
+        assert!(run.as_mut().now_or_never().is_none(), "it runs until the broker stops");
+        assert!(routing.topic("orders").is_some());
+        tasks.stop(PATIENCE).await;
+        run.await;
+        assert!(routing.all().is_empty());
     }
 }

@@ -20,7 +20,7 @@ pub(super) async fn run(routing: Arc<Routing>, clock: Clock, interval: Duration)
             let policy = Policy { time: settings.retention, bytes: settings.retention_bytes };
             for (number, partition) in route.partitions.iter().enumerate() {
                 let Some(partition) = partition.replica() else { continue };
-                if !partition.status().borrow().is_ready_leader() {
+                if !partition.status().now().is_ready_leader() {
                     continue;
                 }
                 if let Err(failure) = partition.retain(policy, clock.now()).await {

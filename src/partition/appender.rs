@@ -105,7 +105,7 @@ impl Appender {
                     if matches!(result, Err(raft::Error::Storage(_))) {
                         self.metrics.storage.failed(StorageFailure::Write);
                     }
-                    let voters = self.group.status().borrow().voters.len();
+                    let voters = self.group.status().now().voters.len();
                     answer(result.map_err(|error| refusal(error, voters)), waiting, proposed);
                 }
                 count = self.queue.recv_many(&mut gathered, QUEUE_BATCHES),

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use appender::{Appender, QUEUE_BATCHES, Submission, UnderWay};
 use reader::Reader;
@@ -38,7 +38,7 @@ use replica::{Applied, Replica};
 use view::{Bounds, TailBudget, View};
 
 use crate::clock::{Clock, Timestamp};
-use crate::raft::{self, Group, NodeId, Status};
+use crate::raft::{self, Group, NodeId};
 use crate::record::command::Command;
 use crate::record::{FrameHeader, Offset};
 use crate::storage::{self, CommandBuf, GroupId, Log, Store};
@@ -386,7 +386,7 @@ impl Partition {
 
     /// What a refusal of the store means for the partition.
     fn passed_on(&self, error: storage::Error) -> Error {
-        appender::passed_on(error, self.status().borrow().voters.len())
+        appender::passed_on(error, self.status().now().voters.len())
     }
 
     /// Committed batches from the one that holds `from` on, until `max_bytes` is reached; at least one if there is one.
@@ -435,7 +435,7 @@ impl Partition {
     }
 
     /// The state of the group.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> raft::Watch {
         self.0.group.status()
     }
 
@@ -472,7 +472,7 @@ impl Partition {
         let bounds = self.bounds();
         let purge_to = if log_start == bounds.high_watermark {
             // Nothing is retained: everything that is applied may go.
-            self.status().borrow().applied
+            self.status().now().applied
         } else {
             let entry = self.0.reader.entry_holding(log_start).await?;
             entry.and_then(|entry| entry.raft_index.checked_sub(1))
@@ -502,8 +502,7 @@ impl Partition {
 
     /// What this replica has lost of what it wrote, if that was noticed: by a reader, by a follower, or when it looked.
     pub fn damage(&self) -> Option<String> {
-        let status = self.status();
-        let status = status.borrow();
+        let status = self.status().now();
         let noticed = status.unreadable.as_ref().or(status.failed.as_ref());
         if let Some(error) = noticed.filter(|error| error.is_damage())
             && self.0.damage.set(in_full(error)).is_ok()
@@ -518,7 +517,7 @@ impl Partition {
     /// # Errors
     /// It is not, or the store failed.
     pub async fn verify(&self, from: u64, bytes: u64) -> Result<Option<u64>, Error> {
-        let applied = self.status().borrow().applied;
+        let applied = self.status().now().applied;
         let Some(applied) = applied.filter(|applied| *applied >= from) else { return Ok(None) };
         let log = self.0.reader.log.clone();
         let read = move || match log.read(from, applied + 1, bytes) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::apply::Applier;
 use super::checkpoint::Checkpoint;
@@ -20,7 +20,7 @@ use super::proposal::{self, Waiter};
 use super::shared::Shared;
 use super::tail::Tail;
 use super::types::{Command, Types, position};
-use super::{Config, Error, Members, NodeId, Proposal, Role, Status, message, observe, vote};
+use super::{Config, Error, Members, NodeId, Proposal, Role, Watch, message, observe, vote};
 use crate::storage::{Batch, CommandBuf, Durability, GroupId, Store};
 use crate::task::{Criticality, Tasks};
 
@@ -189,8 +189,8 @@ impl<M> Group<M> {
     }
 
     /// What is known about the replica, now and whenever it changes.
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.core.shared.status().subscribe()
+    pub fn status(&self) -> Watch {
+        self.core.shared.watch()
     }
 
     /// Starts the group with these voters, of which this node must be one. Does nothing to a group that has
@@ -337,7 +337,7 @@ impl Core {
 
     /// Why this replica does not do what would cost it its vote.
     pub(super) fn must_hand_over(&self) -> Error {
-        let status = self.shared.status().borrow();
+        let status = self.shared.status();
         if status.role != Role::Leader {
             return Error::NotLeader { leader: status.leader };
         }
@@ -368,12 +368,12 @@ impl Core {
         let _alone = self.purging.lock().await;
         self.checkpoint_up_to(index).await?;
         let Some(at) = self.store_snapshot(index).await? else {
-            return Ok(self.shared.status().borrow().purged);
+            return Ok(self.shared.status().purged);
         };
         // Taking up the snapshot makes openraft purge the log up to it, once no follower is being sent those
         // entries.
         self.agreement.trigger().snapshot().await.map_err(|_| self.shared.stopped())?;
-        let mut status = self.shared.status().subscribe();
+        let mut status = self.shared.watch();
         let done = status.wait_for(|status| status.purged >= Some(at) || status.role == Role::Stopped).await;
         match done {
             Ok(status) if status.role != Role::Stopped => Ok(status.purged),
@@ -387,7 +387,7 @@ impl Core {
         // A leader's snapshot that is being taken up is as good as there: the log will be purged up to it.
         let mut newest = self.shared.snapshot.lock().await;
         let Some((at, checkpoint)) = self.shared.log.checkpoint_at(index)? else { return Ok(None) };
-        if Some(at) <= self.shared.status().borrow().purged || Some(at) < *newest {
+        if Some(at) <= self.shared.status().purged || Some(at) < *newest {
             return Ok(None);
         }
         let mut batch = Batch::new();

@@ -227,7 +227,7 @@ impl RaftLogStorage<Types> for LogStore {
         let mut batch = Batch::new();
         let mut last = None;
         let (received, mut spans) = (Instant::now(), Vec::new());
-        let follows = self.shared.status().borrow().role != Role::Leader;
+        let follows = self.shared.status().role != Role::Leader;
         {
             let mut tail = self.shared.tail();
             for entry in entries {

@@ -8,11 +8,10 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::linearizable_read::LinearizerOption;
 use openraft::{ChangeMembers, Instant as _};
-use tokio::sync::watch;
 
 use super::group::Core;
 use super::proposal;
-use super::{Error, NodeId, Role, Status};
+use super::{Error, NodeId, Role, Status, Watch};
 use crate::storage::GroupId;
 
 /// A handle of one replica, whatever its machine, that sees and changes the members of its group.
@@ -39,8 +38,8 @@ impl Members {
     }
 
     /// What is known about the replica, now and whenever it changes.
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.core.shared.status().subscribe()
+    pub fn status(&self) -> Watch {
+        self.core.shared.watch()
     }
 
     /// If this replica leads: the other members, by number. Empty otherwise.
@@ -65,7 +64,7 @@ impl Members {
     /// If this replica leads with others: how long ago it was last known that a majority follows. None if it does not
     /// lead, or leads alone.
     pub fn quorum_age(&self) -> Option<Duration> {
-        if self.core.shared.status().borrow().voters.len() < 2 {
+        if self.core.shared.status().voters.len() < 2 {
             return None;
         }
         let observed = self.core.agreement.data_metrics();
@@ -131,7 +130,7 @@ impl Members {
     /// # Errors
     /// [`Error::Membership`] if `to` is this node or has no vote, and what ended the replica.
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), Error> {
-        let Status { role, term, voters, .. } = self.status().borrow().clone();
+        let Status { role, term, voters, .. } = self.status().now();
         if role != Role::Leader {
             return Ok(());
         }

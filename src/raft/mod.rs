@@ -65,7 +65,7 @@ pub use members::{Follower, Members};
 pub use network::{NoPeers, SpanIds, Transport, TransportError};
 pub use pace::Metronome;
 pub use proposal::{Proposal, Proposed, Timing};
-pub use status::{Role, Status};
+pub use status::{Role, Status, Watch};
 
 /// A broker's number in the cluster.
 pub type NodeId = u64;

@@ -91,7 +91,7 @@ fn publish(
         Role::Leader => Part::Leads,
         _ => Part::Follows,
     };
-    let became_leader = role == Role::Leader && core.shared.status().borrow().role != Role::Leader;
+    let became_leader = role == Role::Leader && core.shared.status().role != Role::Leader;
     if became_leader {
         core.shared.transport.elected(core.shared.group);
     }

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::network::Transport;
 use super::tail::Tail;
 use super::types::Vote;
-use super::{Error, Role, Status};
+use super::{Error, Role, Status, Watch};
 use crate::storage::{self, GroupId, Log, Store};
 
 /// Shared by a replica's log store, state machine and handle. Its locks guard leaf data and are never held
@@ -116,8 +116,14 @@ impl Shared {
         lock(&self.vote)
     }
 
-    pub(super) fn status(&self) -> &watch::Sender<Status> {
-        &self.status
+    /// What outsiders may know, as it is now.
+    pub(super) fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The same, and whenever it changes.
+    pub(super) fn watch(&self) -> Watch {
+        Watch(self.status.subscribe())
     }
 
     /// Changes the status and wakes those who watch it.

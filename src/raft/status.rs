@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+use tokio::sync::watch::error::RecvError;
+
 use super::{Error, NodeId};
 
 /// What a replica does in its group.
@@ -53,5 +56,27 @@ impl Status {
     /// Whether this replica leads and has applied all that earlier leaders committed.
     pub fn is_ready_leader(&self) -> bool {
         self.role == Role::Leader && self.applied.is_some() && self.applied_term == self.term
+    }
+}
+
+/// A replica's [`Status`], now and whenever it changes.
+///
+/// It gives copies only. Whoever held the status itself and looked at it again meanwhile would wait for ever, if somebody
+/// came to change it in between: behind who waits to write nobody reads any more.
+#[derive(Clone, Debug)]
+pub struct Watch(pub(super) watch::Receiver<Status>);
+
+impl Watch {
+    /// As it is now.
+    pub fn now(&self) -> Status {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until it is as wished.
+    ///
+    /// # Errors
+    /// The replica is gone.
+    pub async fn wait_for(&mut self, wish: impl FnMut(&Status) -> bool) -> Result<Status, RecvError> {
+        self.0.wait_for(wish).await.map(|status| status.clone())
     }
 }

@@ -144,8 +144,8 @@ pub(super) async fn eventually(
     let mut status = group.status();
     let reached = tokio::time::timeout(PATIENCE, status.wait_for(wish)).await;
     match reached {
-        Ok(Ok(status)) => status.clone(),
-        _ => panic!("never came true: {what}; status {:?}", group.status().borrow().clone()),
+        Ok(Ok(status)) => status,
+        _ => panic!("never came true: {what}; status {:?}", group.status().now()),
     }
 }
 
@@ -295,15 +295,15 @@ impl Cluster {
 
     /// Waits until `node` applied all that `leader` has in its log.
     pub(super) async fn catches_up(&self, node: NodeId, leader: NodeId) {
-        let last = self.group(leader).status().borrow().last_index;
+        let last = self.group(leader).status().now().last_index;
         eventually(self.group(node), "the replica caught up", |status| status.applied >= last).await;
     }
 
     pub(super) async fn stop(self) {
         for (group, _) in self.groups.values() {
-            assert_eq!(group.status().borrow().failed.as_ref().map(ToString::to_string), None);
+            assert_eq!(group.status().now().failed.as_ref().map(ToString::to_string), None);
             group.shutdown().await;
-            assert_eq!(group.status().borrow().role, Role::Stopped);
+            assert_eq!(group.status().now().role, Role::Stopped);
         }
     }
 }

@@ -66,7 +66,7 @@ async fn proposals_in_flight_are_applied_and_answered_in_the_order_of_the_calls(
 async fn status_tells_what_the_replica_does() {
     let broker = Broker::alone(Config::default());
     let (group, _) = broker.open(1).await;
-    assert_eq!(group.status().borrow().role, Role::Learner);
+    assert_eq!(group.status().now().role, Role::Learner);
     group.bootstrap([1]).await.unwrap();
     let proposed = group.propose(command("a")).await;
     // The election may still be under way, in which case nothing was written.
@@ -75,7 +75,7 @@ async fn status_tells_what_the_replica_does() {
 
     let index = group.propose(command("b")).await.unwrap().index;
 
-    let status = group.status().borrow().clone();
+    let status = group.status().now();
     assert_eq!((status.role, status.leader, &status.voters[..]), (Role::Leader, Some(1), &[1][..]));
     assert_eq!(
         (status.last_index, status.committed, status.applied),
@@ -83,7 +83,7 @@ async fn status_tells_what_the_replica_does() {
     );
     assert!(status.failed.is_none() && status.term > 0);
     group.shutdown().await;
-    let status = group.status().borrow().clone();
+    let status = group.status().now();
     assert!(status.role == Role::Stopped && status.failed.is_none());
 }
 
@@ -101,10 +101,10 @@ async fn a_group_without_members_writes_nothing() {
 async fn bootstrapping_again_changes_nothing() {
     let broker = Broker::alone(Config::default());
     let (group, _) = started(&broker).await;
-    let before = group.status().borrow().clone();
+    let before = group.status().now();
     group.bootstrap([1]).await.unwrap();
     group.bootstrap([1, 2]).await.unwrap();
-    let after = group.status().borrow().clone();
+    let after = group.status().now();
     assert_eq!((before.term, before.last_index, before.voters), (after.term, after.last_index, after.voters));
     group.shutdown().await;
 }
@@ -197,7 +197,7 @@ async fn purging_keeps_state_and_later_entries_across_a_restart() {
     let (group, _) = started(&broker).await;
     let texts = numbered(0..60);
     write(&group, strs(&texts)).await;
-    let last = group.status().borrow().applied.unwrap();
+    let last = group.status().now().applied.unwrap();
 
     let purged = group.purge_to(last - 20).await.unwrap().unwrap();
 
@@ -212,7 +212,7 @@ async fn purging_keeps_state_and_later_entries_across_a_restart() {
     let (group, notebook) = broker.open(1).await;
     leads(&group).await;
     assert_eq!(notebook.seen().commands, texts);
-    assert_eq!(group.status().borrow().purged, Some(purged));
+    assert_eq!(group.status().now().purged, Some(purged));
     write(&group, ["one more"]).await;
     group.shutdown().await;
 }
@@ -222,7 +222,7 @@ async fn purging_an_idle_group_to_its_end_leaves_no_entry() {
     let broker = Broker::alone(Config::default());
     let (group, _) = started(&broker).await;
     write(&group, strs(&numbered(0..10))).await;
-    let last = group.status().borrow().applied.unwrap();
+    let last = group.status().now().applied.unwrap();
 
     assert_eq!(group.purge_to(last).await.unwrap(), Some(last));
 
@@ -313,9 +313,9 @@ async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_r
     let lagging = (1..=3).find(|node| *node != leader).unwrap();
     cluster.catches_up(lagging, leader).await;
     cluster.switch.cut(lagging);
-    let lagging_at = cluster.group(lagging).status().borrow().last_index.unwrap();
+    let lagging_at = cluster.group(lagging).status().now().last_index.unwrap();
     write(cluster.group(leader), strs(&numbered(0..200))).await;
-    let last = cluster.group(leader).status().borrow().applied.unwrap();
+    let last = cluster.group(leader).status().now().applied.unwrap();
     let purged = cluster.group(leader).purge_to(last - 10).await.unwrap().unwrap();
     assert!(purged > lagging_at, "purged to {purged}, the follower has {lagging_at}");
 
@@ -381,7 +381,7 @@ async fn a_purge_does_not_replace_a_newer_snapshot_that_a_leader_sends_meanwhile
     writer.abort();
 
     let (group, notebook, writer) = open().await;
-    assert_eq!(group.status().borrow().applied, Some(100));
+    assert_eq!(group.status().now().applied, Some(100));
     assert_eq!(notebook.seen().commands, ["known", "sent"]);
     group.stop_without_checkpoint().await;
     writer.abort();
@@ -443,7 +443,7 @@ async fn a_group_goes_on_when_its_leadership_is_not_taken_over() {
     let first = cluster.leader(&[]).await;
     let (next, third) = (first % 3 + 1, (first + 1) % 3 + 1);
     cluster.catches_up(third, first).await;
-    let term = cluster.group(first).status().borrow().term;
+    let term = cluster.group(first).status().now().term;
     cluster.switch.cut(next);
 
     cluster.group(first).transfer_leadership(next).await.unwrap();
@@ -495,7 +495,7 @@ async fn a_leader_that_was_replaced_unnoticed_is_not_sure_that_it_leads() {
     let second = cluster.leader(&[first]).await;
     write(cluster.group(second), ["not known to the first"]).await;
 
-    assert_eq!(cluster.group(first).status().borrow().role, Role::Leader);
+    assert_eq!(cluster.group(first).status().now().role, Role::Leader);
     let told = cluster.group(first).members().confirm(CONFIRM).await;
     assert!(matches!(told, Err(Error::NotLeader { .. })), "{told:?}");
     cluster.group(second).members().confirm(CONFIRM).await.unwrap();

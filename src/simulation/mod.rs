@@ -212,7 +212,7 @@ impl World {
             for broker in self.brokers() {
                 let life = (broker.node, broker.life);
                 for (group, replica) in broker.replicas.iter() {
-                    let status = replica.handle_of_any().status().borrow().clone();
+                    let status = replica.handle_of_any().status().now();
                     self.checker.status(life, *group, &status);
                     if let Some(error) = &status.failed
                         && broker.store.healthy().is_ok()
@@ -272,9 +272,7 @@ impl World {
         for group in self.groups() {
             let statuses: BTreeMap<NodeId, _> = brokers
                 .iter()
-                .map(|broker| {
-                    (broker.node, broker.replicas[&group].handle_of_any().status().borrow().clone())
-                })
+                .map(|broker| (broker.node, broker.replicas[&group].handle_of_any().status().now()))
                 .collect();
             let leader =
                 statuses.values().filter(|status| status.role == Role::Leader).max_by_key(|s| s.term);
@@ -296,7 +294,7 @@ impl World {
         let mut text = String::new();
         for broker in self.brokers() {
             for (group, replica) in broker.replicas.iter() {
-                let status = replica.handle_of_any().status().borrow().clone();
+                let status = replica.handle_of_any().status().now();
                 let _ = write!(text, "\nnode {}, group {group}: {status:?}", broker.node);
             }
         }
@@ -335,7 +333,7 @@ impl World {
     /// The brokers that the leader of a group knows as voters. One that was removed may not know that it was.
     fn voters(&self, group: GroupId) -> Vec<Broker> {
         let brokers = self.brokers();
-        let status = |broker: &Broker| broker.replicas[&group].handle_of_any().status().borrow().clone();
+        let status = |broker: &Broker| broker.replicas[&group].handle_of_any().status().now();
         let leaders = brokers.iter().map(status).filter(|status| status.role == Role::Leader);
         let voters = leaders.max_by_key(|status| status.term).map(|status| status.voters).unwrap_or_default();
         brokers.into_iter().filter(|broker| voters.contains(&broker.node)).collect()

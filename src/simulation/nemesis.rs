@@ -161,8 +161,8 @@ fn turn_clock(world: &Arc<World>) {
 fn leader(world: &World, group: GroupId) -> Option<(NodeId, Group<()>)> {
     let brokers = world.brokers();
     let replicas = brokers.iter().map(|broker| (broker.node, broker.replicas[&group].handle_of_any()));
-    let leading = replicas.filter(|(_, replica)| replica.status().borrow().role == Role::Leader);
-    leading.max_by_key(|(_, replica)| replica.status().borrow().term)
+    let leading = replicas.filter(|(_, replica)| replica.status().now().role == Role::Leader);
+    leading.max_by_key(|(_, replica)| replica.status().now().term)
 }
 
 fn change_members(world: &Arc<World>) {
@@ -171,7 +171,7 @@ fn change_members(world: &Arc<World>) {
     if !world.changing().insert(group) {
         return;
     }
-    let mut voters: BTreeSet<NodeId> = replica.status().borrow().voters.iter().copied().collect();
+    let mut voters: BTreeSet<NodeId> = replica.status().now().voters.iter().copied().collect();
     // One in, one out, or both.
     let change = world.chance.within(0..3);
     let outside: Vec<NodeId> =
@@ -209,7 +209,7 @@ fn change_members(world: &Arc<World>) {
 fn repair(world: &Arc<World>) {
     let group = *world.chance.pick(&world.partitions());
     let Some((_, replica)) = leader(world, group) else { return };
-    let voters = replica.status().borrow().voters.to_vec();
+    let voters = replica.status().now().voters.to_vec();
     if voters.len() < 3 || !world.changing().insert(group) {
         return;
     }
@@ -242,7 +242,7 @@ async fn leader_among(world: &World, group: GroupId, voters: &BTreeSet<NodeId>) 
             if voters.contains(&node) {
                 return replica;
             }
-            let staying = replica.status().borrow().voters.iter().copied().find(|node| voters.contains(node));
+            let staying = replica.status().now().voters.iter().copied().find(|node| voters.contains(node));
             if let Some(heir) = staying {
                 // Whether it did is seen by who leads next.
                 let _ = replica.transfer_leadership(heir).await;
@@ -258,7 +258,7 @@ async fn change_voters(world: &Arc<World>, group: GroupId, voters: BTreeSet<Node
         let change = async {
             let replica = leader_among(world, group, &voters).await;
             for new in &voters {
-                if !replica.status().borrow().members.contains(new) {
+                if !replica.status().now().members.contains(new) {
                     replica.add_learner(*new).await?;
                 }
             }
@@ -321,7 +321,7 @@ pub(super) async fn heal(world: &Arc<World>) {
             own.stalled_until = Instant::now();
             own.disk.set_faults(Faults { syncs_lie: world.lies(), ..Faults::default() });
         }
-        let stopped = |replica: &Replica| replica.handle_of_any().status().borrow().role == Role::Stopped;
+        let stopped = |replica: &Replica| replica.handle_of_any().status().now().role == Role::Stopped;
         let sick = |broker: Broker| broker.store.healthy().is_err() || broker.replicas.values().any(stopped);
         if world.broker(node).is_some_and(sick) {
             node::crash(world, node, End::Power);

@@ -477,12 +477,55 @@ mod tests {
         assert_eq!(memory.bytes(), first + second);
         drop(flushing);
 
+        until_written(&table.rows);
+        memory.look(&table.rows);
+        assert_eq!(memory.bytes(), second);
+    }
+
+    #[test]
+    fn long_journals_have_everything_written_but_not_while_something_is_being_written() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let config = Config::default();
+        let engine = Engine::open(directory.path(), &config).expect("the engine opens");
+        let tables =
+            [0, 1].map(|number| engine.log_table(GroupId::partition(1, number)).expect("a table").rows);
+        let write = || tables.iter().for_each(|rows| rows.insert("row", "value").expect("a row is written"));
+        let waiting = || tables.each_ref().map(|rows| rows.sealed_memtable_count());
+        let growing = || tables.each_ref().map(|rows| rows.tree.active_memtable().size() > 0);
+        write();
+        engine.start_flushes().expect("measured");
+        assert_eq!(waiting(), [0, 0], "journals are short");
+
+        lengthen_journal(directory.path(), config.journal_bytes + 3 * JOURNAL_FILE_BYTES);
+        // Held back, so that what is begun waits.
+        let held = tables.each_ref().map(|rows| rows.tree.get_flush_lock());
+        engine.start_flushes().expect("measured");
+        assert_eq!((waiting(), growing()), ([1, 1], [false, false]));
+        write();
+        engine.start_flushes().expect("measured");
+        assert_eq!((waiting(), growing()), ([1, 1], [true, true]), "what was begun is not written yet");
+        drop(held);
+        tables.iter().for_each(until_written);
+
+        engine.start_flushes().expect("measured");
+        assert_eq!(growing(), [false, false]);
+    }
+
+    /// Waits until everything that was begun of a table is written.
+    fn until_written(rows: &Keyspace) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while table.rows.sealed_memtable_count() > 0 {
+        while rows.sealed_memtable_count() > 0 {
             assert!(Instant::now() < deadline, "the table is not written");
             std::thread::yield_now();
         }
-        memory.look(&table.rows);
-        assert_eq!(memory.bytes(), second);
+    }
+
+    /// Makes the only journal so long; it takes no more of the disk than before.
+    fn lengthen_journal(directory: &Path, bytes: u64) {
+        let files = std::fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.path());
+        let journals: Vec<_> = files.filter(|path| path.extension().is_some_and(|is| is == "jnl")).collect();
+        assert_eq!(journals.len(), 1, "{journals:?}");
+        let journal = std::fs::OpenOptions::new().write(true).open(&journals[0]).expect("a journal");
+        journal.set_len(bytes).expect("a sparse file");
     }
 }

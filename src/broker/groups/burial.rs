@@ -80,13 +80,22 @@ impl Broker {
                 return Ok(buried);
             }
             let Some(burial) = queue.bury(key) else { return Ok(buried) };
-            self.bury_one(&burial, &found, &topic).await?;
+            if let Err(failure) = self.copy(&burial, &found, &topic).await {
+                if burial.not_copied() {
+                    let lost = burial.dead.offset;
+                    found.warn_missed(&queue.name, lost, lost.saturating_add(1), 1);
+                    self.0.metrics.group(&queue.name).missed(&found.route.topic.name, 1);
+                }
+                return Err(failure);
+            }
+            self.note_copy(&burial, &found).await?;
         }
         Ok(AT_ONCE)
     }
 
-    async fn bury_one(&self, burial: &Burial, found: &Found, topic: &Arc<str>) -> Result<(), Error> {
-        let Burial { queue, dead } = burial;
+    /// Copies a record to the dead-letter topic.
+    async fn copy(&self, burial: &Burial, found: &Found, topic: &Arc<str>) -> Result<(), Error> {
+        let Burial { queue, dead, .. } = burial;
         let (source, partition) = (found.route.topic.name.clone(), found.key.partition);
         let stored = self.stored_batch(found, dead.offset).await?;
         let (reason, detail) = match &dead.reason {
@@ -125,6 +134,12 @@ impl Broker {
             "record copied to the dead-letter topic"
         );
         self.0.metrics.group(&queue.name).dead_lettered(&source, 1);
+        Ok(())
+    }
+
+    /// Has the group agree that a record which was copied is done.
+    async fn note_copy(&self, burial: &Burial, found: &Found) -> Result<(), Error> {
+        let Burial { queue, dead, .. } = burial;
         let range = OffsetRange { first: dead.offset, last: dead.offset };
         let coordinator = self.groups()?.coordinators.of(&queue.name);
         let slot = coordinator.reserve().await?;

@@ -100,10 +100,21 @@ struct Burying {
 pub(super) struct Burial {
     pub(super) queue: Arc<Queue>,
     pub(super) dead: Dead,
+    key: PartitionKey,
+}
+
+impl Burial {
+    /// No copy came about. Returns whether the record is lost, because retention has deleted it meanwhile. Without effect
+    /// after [`Leases::buried`].
+    pub(super) fn not_copied(&self) -> bool {
+        let range = range_of(self.dead.offset, 1);
+        self.queue.with(self.key, |leases| leases.not_copied(range)).is_some_and(|missed| missed > 0)
+    }
 }
 
 impl Drop for Burial {
     fn drop(&mut self) {
+        self.not_copied();
         let mut state = self.queue.lock();
         if let Some(Burying { key, reopen: true }) = state.burying.take() {
             state.reopen(key);
@@ -261,9 +272,9 @@ impl Queue {
         if state.over || state.burying.is_some() {
             return None;
         }
-        let dead = state.partitions.get(&key)?.dead().next()?;
+        let dead = state.partitions.get_mut(&key)?.copy_first_dead()?;
         state.burying = Some(Burying { key, reopen: false });
-        Some(Burial { queue: self.clone(), dead })
+        Some(Burial { queue: self.clone(), dead, key })
     }
 
     /// Ends the group if it has no members, after a burial that is under way. Gives how many members it has.
@@ -463,6 +474,21 @@ mod tests {
         queue.reopen(KEY);
         note(burial);
         assert!(queue.with(KEY, |_| ()).is_none(), "they are forgotten after that");
+    }
+
+    #[test]
+    fn a_record_that_is_deleted_while_it_is_copied_is_lost_once_and_only_without_a_copy() {
+        let delete = |queue: &Queue| queue.with(KEY, |leases| leases.trimmed(Offset(1)).missed);
+        let queue = with_a_dead_record();
+        let burial = queue.bury(KEY).expect("a dead record");
+        assert_eq!(delete(&queue), Some(0));
+        note(burial);
+
+        let queue = with_a_dead_record();
+        let burial = queue.bury(KEY).expect("a dead record");
+        assert_eq!(delete(&queue), Some(0));
+        assert_eq!([burial.not_copied(), burial.not_copied()], [true, false]);
+        assert!(queue.bury(KEY).is_none());
     }
 
     #[test]

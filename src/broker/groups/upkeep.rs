@@ -12,6 +12,7 @@ use crate::broker::{Broker, Error};
 use crate::clock::Timestamp;
 use crate::coordination::membership::{FenceReason, TopicView};
 use crate::coordination::{Command, Kind};
+use crate::metadata::TopicId;
 
 /// How often the append times of the records that groups read next are looked up, where they are not in memory.
 const AGES_EVERY: Duration = Duration::from_secs(1);
@@ -97,20 +98,10 @@ impl Broker {
     async fn forget_topics(&self) -> Result<(), Error> {
         let groups = self.groups()?;
         let cluster = &self.running()?.cluster;
-        let present = || -> BTreeSet<_> { cluster.state().topics().map(|topic| topic.id).collect() };
-        let mut known = present();
+        let known = || cluster.state().topics().map(|topic| topic.id).collect();
         for coordinator in groups.coordinators.all().iter().filter(|shard| shard.leading().is_some()) {
-            let mut gone = coordinator.read(|state| state.topics());
-            gone.retain(|topic| !known.contains(topic));
-            if gone.is_empty() {
-                continue;
-            }
-            // What this broker knows may be old, and the offsets may be of a topic that is new.
-            if !cluster.catch_up().await {
-                continue;
-            }
-            known = present();
-            for topic in gone.into_iter().filter(|topic| !known.contains(topic)) {
+            let kept = coordinator.read(|state| state.topics());
+            for topic in gone(kept, known, cluster.catch_up()).await {
                 coordinator.change(Command::ForgetTopic { topic }).await?;
             }
         }
@@ -169,6 +160,25 @@ impl Broker {
     }
 }
 
+/// Which of the topics whose offsets are kept are gone. What `known` gives may be old, and offsets may be of a topic that
+/// is new, so none is gone before `caught_up` says that it is new enough.
+async fn gone(
+    mut kept: BTreeSet<TopicId>,
+    known: impl Fn() -> BTreeSet<TopicId>,
+    caught_up: impl Future<Output = bool>,
+) -> BTreeSet<TopicId> {
+    let are_gone = |kept: &mut BTreeSet<TopicId>| {
+        let known = known();
+        kept.retain(|topic| !known.contains(topic));
+    };
+    are_gone(&mut kept);
+    if kept.is_empty() || !caught_up.await {
+        return BTreeSet::new();
+    }
+    are_gone(&mut kept);
+    kept
+}
+
 impl Groups {
     /// Ends the sessions of groups that another broker, or this one in another term, coordinates now.
     fn dissolve_foreign(&self) {
@@ -195,5 +205,33 @@ impl Groups {
             Kind::Share => self.queue(name).is_none(),
         });
         unused.into_iter().map(|(_, name)| name).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn topics(ids: &[u32]) -> BTreeSet<TopicId> {
+        ids.iter().copied().map(TopicId).collect()
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_this_broker_does_not_know_yet_is_not_gone() {
+        let newest = RefCell::new(topics(&[1]));
+        let known = || newest.borrow().clone();
+        let learns = async |answers: bool| {
+            newest.borrow_mut().insert(TopicId(2));
+            answers
+        };
+        assert_eq!(gone(topics(&[1, 2, 3]), known, learns(true)).await, topics(&[3]));
+        assert_eq!(gone(topics(&[1, 2, 3]), known, learns(false)).await, topics(&[]), "it may be new, too");
+        assert_eq!(
+            gone(topics(&[1, 2]), known, std::future::pending()).await,
+            topics(&[]),
+            "nobody is asked"
+        );
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::*;
-use crate::client::testing::Fake;
 use crate::client::testing::group::{Did, Order};
+use crate::client::testing::{Fake, in_time};
 use crate::client::{Admin, ErrorCode, OffsetReset};
 
 /// A broker whose partitions hold numbers up to `counts`, ten to a batch, all of which go to whoever joins.
@@ -43,7 +43,7 @@ fn at(partition: u32) -> TopicPartition {
 }
 
 async fn next(consumer: &mut GroupConsumer) -> ConsumedRecord {
-    consumer.next().await.expect("no end").expect("readable")
+    in_time(consumer.next()).await.expect("no end").expect("readable")
 }
 
 /// Reads so many records of partition 0, checking that they follow each other.

@@ -170,7 +170,7 @@ impl Coordinator {
         let machine = Replica { state: state.clone(), changes: publish, growth: growth.clone() };
         let group = Group::open(group_of_shard(shard), node, machine, env).await?;
         if let Some(founders) = founders
-            && group.status().borrow().last_index.is_none()
+            && group.status().now().last_index.is_none()
         {
             group.bootstrap(founders.iter().copied()).await?;
         }
@@ -192,8 +192,7 @@ impl Coordinator {
 
     /// The term that this broker leads, once it has applied all that earlier leaders agreed on.
     pub fn leading(&self) -> Option<u64> {
-        let status = self.0.group.status();
-        let status = status.borrow();
+        let status = self.0.group.status().now();
         status.is_ready_leader().then_some(status.term)
     }
 
@@ -207,7 +206,7 @@ impl Coordinator {
 
     /// The broker that leads the shard, as far as this one knows.
     pub fn leader(&self) -> Option<NodeId> {
-        self.0.group.status().borrow().leader
+        self.0.group.status().now().leader
     }
 
     /// The members of the shard's Raft group.
@@ -216,7 +215,7 @@ impl Coordinator {
     }
 
     /// The state of the shard's Raft group.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> raft::Watch {
         self.0.group.status()
     }
 
@@ -305,7 +304,7 @@ impl Slot {
             Some(term) => self.submit_in(term, command),
             None => {
                 let (done, outcome) = oneshot::channel();
-                let leader = self.coordinator.status().borrow().leader;
+                let leader = self.coordinator.status().now().leader;
                 // The receiver is here.
                 let _ = done.send(Err(raft::Error::NotLeader { leader }.into()));
                 outcome

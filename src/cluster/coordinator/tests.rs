@@ -181,7 +181,7 @@ async fn commands_that_wait_share_log_entries() {
     }
     assert_eq!(committed(&coordinators, "g", 0), Some(5_000), "in the order of the calls");
     assert!(*changes.borrow() > seen);
-    let entries = shard.status().borrow().last_index.expect("entries");
+    let entries = shard.status().now().last_index.expect("entries");
     assert!(entries < 1_000, "{entries} entries for 5,000 commits");
     coordinators.close().await;
 }
@@ -252,11 +252,11 @@ async fn a_full_buffer_makes_callers_wait() {
 }
 
 /// Waits until the log of a group has at most so many rows.
-async fn short(home: &Home, group: GroupId, status: watch::Receiver<Status>, rows: u64) {
+async fn short(home: &Home, group: GroupId, status: raft::Watch, rows: u64) {
     let deadline = Instant::now() + PATIENCE;
     let log = home.env.store.log(group).expect("a log");
     loop {
-        let last = status.borrow().last_index.expect("entries");
+        let last = status.now().last_index.expect("entries");
         let first = log.first_index().expect("read").unwrap_or(last + 1);
         if last + 1 - first <= rows {
             return;
@@ -283,7 +283,7 @@ async fn many_commits_leave_a_short_log_and_nothing_is_lost_with_it() {
             outcome.await.expect("answered").expect("committed");
         }
     }
-    let entries = shard.status().borrow().last_index.expect("entries");
+    let entries = shard.status().now().last_index.expect("entries");
     assert!(entries >= 1_000, "{entries} entries");
     // 16 KiB of rows of at least 64 bytes.
     short(&home, group_of_shard(0), shard.status(), 256).await;
@@ -312,7 +312,7 @@ async fn a_log_that_earlier_runs_left_is_purged_at_the_start() {
     for offset in 0..150 {
         shard.change(commit("g", 0, offset)).await.expect("committed");
     }
-    assert_eq!(shard.status().borrow().purged, None, "it was not long enough yet");
+    assert_eq!(shard.status().now().purged, None, "it was not long enough yet");
     coordinators.close().await;
     drop(coordinators);
     home.close().await;
@@ -395,7 +395,7 @@ async fn measure_commits_of_one_shard() {
         committer.await.expect("done");
     }
     let took = started.elapsed();
-    let entries = coordinators.all()[0].status().borrow().last_index.expect("entries");
+    let entries = coordinators.all()[0].status().now().last_index.expect("entries");
     let rate = (COMMITTERS * COMMITS) as f64 / took.as_secs_f64();
     let used = home.env.store.usage().used_bytes;
     eprintln!("{rate:.0} commits/s, {entries} entries, {used} bytes on disk");

@@ -10,7 +10,8 @@
 //! | waiting | released, or its lease ended | [`acquire`](Leases::acquire), when its delay is over |
 //! | leased | handed to a member | [`accept`](Leases::accept), [`release`](Leases::release), [`reject`](Leases::reject), [`extend`](Leases::extend); its time is over ([`expire`](Leases::expire)); its member is gone ([`drop_holder`](Leases::drop_holder)) |
 //! | accepting | accepted by its member | [`committed`](Leases::committed): done; [`failed`](Leases::failed): leased, as before |
-//! | dead | rejected, or delivered too often | [`buried`](Leases::buried), after its copy is in the dead-letter topic |
+//! | dead | rejected, or delivered too often | [`copy_first_dead`](Leases::copy_first_dead) |
+//! | copying | on its way to the dead-letter topic | [`buried`](Leases::buried), after its copy is there; [`not_copied`](Leases::not_copied): dead, as before |
 //! | burying | copied to the dead-letter topic | [`committed`](Leases::committed): done; [`failed`](Leases::failed): dead, as before |
 //!
 //! What must outlive the broker comes out as [`ShareUpdate`]s, for the caller to propose. What does not: who holds a
@@ -325,7 +326,7 @@ impl Leases {
                 State::Waiting { deliveries, .. } => {
                     self.runs.set(range, Some(State::Waiting { deliveries, ready_at: None }));
                 }
-                State::Accepting(_) | State::Dead(_) | State::Burying(_) => {
+                State::Accepting(_) | State::Dead(_) | State::Copying(_) | State::Burying(_) => {
                     unreachable!("only leases and delays have a time")
                 }
             }
@@ -351,7 +352,7 @@ impl Leases {
         self.runs.next_timer().map(|(at, ..)| at)
     }
 
-    /// The dead records that are not in the dead-letter topic yet, lowest first.
+    /// The dead records that are not on their way to the dead-letter topic yet, lowest first.
     pub fn dead(&self) -> impl Iterator<Item = Dead> {
         self.runs.dead().flat_map(|(range, state)| {
             let death = match state {
@@ -366,12 +367,33 @@ impl Leases {
         })
     }
 
-    /// The dead records of `range` are copied to the dead-letter topic. The updates must be proposed, and
+    /// The first dead record, which is to be copied to the dead-letter topic now. Until [`buried`](Self::buried) or
+    /// [`not_copied`](Self::not_copied) is called, it is not lost if retention deletes it.
+    pub fn copy_first_dead(&mut self) -> Option<Dead> {
+        let dead = self.dead().next()?;
+        let death = Death { reason: dead.reason.clone(), deliveries: dead.delivery_count };
+        self.runs.set(OffsetRange { first: dead.offset, last: dead.offset }, Some(State::Copying(death)));
+        Some(dead)
+    }
+
+    /// No copies came about of the records of `range` that were being copied. They are dead, as before, but for those that
+    /// retention has deleted meanwhile. Gives how many these are: they are lost.
+    pub fn not_copied(&mut self, range: OffsetRange) -> u64 {
+        let mut missed = 0;
+        for (range, state) in self.pieces(range) {
+            if let State::Copying(death) = state {
+                missed += self.dies_again(range, death);
+            }
+        }
+        missed
+    }
+
+    /// The records of `range` that were being copied are in the dead-letter topic. The updates must be proposed, and
     /// [`committed`](Self::committed) or [`failed`](Self::failed) called with the same ranges.
     pub fn buried(&mut self, range: OffsetRange) -> Vec<ShareUpdate> {
         let mut updates = Vec::new();
         for (range, state) in self.pieces(range) {
-            if let State::Dead(death) = state {
+            if let State::Copying(death) = state {
                 self.runs.set(range, Some(State::Burying(death)));
                 push(&mut updates, ShareUpdate::Accept(range));
             }
@@ -396,17 +418,24 @@ impl Leases {
             match state {
                 State::Accepting(held) => self.runs.set(range, Some(State::Leased(held))),
                 State::Burying(death) => {
-                    let (gone, kept) = split(range, self.log_start);
-                    if let Some(gone) = gone {
-                        self.runs.set(gone, None);
-                    }
-                    if let Some(kept) = kept {
-                        self.runs.set(kept, Some(State::Dead(death)));
-                    }
+                    // What is gone is in the dead-letter topic.
+                    self.dies_again(range, death);
                 }
-                State::Waiting { .. } | State::Leased(_) | State::Dead(_) => {}
+                State::Waiting { .. } | State::Leased(_) | State::Dead(_) | State::Copying(_) => {}
             }
         }
+    }
+
+    /// Makes records dead, and forgets those that retention has deleted. Gives how many these are.
+    fn dies_again(&mut self, range: OffsetRange, death: Death) -> u64 {
+        let (gone, kept) = split(range, self.log_start);
+        if let Some(gone) = gone {
+            self.runs.set(gone, None);
+        }
+        if let Some(kept) = kept {
+            self.runs.set(kept, Some(State::Dead(death)));
+        }
+        gone.map_or(0, |gone| gone.count())
     }
 
     /// The first record that is lost if retention has deleted everything below `log_start`; see

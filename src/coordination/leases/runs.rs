@@ -19,6 +19,8 @@ pub(super) enum State {
     Accepting(Held),
     /// To be copied to the dead-letter topic.
     Dead(Death),
+    /// On its way to the dead-letter topic.
+    Copying(Death),
     /// Copied to the dead-letter topic; that it is done is not committed yet.
     Burying(Death),
 }
@@ -46,7 +48,7 @@ impl State {
         match self {
             State::Waiting { ready_at, .. } => *ready_at,
             State::Leased(held) => Some(held.until),
-            State::Accepting(_) | State::Dead(_) | State::Burying(_) => None,
+            State::Accepting(_) | State::Dead(_) | State::Copying(_) | State::Burying(_) => None,
         }
     }
 }
@@ -170,7 +172,7 @@ impl Runs {
             State::Waiting { .. } => drop(self.waiting.insert(first)),
             State::Dead(_) => drop(self.dead.insert(first)),
             State::Leased(_) => self.leased += OffsetRange { first, last: run.last }.count(),
-            State::Accepting(_) | State::Burying(_) => {}
+            State::Accepting(_) | State::Copying(_) | State::Burying(_) => {}
         }
         let replaced = self.runs.insert(first, run);
         debug_assert!(replaced.is_none(), "runs do not overlap");
@@ -185,7 +187,7 @@ impl Runs {
             State::Waiting { .. } => drop(self.waiting.remove(&first)),
             State::Dead(_) => drop(self.dead.remove(&first)),
             State::Leased(_) => self.leased -= OffsetRange { first, last: run.last }.count(),
-            State::Accepting(_) | State::Burying(_) => {}
+            State::Accepting(_) | State::Copying(_) | State::Burying(_) => {}
         }
         Some(run)
     }

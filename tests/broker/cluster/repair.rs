@@ -83,6 +83,7 @@ async fn repaired(cluster: &Cluster) {
 async fn has_everything(cluster: &Cluster, id: u64) {
     let admin = cluster.client().await.admin();
     eventually(PATIENCE, "it leads", async || admin.transfer_leader(TOPIC, 0, id).await.ok()).await;
+    let before = corruptions(cluster, id).await;
     let mut found = Vec::new();
     while (found.len() as u64) < BATCHES {
         let next = found.last().map_or(0, |last| last + 4);
@@ -95,6 +96,8 @@ async fn has_everything(cluster: &Cluster, id: u64) {
         found.extend(offsets(&records));
     }
     assert_eq!(found, (0..BATCHES).map(|number| 4 * number).collect::<Vec<_>>());
+    // Else it would have got them from another replica.
+    assert_eq!(corruptions(cluster, id).await, before, "broker {id} has met no damage");
 }
 
 /// The log of each broker that is asked has these events.

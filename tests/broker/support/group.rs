@@ -137,13 +137,17 @@ impl GroupStream {
 
     /// The next event that is no keepalive and no delivery; deliveries are kept.
     async fn told(&mut self) -> Event {
-        loop {
-            match self.event().await.expect("the stream goes on").expect("the stream goes on") {
-                Event::Keepalive(_) => {}
-                Event::Records(records) => self.keep(&records),
-                event => return event,
+        let told = async {
+            loop {
+                match self.event().await.expect("the stream goes on").expect("the stream goes on") {
+                    Event::Keepalive(_) => {}
+                    Event::Records(records) => self.keep(&records),
+                    event => return event,
+                }
             }
-        }
+        };
+        // Keepalives alone would go on for ever.
+        within("the broker tells something", told).await
     }
 
     fn keep(&mut self, records: &v1::PartitionRecords) {
@@ -272,16 +276,19 @@ impl GroupStream {
 
     /// The next record.
     pub async fn record(&mut self) -> Got {
-        loop {
-            if let Some(got) = self.pending.pop_front() {
-                return got;
+        let record = async {
+            loop {
+                if let Some(got) = self.pending.pop_front() {
+                    return got;
+                }
+                match self.event().await.expect("the stream goes on").expect("the stream goes on") {
+                    Event::Records(records) => self.keep(&records),
+                    Event::Keepalive(_) | Event::Assigned(_) => {}
+                    other => panic!("records were expected: {other:?}"),
+                }
             }
-            match self.event().await.expect("the stream goes on").expect("the stream goes on") {
-                Event::Records(records) => self.keep(&records),
-                Event::Keepalive(_) | Event::Assigned(_) => {}
-                other => panic!("records were expected: {other:?}"),
-            }
-        }
+        };
+        within("a record comes", record).await
     }
 
     /// The next `count` records.
@@ -295,13 +302,16 @@ impl GroupStream {
 
     /// The failure that ends the stream.
     pub async fn failure(&mut self) -> Status {
-        loop {
-            match self.event().await {
-                Err(status) => return status,
-                Ok(Some(_)) => {}
-                Ok(None) => panic!("the stream ended without a failure"),
+        let failure = async {
+            loop {
+                match self.event().await {
+                    Err(status) => return status,
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("the stream ended without a failure"),
+                }
             }
-        }
+        };
+        within("the stream fails", failure).await
     }
 
     /// Leaves, and waits for the end of the stream.

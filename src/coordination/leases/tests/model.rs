@@ -28,6 +28,7 @@ enum Fate {
     Leased(Kept),
     Accepting(Kept),
     Dead { rejected: bool, deliveries: u32 },
+    Copying { rejected: bool, deliveries: u32 },
     Burying { rejected: bool, deliveries: u32 },
     Done,
     Lost,
@@ -51,9 +52,13 @@ enum Step {
         stranger: bool,
         kind: Acknowledgement,
     },
+    /// Copies the first dead record.
+    Copy,
+    /// Copies are there, or did not come about.
     Bury {
         record: Index,
         records: u64,
+        copied: bool,
     },
     /// Decides the oldest update that was proposed.
     Decide {
@@ -108,7 +113,9 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => acquire,
         8 => acknowledge,
-        2 => (any::<Index>(), 1..4u64).prop_map(|(record, records)| Step::Bury { record, records }),
+        3 => Just(Step::Copy),
+        2 => (any::<Index>(), 1..4u64, prop::bool::weighted(0.7))
+            .prop_map(|(record, records, copied)| Step::Bury { record, records, copied }),
         5 => prop::bool::weighted(0.8).prop_map(|committed| Step::Decide { committed }),
         3 => (0..12u64).prop_map(|millis| Step::Wait { millis }),
         3 => Just(Step::Expire),
@@ -193,11 +200,15 @@ impl World {
                     self.acknowledge(holder, range(first, first + records - 1), kind);
                 }
             }
-            Step::Bury { record, records } => {
-                let dead: Vec<Dead> = self.leases.dead().collect();
-                if !dead.is_empty() {
-                    let first = record.get(&dead).offset.0;
-                    self.bury(range(first, first + records - 1));
+            Step::Copy => {
+                self.copy();
+            }
+            Step::Bury { record, records, copied } => {
+                let copying = self.copying();
+                if !copying.is_empty() {
+                    let first = *record.get(&copying);
+                    let range = range(first, first + records - 1);
+                    if copied { self.bury(range) } else { self.not_copied(range) }
                 }
             }
             Step::Decide { committed } => {
@@ -339,11 +350,45 @@ impl World {
         self.proposed.extend(&returned.updates);
     }
 
+    /// Records that are on their way to the dead-letter topic.
+    fn copying(&self) -> Vec<u64> {
+        let copying = self.records.iter().filter(|(_, fate)| matches!(fate, Fate::Copying { .. }));
+        copying.map(|(offset, _)| *offset).collect()
+    }
+
+    fn copy(&mut self) -> bool {
+        let first = self.leases.copy_first_dead().map(|dead| dead.offset.0);
+        let dead = self.records.iter_mut().find_map(|(offset, fate)| match *fate {
+            Fate::Dead { rejected, deliveries } => {
+                Some((*offset, fate, Fate::Copying { rejected, deliveries }))
+            }
+            _ => None,
+        });
+        assert_eq!(first, dead.as_ref().map(|(offset, ..)| *offset));
+        if let Some((_, fate, copying)) = dead {
+            *fate = copying;
+        }
+        first.is_some()
+    }
+
+    fn not_copied(&mut self, range: OffsetRange) {
+        let told = self.leases.not_copied(range);
+        let (mut missed, log_start) = (0, self.log_start);
+        for (offset, fate) in self.records.range_mut(offsets(range)) {
+            if let Fate::Copying { rejected, deliveries } = *fate {
+                let is_lost = *offset < log_start;
+                missed += u64::from(is_lost);
+                *fate = if is_lost { Fate::Lost } else { Fate::Dead { rejected, deliveries } };
+            }
+        }
+        assert_eq!(told, missed);
+    }
+
     fn bury(&mut self, range: OffsetRange) {
         let updates = self.leases.buried(range);
         let mut expected = Vec::new();
         for (offset, fate) in self.records.range_mut(offsets(range)) {
-            if let Fate::Dead { rejected, deliveries } = *fate {
+            if let Fate::Copying { rejected, deliveries } = *fate {
                 *fate = Fate::Burying { rejected, deliveries };
                 expected.push(*offset);
             }
@@ -512,6 +557,7 @@ impl World {
             Fate::Leased(kept) => Some(State::Leased(held(kept))),
             Fate::Accepting(kept) => Some(State::Accepting(held(kept))),
             Fate::Dead { rejected, deliveries } => Some(State::Dead(death(rejected, deliveries))),
+            Fate::Copying { rejected, deliveries } => Some(State::Copying(death(rejected, deliveries))),
             Fate::Burying { rejected, deliveries } => Some(State::Burying(death(rejected, deliveries))),
             Fate::Done | Fate::Lost => None,
         }
@@ -527,9 +573,13 @@ impl World {
         for _ in 0..1_000 {
             self.now += 1_000;
             self.expire();
-            for dead in self.leases.dead().collect::<Vec<_>>() {
-                *delivered.entry(dead.offset.0).or_default() += 1;
-                self.bury(range(dead.offset.0, dead.offset.0));
+            while self.copy() {}
+            for copied in self.copying() {
+                // What retention has deleted since is not owed any more.
+                if copied >= self.log_start {
+                    *delivered.entry(copied).or_default() += 1;
+                }
+                self.bury(range(copied, copied));
             }
             while let Some(update) = self.proposed.pop_front() {
                 self.decide(update, true);

@@ -180,14 +180,41 @@ fn a_rejected_record_is_dead_until_its_copy_is_committed() {
     let reason = DeathReason::Rejected { detail: "no such order".into() };
     let dead = [10, 11].map(|o| Dead { offset: Offset(o), reason: reason.clone(), delivery_count: 1 });
     assert_eq!(leases.dead().collect::<Vec<_>>(), dead);
+    assert_eq!(leases.buried(range(0, 99)), [], "there is no copy yet");
 
+    assert_eq!([leases.copy_first_dead(), leases.copy_first_dead()], dead.clone().map(Some));
+    assert_eq!(leases.copy_first_dead(), None);
     assert_eq!(leases.buried(range(0, 99)), [ShareUpdate::Accept(range(10, 11))]);
-    assert_eq!(leases.dead().count(), 0);
+    assert_eq!((leases.dead().count(), leases.start()), (0, Offset(10)));
     leases.failed(range(10, 11));
     assert_eq!(leases.dead().count(), 2);
+    assert_eq!([leases.copy_first_dead(), leases.copy_first_dead()], dead.map(Some));
     leases.buried(range(10, 11));
     leases.committed(range(10, 11));
     assert_eq!((leases.dead().count(), leases.start()), (0, Offset(12)));
+}
+
+#[test]
+fn a_record_that_retention_deletes_while_it_is_copied_is_lost_only_if_there_is_no_copy() {
+    let rejected = |now| {
+        let mut leases = leased(now);
+        leases.reject(ANN, range(10, 11), &"".into()).unwrap();
+        assert_eq!(leases.copy_first_dead().map(|dead| dead.offset), Some(Offset(10)));
+        leases
+    };
+    let mut leases = rejected(Instant::now());
+    assert_eq!(leases.first_lost(Offset(20)), Some(Offset(11)));
+    assert_eq!(leases.trimmed(Offset(20)).missed, 1, "nobody was copying 11");
+    assert_eq!(leases.buried(range(10, 10)), [ShareUpdate::Accept(range(10, 10))]);
+    assert_eq!(leases.not_copied(range(10, 10)), 0);
+
+    let mut leases = rejected(Instant::now());
+    leases.trimmed(Offset(20));
+    assert_eq!(leases.not_copied(range(10, 10)), 1);
+    assert_eq!((leases.buried(range(10, 10)), leases.dead().count()), (vec![], 0));
+
+    let mut leases = rejected(Instant::now());
+    assert_eq!((leases.not_copied(range(10, 11)), leases.dead().count()), (0, 2));
 }
 
 #[test]
