@@ -44,7 +44,8 @@ pub struct Config {
     /// Bytes that a client may send on all streams of a connection before the broker has read them.
     #[serde(with = "crate::units::size")]
     pub connection_window_bytes: u64,
-    /// Largest HTTP/2 frame that clients may send. Large frames carry large batches at half the cost.
+    /// Largest HTTP/2 frame that clients may send. Small frames cost time each, and memory for a message that
+    /// comes in one frame is asked for twice.
     #[serde(with = "crate::units::size")]
     pub frame_bytes_max: u64,
     /// Largest set of request headers.
@@ -77,7 +78,7 @@ impl Default for Config {
             concurrent_streams_max: 1_000,
             stream_window_bytes: 4 * MIB,
             connection_window_bytes: 16 * MIB,
-            frame_bytes_max: MIB,
+            frame_bytes_max: 256 * KIB,
             header_bytes_max: 16 * KIB,
             send_buffer_bytes: MIB,
             stream_window_batches: 4_096,
