@@ -157,6 +157,7 @@ impl Cluster {
         // Topics that were created while this broker was down are known before it says anything about them.
         cluster.control.caught_up().await?;
         cluster.settled(&cluster.control.state()).await;
+        cluster.hub.set_ready(true);
         Ok(cluster)
     }
 
@@ -311,8 +312,10 @@ impl Cluster {
         lags
     }
 
-    /// Hands all leaderships to other brokers, as far as they can take them; also those that come meanwhile.
+    /// Hands all leaderships to other brokers, as far as they can take them; also those that come meanwhile. The others hear
+    /// that this one is about to stop.
     pub async fn hand_over(&self) {
+        self.hub.set_ready(false);
         let over = Instant::now() + self.config.handover_timeout;
         loop {
             let partitions = self.routing.partitions();
