@@ -74,6 +74,9 @@ fn publish(
     let_go: &mut bool,
 ) -> Part {
     let voters: Vec<NodeId> = observed.membership_config.voter_ids().collect();
+    let sets = observed.membership_config.membership().get_joint_config();
+    let lasting = voters.iter().copied().filter(|node| sets.iter().all(|set| set.contains(node)));
+    let lasting: Vec<NodeId> = lasting.collect();
     let role = match observed.state {
         ServerState::Learner => Role::Learner,
         ServerState::Follower => Role::Follower,
@@ -104,6 +107,7 @@ fn publish(
             && status.leader == leader
             && status.term == term
             && *status.voters == *voters
+            && *status.lasting_voters == *lasting
             && *status.members == *members;
         if same {
             return false;
@@ -112,6 +116,7 @@ fn publish(
         status.leader = leader;
         status.term = term;
         status.voters = voters.into();
+        status.lasting_voters = lasting.into();
         status.members = members.into();
         // Only a leader has followers.
         status.unreadable.take_if(|_| role != Role::Leader);
