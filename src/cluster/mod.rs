@@ -10,6 +10,7 @@
 //! | [`peers`] | the other brokers: connections, and what they ask |
 //! | [`placement`] | which brokers get replicas |
 //! | [`membership`] | moves replicas and leaderships to where they should be |
+//! | [`steps`], [`turns`] | what a group's members need next, and when that may begin; pure |
 //! | [`reconciler`] | makes the replicas on this broker what the metadata says |
 //! | [`routing`], [`partition_ref`] | a partition, wherever its leader is |
 //! | [`retention`] | trims what topics do not keep |
@@ -31,6 +32,8 @@ mod purge;
 mod reconciler;
 mod retention;
 pub mod routing;
+pub(crate) mod steps;
+pub(crate) mod turns;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
