@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use super::control::Control;
 use super::coordinator::Coordinators;
-use super::peers::{Hub, Standing};
+use super::peers::Hub;
 use super::placement::{self, Candidate};
 use super::routing::Routing;
 use super::steps::{Leading, Next, Step, Wanted};
@@ -483,15 +483,11 @@ pub(super) async fn balance(
     transferred
 }
 
-/// Hands a leadership that this broker has to `to`, if that can take it at once and serve. A broker that starts may have
-/// caught up with this group and still refuse clients.
+/// Hands a leadership that this broker has to `to`, if that can take it at once, and serve.
 async fn transfer_if_able(node: BrokerId, members: &Members, to: NodeId, hub: &Hub) -> bool {
     let status = members.status().borrow().clone();
-    if !status.is_ready_leader() || !status.voters.contains(&to) || hub.standing(to) != Standing::Ready {
-        return false;
-    }
-    let fit = decide(node, hub, members, &status, &|_| false, |it| it.is_fit(to));
-    fit && members.transfer_leadership(to).await.is_ok()
+    let able = decide(node, hub, members, &status, &|_| false, |it| it.may_be_handed_to(to));
+    able && members.transfer_leadership(to).await.is_ok()
 }
 
 /// What is decided about a group that this broker leads.

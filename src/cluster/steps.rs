@@ -97,6 +97,15 @@ impl Leading<'_> {
         self.best_heir(able).filter(|node| self.is_fit(*node))
     }
 
+    /// Whether a leadership may be handed to a voter that should have it, and serves clients. One that starts may have caught
+    /// up with the group and still refuse them.
+    pub(crate) fn may_be_handed_to(&self, node: NodeId) -> bool {
+        self.status.is_ready_leader()
+            && self.status.voters.contains(&node)
+            && (self.standing)(node) == Standing::Ready
+            && self.is_fit(node)
+    }
+
     fn follower(&self, node: NodeId) -> Option<&Follower> {
         self.followers.iter().find(|follower| follower.node == node)
     }
@@ -326,6 +335,22 @@ mod tests {
         );
         let unready = Group { standing: |_| Standing::NotReady, ..group(&[1, 2], &[]) };
         assert_eq!(unready.next(&wanted(&[2])), Next::HandOver(2), "it starts, and can lead");
+    }
+
+    #[test]
+    fn leaderships_are_balanced_to_brokers_that_serve() {
+        let may = |change: fn(&mut Group)| {
+            let mut group = group(&[1, 2], &[3]);
+            (group.status.applied, group.status.applied_term, group.status.term) = (Some(999), 1, 1);
+            change(&mut group);
+            group.leading().may_be_handed_to(2)
+        };
+        assert!(may(|_| {}));
+        assert!(!may(|group| group.standing = |_| Standing::NotReady), "it starts, or stops");
+        assert!(!may(|group| group.standing = |_| Standing::Away));
+        assert!(!may(|group| group.followers[0].heard = None));
+        assert!(!may(|group| group.status.voters = [1].into()));
+        assert!(!may(|group| group.status.term = 2), "this one does not know yet what was agreed on before");
     }
 
     #[test]

@@ -21,18 +21,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What may begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     /// Repairs that begin, and those that give up their turns.
-    pub(super) commands: Vec<Command>,
+    pub(crate) commands: Vec<Command>,
     /// How many partitions may begin to move.
-    pub(super) free: usize,
+    pub(crate) free: usize,
 }
 
 /// A partition at a revision.
 type Place = (TopicId, u32, u32);
 
 /// Gives `places` to those who have waited. `stuck` have begun and cannot go on.
-pub(super) fn turns(
+pub(crate) fn turns(
     state: &State,
     places: usize,
     stuck: &HashSet<GroupId>,
@@ -121,15 +121,26 @@ fn goes_on(
 }
 
 /// Since when what has begun does not go on, as far as this control leader has seen. Another one has as much patience again.
-#[derive(Default)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
+    /// How long it lasts.
+    lasts: Duration,
     since: HashMap<GroupId, (u32, Instant)>,
 }
 
+impl Default for Patience {
+    fn default() -> Self {
+        Patience::new(PATIENCE)
+    }
+}
+
 impl Patience {
+    pub(crate) fn new(lasts: Duration) -> Self {
+        Patience { lasts, since: HashMap::new() }
+    }
+
     /// Those that have not gone on for too long. `leads` says whether a partition has a leader, and whether the replica of
     /// that is intact.
-    pub(super) fn stuck(
+    pub(crate) fn stuck(
         &mut self,
         state: &State,
         leads: impl Fn(GroupId) -> (bool, bool),
@@ -150,7 +161,7 @@ impl Patience {
                 }
             }
         }
-        let late = self.since.iter().filter(|(_, (_, since))| now - *since >= PATIENCE);
+        let late = self.since.iter().filter(|(_, (_, since))| now - *since >= self.lasts);
         late.map(|(group, _)| *group).collect()
     }
 }
@@ -348,13 +359,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn patience_ends_for_what_does_not_go_on() {
-        let mut state = state(3);
-        for partition in 0..2 {
+        let mut state = state(4);
+        for partition in [0, 1, 3] {
             damaged(&mut state, partition, 3);
         }
         moves(&mut state, 2);
-        give(&mut state, 3, &[], &[]);
+        give(&mut state, 4, &[], &[]);
         over(&mut state, 1, &[Leaving, Emptying]);
+        over(&mut state, 3, &[Leaving]);
         let mut patience = Patience::default();
         let mut look = |state: &State, led: bool, intact: bool, away: u64| {
             let stuck = patience.stuck(state, |_| (led, intact), |id| id.0 != away);
@@ -369,7 +381,7 @@ mod tests {
         tokio::time::advance(PATIENCE).await;
         assert_eq!(look(&state, false, true, 0), [0, 1, 2], "nobody leads");
         assert_eq!(look(&state, true, true, 0), [0], "somebody does");
-        for (intact, away, stuck) in [(true, 3, [0, 1]), (true, 4, [0, 2]), (false, 0, [0, 1])] {
+        for (intact, away, stuck) in [(true, 3, &[0, 1, 3][..]), (true, 4, &[0, 2]), (false, 0, &[0, 1])] {
             look(&state, true, intact, away);
             tokio::time::advance(PATIENCE).await;
             assert_eq!(look(&state, true, intact, away), stuck, "{intact} {away}");

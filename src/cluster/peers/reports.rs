@@ -167,3 +167,22 @@ async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
         tokio::time::sleep(GATHER).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_tells_whether_it_serves_although_it_leads_nothing() {
+        let ready = watch::Sender::new(false);
+        let (outgoing, mut told) = mpsc::channel(1);
+        tokio::spawn(tell(Arc::default(), ready.subscribe(), outgoing));
+        for now in [false, true, false] {
+            ready.send_replace(now);
+            let message = told.recv().await.expect("it goes on").expect("a message");
+            assert_eq!(message, PartitionReports { reports: Vec::new(), ready: now });
+        }
+        let more = tokio::time::timeout(10 * REPEAT_EVERY, told.recv()).await;
+        assert!(more.is_err(), "it is told once");
+    }
+}
