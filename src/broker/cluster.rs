@@ -256,7 +256,11 @@ fn problem_of(
     let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
     let damage = damage_of(assignment, partition, &reached);
     if partition.leader().is_none() {
+        let damaged = assignment.replicas.iter().filter(|id| assignment.is_damaged(**id)).count();
         let mut reason = match away.as_slice() {
+            [] if damaged * 2 >= assignment.replicas.len() => {
+                "the replicas that are not damaged are no majority; those that cannot be opened must be restored".to_owned()
+            }
             [] => "an election is under way".to_owned(),
             away if away.len() * 2 >= assignment.replicas.len() => {
                 format!("brokers {} are not reached, so there is no majority: start them", list(away))

@@ -27,7 +27,7 @@ use super::steps::{Leading, Next, Step, Wanted};
 use super::turns::{self, Patience, Turns};
 use super::{Config, group_of};
 use crate::metadata::{BrokerId, Command, PartitionAssignment, RepairStage, State, Topic};
-use crate::raft::{Members, NodeId, Status};
+use crate::raft::{Members, NodeId, Role, Status};
 use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::Metrics;
@@ -107,6 +107,21 @@ impl Resigned {
     }
 }
 
+/// Whether there is something to decide: by a leader that knows what was agreed on, or by one that cannot read.
+fn decides(status: &Status) -> bool {
+    status.is_ready_leader() || status.role == Role::Leader && status.unreadable.is_some()
+}
+
+/// Takes from a status that something is unreadable, if others were let lead for that a short while ago.
+fn limit_resigning(group: GroupId, status: &mut Status, resigned: &mut HashMap<GroupId, Resigned>) {
+    let Some(unreadable) = status.unreadable.take() else { return };
+    let resigns = Resigned { term: status.term, at: Instant::now(), unreadable: unreadable.to_string() };
+    if resigned.get(&group).is_none_or(|before| before.allows(&resigns)) {
+        status.unreadable = Some(unreadable);
+        resigned.insert(group, resigns);
+    }
+}
+
 /// What is under way.
 #[derive(Default)]
 struct UnderWay {
@@ -144,7 +159,7 @@ impl Membership {
                 self.see_terms(&mut seen).await;
             }
             let state = self.control.state();
-            self.look_at_system_groups(&state, &under_way, &room);
+            self.look_at_system_groups(&state, &under_way, &room, &mut resigned);
             if !rests {
                 let all_done = self.look_at_partitions(&state, &under_way, &room, &seen, &mut resigned);
                 settled = all_done.then(|| (Arc::clone(&state), Instant::now()));
@@ -159,13 +174,20 @@ impl Membership {
         }
     }
 
-    fn look_at_system_groups(&self, state: &State, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
+    fn look_at_system_groups(
+        &self,
+        state: &State,
+        under_way: &Arc<UnderWay>,
+        room: &Arc<Semaphore>,
+        resigned: &mut HashMap<GroupId, Resigned>,
+    ) {
         let coordinators = self.coordinators.all().iter().map(super::coordinator::Coordinator::members);
         for members in std::iter::once(self.control.members()).chain(coordinators) {
-            let status = members.status().borrow().clone();
-            if !status.is_ready_leader() {
+            let mut status = members.status().borrow().clone();
+            if !decides(&status) {
                 continue;
             }
+            limit_resigning(members.group(), &mut status, resigned);
             let wanted = wanted_in_system_groups(state, &status, &self.config);
             match decide(self.node, &self.hub, &members, &status, &|_| false, |it| it.next(&wanted)) {
                 Next::Do(step) => self.spawn_step(members, step, under_way, room),
@@ -194,13 +216,14 @@ impl Membership {
                     self.report_damage(&place, damage);
                 }
                 let Some(replica) = known.replica() else { continue };
-                let status = replica.status().borrow().clone();
-                if !status.is_ready_leader() {
+                let mut status = replica.status().borrow().clone();
+                if !decides(&status) {
                     continue;
                 }
+                limit_resigning(place.group(), &mut status, resigned);
                 // In a new term the metadata must first be as new as the members that the last leader has left.
-                all_done &= seen.get(&place.group()) == Some(&status.term)
-                    && self.look_at_partition(&place, &replica.members(), status, resigned);
+                let knows = !status.is_ready_leader() || seen.get(&place.group()) == Some(&status.term);
+                all_done &= knows && self.look_at_partition(&place, &replica.members(), &status);
             }
         }
         all_done
@@ -227,26 +250,11 @@ impl Membership {
     }
 
     /// Takes the next step for a partition that this broker leads. Whether none is left to take.
-    fn look_at_partition(
-        &self,
-        place: &Place<'_>,
-        members: &Members,
-        mut status: Status,
-        resigned: &mut HashMap<GroupId, Resigned>,
-    ) -> bool {
+    fn look_at_partition(&self, place: &Place<'_>, members: &Members, status: &Status) -> bool {
         let Place { topic, number: partition, assignment, .. } = *place;
-        if let Some(unreadable) = status.unreadable.take() {
-            let resigns =
-                Resigned { term: status.term, at: Instant::now(), unreadable: unreadable.to_string() };
-            if resigned.get(&place.group()).is_none_or(|before| before.allows(&resigns)) {
-                status.unreadable = Some(unreadable);
-                resigned.insert(place.group(), resigns);
-            }
-        }
         let damaged = |node| assignment.is_damaged(BrokerId(node));
         let revision = assignment.revision;
-        match decide(self.node, &self.hub, members, &status, &damaged, |it| it.next_of_partition(assignment))
-        {
+        match decide(self.node, &self.hub, members, status, &damaged, |it| it.next_of_partition(assignment)) {
             Next::HandOver(heir) => self.spawn_transfer(members.clone(), heir),
             Next::Do(step) => self.spawn_step(members.clone(), step, place.under_way, place.room),
             Next::Wait => {}
@@ -361,8 +369,8 @@ impl Membership {
             None => (false, true),
         };
         let stuck = patience.stuck(state, leads, reached);
-        let Turns { commands, free } =
-            turns::turns(state, self.config.moves_at_once as usize, &stuck, reached);
+        let places = self.config.moves_at_once as usize;
+        let Turns { commands, free } = turns::turns(state, places, &stuck, |group| leads(group).0, reached);
         for command in commands {
             if let Err(error) = self.control.change(&command).await {
                 warn!(error = %error, "a repair was not given its turn; trying again");
@@ -506,7 +514,6 @@ fn decide<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::Role;
 
     fn status(voters: &[NodeId], members: &[NodeId]) -> Status {
         Status {
@@ -521,6 +528,25 @@ mod tests {
 
     fn wanted(voters: &[NodeId], learners: &[NodeId]) -> Wanted {
         Wanted { voters: voters.iter().copied().collect(), learners: learners.iter().copied().collect() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn for_the_same_reason_others_are_let_lead_once_a_minute() {
+        let mut resigned = HashMap::new();
+        let mut may = |term: u64, what: &'static str| {
+            let group = GroupId(7);
+            let unreadable = Some(crate::raft::Error::Corrupt { group, what });
+            let mut status = Status { term, unreadable, ..Status::default() };
+            limit_resigning(group, &mut status, &mut resigned);
+            status.unreadable.is_some()
+        };
+        assert!(may(1, "row 7"));
+        assert!(may(1, "row 7"), "it leads still");
+        assert!(!may(3, "row 7"), "nobody else could read it either");
+        assert!(may(3, "row 8"));
+        assert!(!may(5, "row 8"));
+        tokio::time::advance(RESIGN_AGAIN).await;
+        assert!(may(5, "row 8"));
     }
 
     #[test]

@@ -257,7 +257,7 @@ impl Reconciler {
                     let (hub, env, tasks) = (self.hub.clone(), self.env.clone(), self.tasks.clone());
                     PartitionRef::new(group, self.node, hub, env, metrics.clone(), tasks)
                 });
-                partition.set_holders(assignment.members().map(|id| id.0).collect());
+                partition.set_holders(assignment.holders().map(|id| id.0).collect());
                 known.insert(group, partition.clone());
                 partitions.push(partition);
             }

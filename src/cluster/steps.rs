@@ -125,7 +125,26 @@ impl Leading<'_> {
     /// What brings the group to `wanted`. A leader that is to lose its vote leads until others can, and hands over to one of
     /// them.
     pub(crate) fn next(&self, wanted: &Wanted) -> Next {
-        self.keep_vote(self.next_step(wanted))
+        self.decide(|| self.keep_vote(self.next_step(wanted)))
+    }
+
+    /// What a leader does that is ready, which is `otherwise` unless it cannot read what others lack.
+    fn decide(&self, otherwise: impl FnOnce() -> Next) -> Next {
+        let ready = self.status.is_ready_leader();
+        if self.status.unreadable.is_some() {
+            // Whoever can give the others what they lack; if need be one that has lost something else.
+            let voters = || self.status.voters.iter().copied();
+            let heir = match ready {
+                true => self.fit_heir(voters()),
+                // It cannot even find out what the others have, so nothing is agreed on while it leads. If the one that is
+                // asked cannot lead, the leadership is let go.
+                false => self.best_heir(voters().filter(|node| (self.standing)(*node) > Standing::Away)),
+            };
+            if let Some(heir) = heir {
+                return Next::HandOver(heir);
+            }
+        }
+        if ready { otherwise() } else { Next::Wait }
     }
 
     fn next_step(&self, wanted: &Wanted) -> Next {
@@ -169,12 +188,10 @@ impl Leading<'_> {
 
     /// What a partition's leader does next about its replicas.
     pub(crate) fn next_of_partition(&self, assignment: &PartitionAssignment) -> Next {
-        // Whoever can give the others what they lack; if need be one that has lost something else.
-        if self.status.unreadable.is_some()
-            && let Some(heir) = self.fit_heir(self.status.voters.iter().copied())
-        {
-            return Next::HandOver(heir);
-        }
+        self.decide(|| self.next_of_replicas(assignment))
+    }
+
+    fn next_of_replicas(&self, assignment: &PartitionAssignment) -> Next {
         let voters = assignment.members().map(|id| id.0).collect();
         let wanted = Wanted { voters, learners: BTreeSet::new() };
         let next = self.next_step(&wanted);
@@ -226,6 +243,7 @@ mod tests {
             role: Role::Leader,
             leader: Some(1),
             last_index: Some(999),
+            applied: Some(999),
             voters: voters.into(),
             lasting_voters: voters.into(),
             members: members.into(),
@@ -341,7 +359,7 @@ mod tests {
     fn leaderships_are_balanced_to_brokers_that_serve() {
         let may = |change: fn(&mut Group)| {
             let mut group = group(&[1, 2], &[3]);
-            (group.status.applied, group.status.applied_term, group.status.term) = (Some(999), 1, 1);
+            (group.status.applied_term, group.status.term) = (1, 1);
             change(&mut group);
             group.leading().may_be_handed_to(2)
         };
@@ -457,5 +475,20 @@ mod tests {
         assert_eq!(behind.next_of_partition(&leaving), Next::HandOver(3));
         let alone = all().with(follower(2, Some(10))).silent(3);
         assert_eq!(alone.next_of_partition(&leaving), Next::Wait, "nobody can lead");
+    }
+
+    #[test]
+    fn a_leader_that_cannot_find_out_what_others_have_lets_them_lead() {
+        let mut new = group(&[1, 2, 3], &[]).with(follower(2, None)).with(follower(3, Some(7)));
+        new.status.term = 1;
+        assert_eq!(
+            new.next(&wanted(&[1, 2, 3])),
+            Next::Wait,
+            "it does not know yet what was agreed on before"
+        );
+        new.status.unreadable = Some(crate::raft::Error::Busy);
+        assert_eq!(new.next(&wanted(&[1, 2, 3])), Next::HandOver(3));
+        new.standing = |_| Standing::Away;
+        assert_eq!(new.next(&wanted(&[1, 2, 3])), Next::Wait);
     }
 }

@@ -31,11 +31,12 @@ pub(crate) struct Turns {
 /// A partition at a revision.
 type Place = (TopicId, u32, u32);
 
-/// Gives `places` to those who have waited. `stuck` have begun and cannot go on.
+/// Gives `places` to those who have waited. `stuck` have begun and cannot go on. Only what is `led` begins.
 pub(crate) fn turns(
     state: &State,
     places: usize,
     stuck: &HashSet<GroupId>,
+    led: impl Fn(GroupId) -> bool,
     reached: impl Fn(BrokerId) -> bool,
 ) -> Turns {
     let takes_replicas = |id| state.broker(id).is_some_and(|broker| broker.takes_replicas());
@@ -65,6 +66,7 @@ pub(crate) fn turns(
                     if let Some(next) = next
                         && takes_replicas(next.broker)
                         && can_leave(assignment, next.broker, &reached)
+                        && led(group_of(topic, number))
                     {
                         waiting.push((next.deferred, place));
                     }
@@ -245,7 +247,7 @@ mod tests {
     /// Gives turns while all brokers but `away` are reached, and the number of moves that may begin beside.
     fn give(state: &mut State, places: usize, stuck: &[u32], away: &[u64]) -> usize {
         let stuck = stuck.iter().copied().map(group).collect();
-        let given = turns(state, places, &stuck, |id| !away.contains(&id.0));
+        let given = turns(state, places, &stuck, |_| true, |id| !away.contains(&id.0));
         apply(state, given.commands);
         given.free
     }
@@ -355,6 +357,10 @@ mod tests {
         assert!(cannot(&[3], &[2], None), "there is no majority of the others");
         assert!(cannot(&[3, 2, 1], &[], None), "no other one is intact");
         assert!(cannot(&[3], &[], Some(3)), "it moves away anyway");
+        let mut state = state(1);
+        damaged(&mut state, 0, 3);
+        let nothing = Turns { commands: Vec::new(), free: 1 };
+        assert_eq!(turns(&state, 1, &HashSet::new(), |_| false, |_| true), nothing, "nobody leads");
     }
 
     #[tokio::test(start_paused = true)]

@@ -679,8 +679,10 @@ mod tests {
         apply(&mut state, [over(1, Leaving), over(1, Waiting), over(2, Emptying)]);
         assert_eq!(stages(&state), [(2, Leaving)], "that comes later");
         assert!(assignment(&state).is_barred(BrokerId(2)));
+        assert_eq!(assignment(&state).holders().count(), 3, "it may have what others have lost");
         apply(&mut state, [over(2, Leaving)]);
         assert_eq!(assignment(&state).members().collect::<Vec<_>>(), [BrokerId(1), BrokerId(3)]);
+        assert_eq!(assignment(&state).holders().collect::<Vec<_>>(), [BrokerId(1), BrokerId(3)]);
         apply(&mut state, [over(2, Emptying)]);
         assert_eq!(assignment(&state).members().count(), 3);
         apply(&mut state, [damaged(2, 2)]);

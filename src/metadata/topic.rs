@@ -166,6 +166,12 @@ impl PartitionAssignment {
         self.replicas.iter().copied().filter(|id| !self.is_barred(*id))
     }
 
+    /// The brokers whose replicas may have records that others have lost: also a damaged one, until it is emptied.
+    pub fn holders(&self) -> impl Iterator<Item = BrokerId> {
+        let emptied = |repair: &Repair| repair.stage == RepairStage::Emptying;
+        self.replicas.iter().copied().filter(move |id| !self.repair_of(*id).is_some_and(emptied))
+    }
+
     /// Whether replicas are on their way to other brokers.
     pub fn is_moving(&self) -> bool {
         !self.moving_from.is_empty()
