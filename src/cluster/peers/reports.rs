@@ -179,7 +179,8 @@ mod tests {
         tokio::spawn(tell(Arc::default(), ready.subscribe(), outgoing));
         for now in [false, true, false] {
             ready.send_replace(now);
-            let message = told.recv().await.expect("it goes on").expect("a message");
+            let message = tokio::time::timeout(10 * REPEAT_EVERY, told.recv()).await.expect("it is told");
+            let message = message.expect("it goes on").expect("a message");
             assert_eq!(message, PartitionReports { reports: Vec::new(), ready: now });
         }
         let more = tokio::time::timeout(10 * REPEAT_EVERY, told.recv()).await;
