@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::produce::in_partition;
 use super::{Broker, Error};
 use crate::cluster::partition_ref::PartitionRef;
+use crate::cluster::turns::can_leave;
 use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage};
 use crate::{partition, raft};
 
@@ -253,9 +254,13 @@ fn problem_of(
 ) -> Option<(Problem, Vec<BrokerId>, String)> {
     let list = |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
-    let damage = damage_of(assignment, partition);
+    let damage = damage_of(assignment, partition, &reached);
     if partition.leader().is_none() {
+        let damaged = assignment.replicas.iter().filter(|id| assignment.is_damaged(**id)).count();
         let mut reason = match away.as_slice() {
+            [] if damaged * 2 >= assignment.replicas.len() => {
+                "the replicas that are not damaged are no majority; those that cannot be opened must be restored".to_owned()
+            }
             [] => "an election is under way".to_owned(),
             away if away.len() * 2 >= assignment.replicas.len() => {
                 format!("brokers {} are not reached, so there is no majority: start them", list(away))
@@ -290,15 +295,15 @@ fn problem_of(
     Some((Problem::UnderReplicated, lagging, reason))
 }
 
-/// Which replica of a partition is damaged, and what becomes of it.
-fn damage_of(assignment: &PartitionAssignment, partition: &PartitionRef) -> Option<String> {
-    if let Some(Repair { broker, stage, reason }) = &assignment.repair {
-        let next = match stage {
-            RepairStage::Leaving => "leaves its group once a majority of the others has everything",
-            RepairStage::Emptying => "is emptied",
-            RepairStage::Joining => "gets everything from the others",
-        };
-        return Some(format!("the replica of broker {broker} is damaged and {next}: {reason}"));
+/// Which replicas of a partition are damaged, and what becomes of them.
+fn damage_of(
+    assignment: &PartitionAssignment,
+    partition: &PartitionRef,
+    reached: impl Fn(BrokerId) -> bool,
+) -> Option<String> {
+    if !assignment.repairs.is_empty() {
+        let repairs = assignment.repairs.iter().map(|repair| repair_in_words(assignment, repair, &reached));
+        return Some(repairs.collect::<Vec<_>>().join("; "));
     }
     let alone = if assignment.replicas.len() > 1 { "" } else { ", and there is no other" };
     match partition.leader() {
@@ -308,4 +313,35 @@ fn damage_of(assignment: &PartitionAssignment, partition: &PartitionRef) -> Opti
         }
         None => Some(format!("the replica of this broker is damaged{alone}: {}", partition.damage()?)),
     }
+}
+
+/// How far a repair is, and what it waits for.
+fn repair_in_words(
+    assignment: &PartitionAssignment,
+    repair: &Repair,
+    reached: impl Fn(BrokerId) -> bool,
+) -> String {
+    let Repair { broker, stage, reason, .. } = repair;
+    let next = match stage {
+        RepairStage::Waiting if assignment.replicas.iter().all(|id| assignment.is_damaged(*id)) => {
+            "keeps what it has, because no other one is intact".to_owned()
+        }
+        RepairStage::Waiting if assignment.under_repair().is_some() => {
+            "waits until another one of the partition is repaired".to_owned()
+        }
+        RepairStage::Waiting if assignment.is_moving() => "waits until the replicas have moved".to_owned(),
+        RepairStage::Waiting if !can_leave(assignment, *broker, &reached) => {
+            let away = assignment.replicas.iter().filter(|id| !reached(**id));
+            let away: Vec<_> = away.map(ToString::to_string).collect();
+            format!("is needed for a majority until brokers {} are reached", away.join(", "))
+        }
+        RepairStage::Waiting => {
+            "waits for its turn, since no more than cluster.moves_at_once partitions are repaired or move"
+                .to_owned()
+        }
+        RepairStage::Leaving => "leaves its group once a majority of the others has everything".to_owned(),
+        RepairStage::Emptying => "is emptied".to_owned(),
+        RepairStage::Joining => "gets everything from the others".to_owned(),
+    };
+    format!("the replica of broker {broker} is damaged and {next}: {reason}")
 }

@@ -32,7 +32,9 @@ pub struct Config {
     /// How long the hand-over of leaderships may take when the broker stops.
     #[serde(with = "crate::units::duration")]
     pub handover_timeout: Duration,
-    /// Partitions whose replicas move away from draining brokers at the same time.
+    /// Partitions that are changed at the same time: whose damaged replicas are repaired, or whose replicas move away from
+    /// draining brokers. Each costs the copy of a replica. Repairs begin before moves. Moves that somebody asks for count,
+    /// and begin at once; what waits for a broker that is away, or for a leader, does not count.
     pub moves_at_once: u32,
 }
 

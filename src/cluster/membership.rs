@@ -1,14 +1,14 @@
 //! Makes the members of each group those that the metadata wants. The leader of a group does it, wherever that is.
 //!
-//! One step at a time and group: a missing member is invited, then, when it has caught up, votes are given as wanted, then
-//! who is not wanted any more is expelled. Every step is decided from what is, so whoever leads next goes on where the last
-//! one was interrupted. When the replicas of a partition have moved, its leader says so to the control group.
+//! One step at a time and group ([`super::steps`]): a missing member is invited, then, when it has caught up, votes are given
+//! as wanted, then who is not wanted any more is expelled. Every step is decided from what is, so whoever leads next goes on
+//! where the last one was interrupted. When the replicas of a partition have moved, its leader says so to the control group.
 //!
 //! A damaged replica leaves its group, is emptied by its broker, and joins again ([`crate::metadata::Repair`]). That its
 //! group is without it is decided here, too: its broker only says that it is damaged, and that it is empty.
 //!
-//! The control leader also gives the partitions of draining brokers other replicas, a few at a time, and removes brokers
-//! that were replaced once they have nothing left.
+//! The control leader also says when the repairs of damaged replicas begin ([`super::turns`]), gives the partitions of
+//! draining brokers other replicas, a few at a time, and removes brokers that were replaced once they have nothing left.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,9 +23,11 @@ use super::coordinator::Coordinators;
 use super::peers::Hub;
 use super::placement::{self, Candidate};
 use super::routing::Routing;
+use super::steps::{Leading, Next, Step, Wanted};
+use super::turns::{self, Patience, Turns};
 use super::{Config, group_of};
-use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage, State, Topic};
-use crate::raft::{Follower, Members, NodeId, Status};
+use crate::metadata::{BrokerId, Command, PartitionAssignment, RepairStage, State, Topic};
+use crate::raft::{Members, NodeId, Role, Status};
 use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::Metrics;
@@ -38,109 +40,13 @@ const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(1);
 const STEPS_AT_ONCE: usize = 16;
 /// How long a change of members may take before it is looked at anew.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Entries that a member may lack when it is given a vote.
-const CAUGHT_UP_ENTRIES: u64 = 100;
 /// Leaderships of partitions that are handed over in one round.
 const TRANSFERS_PER_ROUND: usize = 50;
-/// A broker that did not answer for so long is not handed a leadership.
-const HEARD: Duration = Duration::from_millis(1_500);
+/// A leader that cannot read something, has let others lead, and leads again, leads on for so long: it may be that nobody
+/// has it.
+const RESIGN_AGAIN: Duration = Duration::from_secs(60);
 /// What is kept of what is wrong with a replica.
 const REASON_CHARS_MAX: usize = 300;
-
-/// One change of a group's members.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    Invite(NodeId),
-    GiveVotes(BTreeSet<NodeId>),
-    Expel(NodeId),
-}
-
-/// What is to be done about a group's members.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Next {
-    /// This.
-    Do(Step),
-    /// Another one leads first.
-    HandOver(NodeId),
-    /// Nothing before a member has caught up.
-    Wait,
-    /// Nothing: they are as wanted.
-    Done,
-}
-
-/// Who should be in a group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Wanted {
-    voters: BTreeSet<NodeId>,
-    /// Members without a vote.
-    learners: BTreeSet<NodeId>,
-}
-
-/// What is to be done next.
-fn next_step(wanted: &Wanted, status: &Status, followers: &[Follower]) -> Next {
-    let is_member = |node: &NodeId| status.members.contains(node);
-    let missing = wanted.voters.iter().chain(&wanted.learners).find(|node| !is_member(node));
-    if let Some(missing) = missing {
-        return Next::Do(Step::Invite(*missing));
-    }
-    let voters: BTreeSet<NodeId> = status.voters.iter().copied().collect();
-    if voters != wanted.voters {
-        let last = status.last_index.map_or(0, |last| last + 1);
-        let caught_up = |node: &NodeId| {
-            let follower = followers.iter().find(|follower| follower.node == *node);
-            // This node leads, so it lacks nothing.
-            follower.is_none_or(|follower| {
-                let has = follower.matched.map_or(0, |matched| matched + 1);
-                has > 0 && has + CAUGHT_UP_ENTRIES >= last
-            })
-        };
-        let ready = wanted.voters.iter().filter(|node| !voters.contains(node)).all(caught_up);
-        return if ready { Next::Do(Step::GiveVotes(wanted.voters.clone())) } else { Next::Wait };
-    }
-    let all: BTreeSet<NodeId> = wanted.voters.union(&wanted.learners).copied().collect();
-    let unwanted = status.members.iter().find(|node| !all.contains(node));
-    unwanted.map_or(Next::Done, |node| Next::Do(Step::Expel(*node)))
-}
-
-/// What `leader` does in place of a step that would cost it its vote: it leads until others can, and hands over to the one
-/// of them that `heir` names.
-fn keep_vote(
-    next: Next,
-    leader: NodeId,
-    voters: &[NodeId],
-    heir: impl Fn(&[NodeId]) -> Option<NodeId>,
-) -> Next {
-    let heir_of = |after: &BTreeSet<NodeId>| {
-        let able: Vec<NodeId> =
-            voters.iter().copied().filter(|node| *node != leader && after.contains(node)).collect();
-        heir(&able)
-    };
-    match next {
-        Next::Do(Step::GiveVotes(after)) if !after.contains(&leader) => match heir_of(&after) {
-            Some(heir) => Next::HandOver(heir),
-            // Nobody of the new ones votes yet: let them, beside this one.
-            None => Next::Do(Step::GiveVotes(after.into_iter().chain([leader]).collect())),
-        },
-        // It leads without a vote if it took over while another one's change was half done.
-        Next::Do(Step::Expel(node)) if node == leader => {
-            heir_of(&voters.iter().copied().collect()).map_or(Next::Wait, Next::HandOver)
-        }
-        next => next,
-    }
-}
-
-/// What is done in place of a step that would take the vote of a damaged replica before a majority of those who are to
-/// vote then is `fit` to lead, and so has everything.
-fn keep_damaged(next: Next, fit: impl Fn(&NodeId) -> bool) -> Next {
-    match next {
-        Next::Do(Step::GiveVotes(after))
-            if after.iter().filter(|node| fit(node)).count() * 2 <= after.len() =>
-        {
-            Next::Wait
-        }
-        next => next,
-    }
-}
 
 /// Which brokers are in the groups that all brokers share: all of them, and as many as allowed with a vote.
 fn wanted_in_system_groups(state: &State, status: &Status, config: &Config) -> Wanted {
@@ -187,6 +93,35 @@ impl Place<'_> {
     }
 }
 
+/// This broker has let others lead a group because of something that it could not read.
+struct Resigned {
+    term: u64,
+    at: Instant,
+    unreadable: String,
+}
+
+impl Resigned {
+    /// Whether it may do so again: another time in the same term, or for another reason, or after a while.
+    fn allows(&self, again: &Resigned) -> bool {
+        self.term == again.term || self.unreadable != again.unreadable || again.at - self.at >= RESIGN_AGAIN
+    }
+}
+
+/// Whether there is something to decide: by a leader that knows what was agreed on, or by one that cannot read.
+fn decides(status: &Status) -> bool {
+    status.is_ready_leader() || status.role == Role::Leader && status.unreadable.is_some()
+}
+
+/// Takes from a status that something is unreadable, if others were let lead for that a short while ago.
+fn limit_resigning(group: GroupId, status: &mut Status, resigned: &mut HashMap<GroupId, Resigned>) {
+    let Some(unreadable) = status.unreadable.take() else { return };
+    let resigns = Resigned { term: status.term, at: Instant::now(), unreadable: unreadable.to_string() };
+    if resigned.get(&group).is_none_or(|before| before.allows(&resigns)) {
+        status.unreadable = Some(unreadable);
+        resigned.insert(group, resigns);
+    }
+}
+
 /// What is under way.
 #[derive(Default)]
 struct UnderWay {
@@ -209,6 +144,8 @@ impl Membership {
         let under_way = Arc::new(UnderWay::default());
         let room = Arc::new(Semaphore::new(STEPS_AT_ONCE));
         let mut seen: HashMap<GroupId, u64> = HashMap::new();
+        let mut resigned: HashMap<GroupId, Resigned> = HashMap::new();
+        let mut patience = Patience::default();
         let mut balanced = Instant::now();
         let mut settled: Option<(Arc<State>, Instant)> = None;
         let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -222,13 +159,13 @@ impl Membership {
                 self.see_terms(&mut seen).await;
             }
             let state = self.control.state();
-            self.look_at_system_groups(&state, &under_way, &room);
+            self.look_at_system_groups(&state, &under_way, &room, &mut resigned);
             if !rests {
-                let all_done = self.look_at_partitions(&state, &under_way, &room, &seen);
+                let all_done = self.look_at_partitions(&state, &under_way, &room, &seen, &mut resigned);
                 settled = all_done.then(|| (Arc::clone(&state), Instant::now()));
-            }
-            if self.control.status().now().is_ready_leader() {
-                self.relieve(&state).await;
+                if self.control.status().now().is_ready_leader() {
+                    self.give_turns(&state, &mut patience).await;
+                }
             }
             if balanced.elapsed() >= self.config.balance_interval {
                 balanced = Instant::now();
@@ -237,21 +174,25 @@ impl Membership {
         }
     }
 
-    fn look_at_system_groups(&self, state: &State, under_way: &Arc<UnderWay>, room: &Arc<Semaphore>) {
+    fn look_at_system_groups(
+        &self,
+        state: &State,
+        under_way: &Arc<UnderWay>,
+        room: &Arc<Semaphore>,
+        resigned: &mut HashMap<GroupId, Resigned>,
+    ) {
         let coordinators = self.coordinators.all().iter().map(super::coordinator::Coordinator::members);
         for members in std::iter::once(self.control.members()).chain(coordinators) {
-            let status = members.status().now();
-            if !status.is_ready_leader() {
+            let mut status = members.status().now();
+            if !decides(&status) {
                 continue;
             }
+            limit_resigning(members.group(), &mut status, resigned);
             let wanted = wanted_in_system_groups(state, &status, &self.config);
-            let followers = members.followers();
-            let next = next_step(&wanted, &status, &followers);
-            let heir = |able: &[NodeId]| self.heir(able, &status, &followers);
-            match keep_vote(next, self.node.0, &status.voters, heir) {
+            match decide(self.node, &self.hub, &members, &status, &|_| false, |it| it.next(&wanted)) {
                 Next::Do(step) => self.spawn_step(members, step, under_way, room),
                 Next::HandOver(heir) => self.spawn_transfer(members, heir),
-                Next::Wait | Next::Done => {}
+                _ => {}
             }
         }
     }
@@ -264,6 +205,7 @@ impl Membership {
         under_way: &Arc<UnderWay>,
         room: &Arc<Semaphore>,
         seen: &HashMap<GroupId, u64>,
+        resigned: &mut HashMap<GroupId, Resigned>,
     ) -> bool {
         let mut all_done = true;
         for topic in state.topics() {
@@ -274,23 +216,24 @@ impl Membership {
                     self.report_damage(&place, damage);
                 }
                 let Some(replica) = known.replica() else { continue };
-                let status = replica.status().now();
-                if !status.is_ready_leader() {
+                let mut status = replica.status().now();
+                if !decides(&status) {
                     continue;
                 }
+                limit_resigning(place.group(), &mut status, resigned);
                 // In a new term the metadata must first be as new as the members that the last leader has left.
-                all_done &= seen.get(&place.group()) == Some(&status.term)
-                    && self.look_at_partition(&place, &replica.members(), &status);
+                let knows = !status.is_ready_leader() || seen.get(&place.group()) == Some(&status.term);
+                all_done &= knows && self.look_at_partition(&place, &replica.members(), &status);
             }
         }
         all_done
     }
 
-    /// Asks for the repair of the replica here, if others could help and nothing else is under way.
+    /// Asks for the repair of the replica here, if others could help.
     fn report_damage(&self, place: &Place<'_>, damage: String) {
         let Place { topic, number: partition, assignment, .. } = *place;
-        let again = |repair: &Repair| repair.broker == self.node && repair.stage == RepairStage::Joining;
-        if !assignment.can_repair(self.node) || !assignment.repair.as_ref().is_none_or(again) {
+        // What is reported already waits for its turn, or is on its way.
+        if !assignment.can_repair(self.node) || assignment.is_damaged(self.node) {
             return;
         }
         let reason = damage.chars().take(REASON_CHARS_MAX).collect();
@@ -309,62 +252,28 @@ impl Membership {
     /// Takes the next step for a partition that this broker leads. Whether none is left to take.
     fn look_at_partition(&self, place: &Place<'_>, members: &Members, status: &Status) -> bool {
         let Place { topic, number: partition, assignment, .. } = *place;
-        let followers = members.followers();
-        let fit = |node: &NodeId| self.is_fit(*node, status, &followers);
-        let heir = |able: &[NodeId]| self.heir(able, status, &followers);
-        let wanted =
-            Wanted { voters: assignment.members().map(|id| id.0).collect(), learners: BTreeSet::new() };
-        if status.unreadable.is_some() {
-            let able: Vec<NodeId> =
-                status.voters.iter().copied().filter(|node| wanted.voters.contains(node)).collect();
-            if let Some(heir) = heir(&able).filter(fit) {
-                self.spawn_transfer(members.clone(), heir);
-                return false;
-            }
-        }
-        let advance =
-            |from| Command::AdvanceRepair { topic: topic.id, partition, revision: assignment.revision, from };
-        let mut next = next_step(&wanted, status, &followers);
-        let done = next == Next::Done && !assignment.is_moving() && assignment.repair.is_none();
-        if assignment.repair.is_some() {
-            next = keep_damaged(next, fit);
-        }
-        match keep_vote(next, self.node.0, &status.voters, heir) {
+        let damaged = |node| assignment.is_damaged(BrokerId(node));
+        let revision = assignment.revision;
+        match decide(self.node, &self.hub, members, status, &damaged, |it| it.next_of_partition(assignment)) {
             Next::HandOver(heir) => self.spawn_transfer(members.clone(), heir),
             Next::Do(step) => self.spawn_step(members.clone(), step, place.under_way, place.room),
             Next::Wait => {}
-            Next::Done => match assignment.repair.as_ref().map(|repair| repair.stage) {
-                Some(RepairStage::Leaving) => {
-                    self.spawn_change(place, advance(RepairStage::Leaving), |_, _| {})
-                }
-                Some(RepairStage::Emptying) => {}
-                Some(RepairStage::Joining) => {
-                    self.spawn_change(place, advance(RepairStage::Joining), move |metrics, topic| {
+            Next::Advance(from) => {
+                let over = Command::AdvanceRepair { topic: topic.id, partition, revision, from };
+                self.spawn_change(place, over, move |metrics, topic| {
+                    if from == RepairStage::Joining {
                         metrics.cluster.repaired();
                         info!(name: "replica.repaired", topic, partition, "a replica that was damaged has everything again");
-                    });
-                }
-                None if assignment.is_moving() => {
-                    let (topic, revision) = (topic.id, assignment.revision);
-                    let finish = Command::FinishMove { topic, partition, revision };
-                    self.spawn_change(place, finish, |metrics, _| metrics.cluster.moved());
-                }
-                None => {}
-            },
+                    }
+                });
+            }
+            Next::FinishMove => {
+                let finish = Command::FinishMove { topic: topic.id, partition, revision };
+                self.spawn_change(place, finish, |metrics, _| metrics.cluster.moved());
+            }
+            Next::Done => return true,
         }
-        done
-    }
-
-    /// Whether a voter could lead at once.
-    fn is_fit(&self, node: NodeId, status: &Status, followers: &[Follower]) -> bool {
-        node == self.node.0 || self.hub.is_up(node) && keeps_up(status, followers, node)
-    }
-
-    /// Who of these voters takes a leadership from this broker best.
-    fn heir(&self, able: &[NodeId], status: &Status, followers: &[Follower]) -> Option<NodeId> {
-        let matched = |node| followers.iter().find(|one| one.node == node).and_then(|one| one.matched);
-        let others = able.iter().copied().filter(|node| *node != self.node.0);
-        others.max_by_key(|node| (self.is_fit(*node, status, followers), matched(*node)))
+        false
     }
 
     /// Learns what is agreed on now, and takes note of the terms that began before. What a replica that leads anew
@@ -452,8 +361,27 @@ impl Membership {
         });
     }
 
-    /// Gives partitions of brokers that are to lose their replicas other ones, as far as fewer move than may.
-    async fn relieve(&self, state: &State) {
+    /// Lets those begin whose turn it is: repairs first, then moves away from brokers that are to go.
+    async fn give_turns(&self, state: &State, patience: &mut Patience) {
+        let reached = |id: BrokerId| self.hub.is_up(id.0);
+        let leads = |group| match self.routing.partition(group) {
+            Some(known) => (known.leader().is_some(), known.leader_damage().is_none()),
+            None => (false, true),
+        };
+        let stuck = patience.stuck(state, leads, reached);
+        let places = self.config.moves_at_once as usize;
+        let Turns { commands, free } = turns::turns(state, places, &stuck, |group| leads(group).0, reached);
+        for command in commands {
+            if let Err(error) = self.control.change(&command).await {
+                warn!(error = %error, "a repair was not given its turn; trying again");
+                return;
+            }
+        }
+        self.relieve(state, free).await;
+    }
+
+    /// Gives at most `free` partitions of brokers that are to lose their replicas other ones.
+    async fn relieve(&self, state: &State, mut free: usize) {
         let leaving: BTreeSet<BrokerId> =
             state.brokers().filter(|broker| !broker.takes_replicas()).map(|broker| broker.id).collect();
         if leaving.is_empty() {
@@ -465,8 +393,6 @@ impl Membership {
                 assignments.push((topic.clone(), number as u32, assignment.clone()));
             }
         }
-        let moving = assignments.iter().filter(|(.., one)| one.is_moving()).count();
-        let mut free = (self.config.moves_at_once as usize).saturating_sub(moving);
         let mut candidates: Vec<Candidate> = placement::candidates(state);
         for (topic, partition, assignment) in assignments {
             if free == 0 {
@@ -507,12 +433,10 @@ impl Membership {
             if now.leader != Some(node.0) {
                 return true;
             }
-            let mut heirs: Vec<Follower> = members.followers();
-            heirs.retain(|heir| now.voters.contains(&heir.node) && hub.is_up(heir.node));
-            // Who has most, and was heard last.
-            heirs.sort_by_key(|heir| (std::cmp::Reverse(heir.matched), heir.heard.unwrap_or(Duration::MAX)));
-            let Some(heir) = heirs.first() else { return false };
-            if members.transfer_leadership(heir.node).await.is_err() {
+            let reached = now.voters.iter().copied().filter(|node| hub.is_up(*node));
+            let heir = decide(node, hub, &members, &now, &|_| false, |it| it.best_heir(reached));
+            let Some(heir) = heir else { return false };
+            if members.transfer_leadership(heir).await.is_err() {
                 return false;
             }
             let gone = status.wait_for(|status| status.leader != Some(node.0));
@@ -540,14 +464,14 @@ pub(super) async fn balance(
     for topic in state.topics() {
         for (number, assignment) in topic.partitions.iter().enumerate() {
             let preferred = assignment.replicas.first().copied();
-            let damaged = |id| assignment.repair.as_ref().is_some_and(|repair| repair.broker == id);
+            let damaged = |id| assignment.repair_of(id).is_some();
             let preferred =
                 preferred.filter(|id| *id != node && able(*id) && !assignment.is_moving() && !damaged(*id));
             let partition = routing.partition(group_of(topic, number as u32));
             let replica = partition.and_then(|known| known.replica());
             let (Some(preferred), Some(replica)) = (preferred, replica) else { continue };
             if transferred < TRANSFERS_PER_ROUND
-                && transfer_if_able(&replica.members(), preferred.0, hub).await
+                && transfer_if_able(node, &replica.members(), preferred.0, hub).await
             {
                 transferred += 1;
             }
@@ -559,7 +483,7 @@ pub(super) async fn balance(
         let Some(preferred) = voters.get(shard % voters.len().max(1)).copied() else { continue };
         if preferred != node.0
             && able(BrokerId(preferred))
-            && transfer_if_able(&members, preferred, hub).await
+            && transfer_if_able(node, &members, preferred, hub).await
         {
             transferred += 1;
         }
@@ -567,30 +491,29 @@ pub(super) async fn balance(
     transferred
 }
 
-/// Hands a leadership that this broker has to `to`, if that can take it at once.
-async fn transfer_if_able(members: &Members, to: NodeId, hub: &Hub) -> bool {
+/// Hands a leadership that this broker has to `to`, if that can take it at once, and serve.
+async fn transfer_if_able(node: BrokerId, members: &Members, to: NodeId, hub: &Hub) -> bool {
     let status = members.status().now();
-    if !status.is_ready_leader() || !status.voters.contains(&to) || !hub.is_up(to) {
-        return false;
-    }
-    keeps_up(&status, &members.followers(), to) && members.transfer_leadership(to).await.is_ok()
+    let able = decide(node, hub, members, &status, &|_| false, |it| it.may_be_handed_to(to));
+    able && members.transfer_leadership(to).await.is_ok()
 }
 
-/// Whether a follower has answered just now, and has nearly everything.
-fn keeps_up(status: &Status, followers: &[Follower], node: NodeId) -> bool {
-    followers.iter().any(|follower| {
-        let has = follower.matched.map_or(0, |matched| matched + 1);
-        let last = status.last_index.map_or(0, |last| last + 1);
-        follower.node == node
-            && follower.heard.is_some_and(|heard| heard < HEARD)
-            && has + CAUGHT_UP_ENTRIES >= last
-    })
+/// What is decided about a group that this broker leads.
+fn decide<T>(
+    node: BrokerId,
+    hub: &Hub,
+    members: &Members,
+    status: &Status,
+    damaged: &dyn Fn(NodeId) -> bool,
+    decide: impl FnOnce(&Leading<'_>) -> T,
+) -> T {
+    let (followers, standing) = (members.followers(), |node| hub.standing(node));
+    decide(&Leading { node: node.0, status, followers: &followers, standing: &standing, damaged })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::Role;
 
     fn status(voters: &[NodeId], members: &[NodeId]) -> Status {
         Status {
@@ -607,62 +530,23 @@ mod tests {
         Wanted { voters: voters.iter().copied().collect(), learners: learners.iter().copied().collect() }
     }
 
-    fn follower(node: NodeId, matched: Option<u64>) -> Follower {
-        Follower { node, matched, heard: None }
-    }
-
-    #[test]
-    fn a_group_grows_by_inviting_waiting_and_giving_votes() {
-        let goal = wanted(&[1, 2, 3], &[]);
-        let step = |status: &Status, followers: &[Follower]| next_step(&goal, status, followers);
-        assert_eq!(step(&status(&[1], &[1]), &[]), Next::Do(Step::Invite(2)));
-        assert_eq!(step(&status(&[1], &[1, 2]), &[follower(2, None)]), Next::Do(Step::Invite(3)));
-        let all = status(&[1], &[1, 2, 3]);
-        let behind = [follower(2, Some(999)), follower(3, Some(10))];
-        assert_eq!(step(&all, &behind), Next::Wait, "a member that lacks much gets no vote yet");
-        assert_eq!(step(&all, &[follower(2, Some(999)), follower(3, None)]), Next::Wait);
-        let there = [follower(2, Some(999)), follower(3, Some(950))];
-        assert_eq!(step(&all, &there), Next::Do(Step::GiveVotes(goal.voters.clone())));
-        assert_eq!(step(&status(&[1, 2, 3], &[1, 2, 3]), &there), Next::Done);
-    }
-
-    #[test]
-    fn a_replica_moves_and_the_old_one_leaves_last() {
-        let goal = wanted(&[1, 4], &[]);
-        let there = [follower(2, Some(999)), follower(4, Some(999))];
-        assert_eq!(next_step(&goal, &status(&[1, 2], &[1, 2]), &there), Next::Do(Step::Invite(4)));
-        let invited = status(&[1, 2], &[1, 2, 4]);
-        assert_eq!(next_step(&goal, &invited, &there), Next::Do(Step::GiveVotes([1, 4].into())));
-        let voted = status(&[1, 4], &[1, 2, 4]);
-        assert_eq!(next_step(&goal, &voted, &there), Next::Do(Step::Expel(2)));
-    }
-
-    #[test]
-    fn a_leader_that_is_to_go_hands_over_before_it_loses_its_vote() {
-        let next = |step: Step, voters: &[NodeId]| {
-            keep_vote(Next::Do(step), 1, voters, |able| able.iter().max().copied())
+    #[tokio::test(start_paused = true)]
+    async fn for_the_same_reason_others_are_let_lead_once_a_minute() {
+        let mut resigned = HashMap::new();
+        let mut may = |term: u64, what: &'static str| {
+            let group = GroupId(7);
+            let unreadable = Some(crate::raft::Error::Corrupt { group, what });
+            let mut status = Status { term, unreadable, ..Status::default() };
+            limit_resigning(group, &mut status, &mut resigned);
+            status.unreadable.is_some()
         };
-        let give = |voters: &[NodeId]| Step::GiveVotes(voters.iter().copied().collect());
-        assert_eq!(next(give(&[2, 3, 4]), &[1, 2, 3]), Next::HandOver(3), "4 has no vote yet");
-        assert_eq!(next(give(&[4, 5]), &[1, 2, 3]), Next::Do(give(&[1, 4, 5])), "nobody could take over");
-        assert_eq!(next(give(&[1, 2, 4]), &[1, 2, 3]), Next::Do(give(&[1, 2, 4])));
-        assert_eq!(next(Step::Expel(1), &[2, 3]), Next::HandOver(3));
-        assert_eq!(next(Step::Expel(4), &[1, 2]), Next::Do(Step::Expel(4)));
-    }
-
-    #[test]
-    fn a_damaged_replica_keeps_its_vote_until_a_majority_of_the_others_has_everything() {
-        let next = |voters: &[NodeId], fit: &[NodeId]| {
-            let give = Next::Do(Step::GiveVotes(voters.iter().copied().collect()));
-            let after = keep_damaged(give.clone(), |node| fit.contains(node));
-            assert!(after == give || after == Next::Wait, "{after:?}");
-            after == give
-        };
-        assert!(!next(&[1, 2], &[1]), "3 is damaged, and 2 may lack what 3 has acknowledged");
-        assert!(next(&[1, 2], &[1, 2]));
-        assert!(!next(&[1, 2, 3, 4], &[1, 2]));
-        assert!(next(&[1, 2, 3, 4], &[1, 2, 4]));
-        assert_eq!(keep_damaged(Next::Do(Step::Expel(3)), |_| false), Next::Do(Step::Expel(3)));
+        assert!(may(1, "row 7"));
+        assert!(may(1, "row 7"), "it leads still");
+        assert!(!may(3, "row 7"), "nobody else could read it either");
+        assert!(may(3, "row 8"));
+        assert!(!may(5, "row 8"));
+        tokio::time::advance(RESIGN_AGAIN).await;
+        assert!(may(5, "row 8"));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`peers`] | the other brokers: connections, and what they ask |
 //! | [`placement`] | which brokers get replicas |
 //! | [`membership`] | moves replicas and leaderships to where they should be |
+//! | [`steps`], [`turns`] | what a group's members need next, and when that may begin; pure |
 //! | [`reconciler`] | makes the replicas on this broker what the metadata says |
 //! | [`routing`], [`partition_ref`] | a partition, wherever its leader is |
 //! | [`retention`] | trims what topics do not keep |
@@ -31,6 +32,8 @@ mod purge;
 mod reconciler;
 mod retention;
 pub mod routing;
+pub(crate) mod steps;
+pub(crate) mod turns;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,6 +160,7 @@ impl Cluster {
         // Topics that were created while this broker was down are known before it says anything about them.
         cluster.control.caught_up().await?;
         cluster.settled(&cluster.control.state()).await;
+        cluster.hub.set_ready(true);
         Ok(cluster)
     }
 
@@ -311,8 +315,10 @@ impl Cluster {
         lags
     }
 
-    /// Hands all leaderships to other brokers, as far as they can take them; also those that come meanwhile.
+    /// Hands all leaderships to other brokers, as far as they can take them; also those that come meanwhile. The others hear
+    /// that this one is about to stop.
     pub async fn hand_over(&self) {
+        self.hub.set_ready(false);
         let over = Instant::now() + self.config.handover_timeout;
         loop {
             let partitions = self.routing.partitions();

@@ -15,7 +15,7 @@ use super::control::Control;
 use super::partition_ref::PartitionRef;
 use super::peers::{Book, Hub};
 use super::routing::{Route, Routes, Routing};
-use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage, State, Topic};
+use crate::metadata::{BrokerId, Command, PartitionAssignment, RepairStage, State, Topic};
 use crate::partition::{self, Partition};
 use crate::storage::GroupId;
 use crate::task::{Criticality, Tasks};
@@ -149,8 +149,7 @@ impl Reconciler {
 
     /// Whether the replica here is damaged and has left its group.
     fn is_to_empty(&self, assignment: &PartitionAssignment) -> bool {
-        let emptying = |repair: &Repair| repair.broker == self.node && repair.stage == RepairStage::Emptying;
-        assignment.repair.as_ref().is_some_and(emptying)
+        assignment.repair_of(self.node).is_some_and(|repair| repair.stage == RepairStage::Emptying)
     }
 
     /// Damaged replicas here that have left their groups.
@@ -258,7 +257,7 @@ impl Reconciler {
                     let (hub, env, tasks) = (self.hub.clone(), self.env.clone(), self.tasks.clone());
                     PartitionRef::new(group, self.node, hub, env, metrics.clone(), tasks)
                 });
-                partition.set_holders(assignment.members().map(|id| id.0).collect());
+                partition.set_holders(assignment.holders().map(|id| id.0).collect());
                 known.insert(group, partition.clone());
                 partitions.push(partition);
             }

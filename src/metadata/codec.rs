@@ -89,6 +89,13 @@ impl Command {
                     from: store_stage(*from).into(),
                 })
             }
+            Command::DeferRepair { topic, partition, revision } => {
+                StoredCommand::DeferRepair(stored::DeferRepair {
+                    topic_id: topic.0,
+                    partition: *partition,
+                    revision: *revision,
+                })
+            }
         };
         stored::ControlCommand { command: Some(command) }.encode_to_vec()
     }
@@ -148,6 +155,11 @@ impl Command {
                 partition: c.partition,
                 revision: c.revision,
                 from: load_stage(c.from())?,
+            },
+            StoredCommand::DeferRepair(c) => Command::DeferRepair {
+                topic: TopicId(c.topic_id),
+                partition: c.partition,
+                revision: c.revision,
             },
         })
     }
@@ -255,17 +267,23 @@ fn store_partitions(partitions: &[PartitionAssignment]) -> Vec<stored::Partition
             replicas: store_ids(&p.replicas),
             moving_from: store_ids(&p.moving_from),
             revision: p.revision,
-            repair: p.repair.as_ref().map(|repair| stored::Repair {
-                broker_id: repair.broker.0,
-                stage: store_stage(repair.stage).into(),
-                reason: repair.reason.clone(),
-            }),
+            repairs: p.repairs.iter().map(store_repair).collect(),
         })
         .collect()
 }
 
+fn store_repair(repair: &Repair) -> stored::Repair {
+    stored::Repair {
+        broker_id: repair.broker.0,
+        stage: store_stage(repair.stage).into(),
+        reason: repair.reason.clone(),
+        deferred: repair.deferred,
+    }
+}
+
 fn store_stage(stage: RepairStage) -> stored::RepairStage {
     match stage {
+        RepairStage::Waiting => stored::RepairStage::Waiting,
         RepairStage::Leaving => stored::RepairStage::Leaving,
         RepairStage::Emptying => stored::RepairStage::Emptying,
         RepairStage::Joining => stored::RepairStage::Joining,
@@ -274,6 +292,7 @@ fn store_stage(stage: RepairStage) -> stored::RepairStage {
 
 fn load_stage(stage: stored::RepairStage) -> Result<RepairStage, Error> {
     match stage {
+        stored::RepairStage::Waiting => Ok(RepairStage::Waiting),
         stored::RepairStage::Leaving => Ok(RepairStage::Leaving),
         stored::RepairStage::Emptying => Ok(RepairStage::Emptying),
         stored::RepairStage::Joining => Ok(RepairStage::Joining),
@@ -283,7 +302,8 @@ fn load_stage(stage: stored::RepairStage) -> Result<RepairStage, Error> {
 
 fn load_repair(repair: stored::Repair) -> Result<Repair, Error> {
     let stage = load_stage(repair.stage())?;
-    Ok(Repair { broker: BrokerId(repair.broker_id), stage, reason: repair.reason })
+    let stored::Repair { broker_id, reason, deferred, .. } = repair;
+    Ok(Repair { broker: BrokerId(broker_id), stage, reason, deferred })
 }
 
 fn store_ids(ids: &[BrokerId]) -> Vec<u64> {
@@ -300,7 +320,7 @@ fn load_partitions(partitions: Vec<stored::PartitionRecord>) -> Result<Vec<Parti
             replicas: load_ids(p.replicas),
             moving_from: load_ids(p.moving_from),
             revision: p.revision,
-            repair: p.repair.map(load_repair).transpose()?,
+            repairs: p.repairs.into_iter().map(load_repair).collect::<Result<_, _>>()?,
         })
     };
     partitions.into_iter().map(load).collect()
@@ -390,9 +410,10 @@ mod tests {
             Command::AdvanceRepair {
                 topic: TopicId(1),
                 partition: 0,
-                revision: 1,
-                from: RepairStage::Leaving,
+                revision: 0,
+                from: RepairStage::Waiting,
             },
+            Command::DeferRepair { topic: TopicId(1), partition: 0, revision: 1 },
             Command::AllocateProducerId,
             Command::FixCoordinatorShards { shards: 4 },
             Command::DeleteTopic { name: "orders".into() },

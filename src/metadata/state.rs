@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::topic::{PartitionAssignment, Repair, RepairStage, Settings, Topic, TopicId, validate_name};
+use super::topic::{PartitionAssignment, RepairStage, Settings, Topic, TopicId, validate_name};
 use super::{BrokerId, Error};
 use crate::clock::Timestamp;
 
@@ -74,8 +74,8 @@ pub enum Command {
         /// The revision whose replicas are there. A later one makes this void.
         revision: u32,
     },
-    /// A replica is damaged, and is to get its records anew from the others. Void if it is not one of several, or while
-    /// replicas move or another one is repaired.
+    /// A replica is damaged, and is to get its records anew from the others when its turn comes. Void if it is not one of
+    /// several, or while replicas move.
     BeginRepair {
         /// The topic.
         topic: TopicId,
@@ -96,8 +96,17 @@ pub enum Command {
         partition: u32,
         /// The revision of the repair. A later one makes this void.
         revision: u32,
-        /// What is over.
+        /// What is over. If it is the waiting, the repair that is next begins, unless another one has or replicas move.
         from: RepairStage,
+    },
+    /// A replica whose turn it was could not leave its group: it waits again, behind the others.
+    DeferRepair {
+        /// The topic.
+        topic: TopicId,
+        /// The partition.
+        partition: u32,
+        /// The revision of the repair. A later one makes this void.
+        revision: u32,
     },
     /// Creates a topic. Placement is decided by the leader.
     CreateTopic {
@@ -250,30 +259,15 @@ impl State {
                 Ok(Outcome::Done)
             }
             Command::BeginRepair { topic, partition, revision, broker, reason } => {
-                self.at_revision(topic, partition, revision, |assignment| {
-                    let free = assignment.repair.as_ref().is_none_or(|repair| {
-                        // The replica that gets its records anew is damaged again.
-                        repair.broker == broker && repair.stage == RepairStage::Joining
-                    });
-                    if free && assignment.can_repair(broker) {
-                        assignment.repair = Some(Repair { broker, stage: RepairStage::Leaving, reason });
-                        assignment.revision += 1;
-                    }
-                });
+                self.at_revision(topic, partition, revision, |it| it.begin_repair(broker, reason));
                 Ok(Outcome::Done)
             }
             Command::AdvanceRepair { topic, partition, revision, from } => {
-                self.at_revision(topic, partition, revision, |assignment| {
-                    let Some(repair) = assignment.repair.as_mut().filter(|repair| repair.stage == from)
-                    else {
-                        return;
-                    };
-                    match from {
-                        RepairStage::Leaving => repair.stage = RepairStage::Emptying,
-                        RepairStage::Emptying => repair.stage = RepairStage::Joining,
-                        RepairStage::Joining => assignment.repair = None,
-                    }
-                });
+                self.at_revision(topic, partition, revision, |it| it.advance_repair(from));
+                Ok(Outcome::Done)
+            }
+            Command::DeferRepair { topic, partition, revision } => {
+                self.at_revision(topic, partition, revision, PartitionAssignment::defer_repair);
                 Ok(Outcome::Done)
             }
             Command::CreateTopic { name, settings, replication_factor, created, partitions } => {
@@ -412,7 +406,7 @@ impl State {
             }
             // A damaged replica that is not wanted any more just goes.
             let replicas = &assignment.replicas;
-            assignment.repair.take_if(|repair| !replicas.contains(&repair.broker));
+            assignment.repairs.retain(|repair| replicas.contains(&repair.broker));
             assignment.revision += 1;
             Ok(())
         })
@@ -635,53 +629,115 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_repair_goes_from_stage_to_stage_and_bars_the_replica_until_it_is_empty() {
+    fn assignment(state: &State) -> PartitionAssignment {
+        state.topic("a").expect("there").partitions[0].clone()
+    }
+
+    fn stages(state: &State) -> Vec<(u64, RepairStage)> {
+        assignment(state).repairs.iter().map(|repair| (repair.broker.0, repair.stage)).collect()
+    }
+
+    fn reassign(ids: &[u64]) -> Command {
+        let replicas = ids.iter().copied().map(BrokerId).collect();
+        Command::ReassignPartition { name: "a".into(), partition: 0, replicas }
+    }
+
+    fn damaged(revision: u32, broker: u64) -> Command {
+        let (topic, broker) = (TopicId(1), BrokerId(broker));
+        Command::BeginRepair { topic, partition: 0, revision, broker, reason: "row 7".into() }
+    }
+
+    fn over(revision: u32, from: RepairStage) -> Command {
+        Command::AdvanceRepair { topic: TopicId(1), partition: 0, revision, from }
+    }
+
+    /// A partition with three replicas, of revision 1.
+    fn three_replicas() -> State {
         let mut state = three_brokers();
         state.apply(create("a")).expect("created");
-        let topic = state.topic("a").expect("there").id;
-        let to = |ids: &[u64]| Command::ReassignPartition {
-            name: "a".into(),
-            partition: 0,
-            replicas: ids.iter().copied().map(BrokerId).collect(),
-        };
-        let begin = |revision, broker| Command::BeginRepair {
-            topic,
-            partition: 0,
-            revision,
-            broker: BrokerId(broker),
-            reason: "row 7".into(),
-        };
-        let advance = |revision, from| Command::AdvanceRepair { topic, partition: 0, revision, from };
-        let now = |state: &State| state.topic("a").expect("there").partitions[0].clone();
-        let stage = |state: &State| now(state).repair.map(|repair| (repair.broker.0, repair.stage));
+        state.apply(reassign(&[1, 2, 3])).expect("known brokers");
+        let finish = Command::FinishMove { topic: TopicId(1), partition: 0, revision: 1 };
+        state.apply(finish).expect("never refused");
+        state
+    }
 
-        state.apply(begin(0, 1)).expect("never refused");
-        assert_eq!(stage(&state), None, "there is no other replica");
-        state.apply(to(&[1, 2, 3])).expect("known brokers");
-        state.apply(begin(1, 1)).expect("never refused");
-        assert_eq!(stage(&state), None, "replicas move");
-        state.apply(Command::FinishMove { topic, partition: 0, revision: 1 }).expect("never refused");
-        state.apply(begin(0, 1)).expect("never refused");
-        assert_eq!(stage(&state), None, "of an earlier revision");
-        state.apply(begin(1, 2)).expect("never refused");
-        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)));
-        state.apply(begin(2, 1)).expect("never refused");
-        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "one after the other");
-        state.apply(advance(2, RepairStage::Emptying)).expect("never refused");
-        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "that comes later");
-        assert!(now(&state).is_barred(BrokerId(2)));
-        state.apply(advance(2, RepairStage::Leaving)).expect("never refused");
-        assert_eq!(now(&state).members().collect::<Vec<_>>(), [BrokerId(1), BrokerId(3)]);
-        state.apply(advance(2, RepairStage::Emptying)).expect("never refused");
-        assert_eq!(now(&state).members().count(), 3);
-        state.apply(begin(2, 2)).expect("never refused");
-        assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "damaged again");
-        for from in [RepairStage::Leaving, RepairStage::Emptying, RepairStage::Joining] {
-            state.apply(advance(2, from)).expect("never refused");
-            assert_eq!(stage(&state), Some((2, RepairStage::Leaving)), "of an earlier revision");
+    fn apply(state: &mut State, commands: impl IntoIterator<Item = Command>) {
+        for command in commands {
+            state.apply(command).expect("never refused");
         }
-        state.apply(to(&[1, 3])).expect("known brokers");
-        assert_eq!(stage(&state), None, "it is not wanted any more");
+    }
+
+    #[test]
+    fn a_repair_goes_from_stage_to_stage_and_bars_the_replica_until_it_is_empty() {
+        use RepairStage::{Emptying, Joining, Leaving, Waiting};
+        let mut state = three_replicas();
+        apply(&mut state, [damaged(0, 1)]);
+        assert_eq!(stages(&state), [], "of an earlier revision");
+        apply(&mut state, [damaged(1, 2), damaged(1, 2)]);
+        assert_eq!(stages(&state), [(2, Waiting)], "once");
+        assert_eq!(assignment(&state).members().count(), 3, "it is a member until its turn comes");
+        apply(&mut state, [over(1, Leaving), over(1, Waiting), over(2, Emptying)]);
+        assert_eq!(stages(&state), [(2, Leaving)], "that comes later");
+        assert!(assignment(&state).is_barred(BrokerId(2)));
+        assert_eq!(assignment(&state).holders().count(), 3, "it may have what others have lost");
+        apply(&mut state, [over(2, Leaving)]);
+        assert_eq!(assignment(&state).members().collect::<Vec<_>>(), [BrokerId(1), BrokerId(3)]);
+        assert_eq!(assignment(&state).holders().collect::<Vec<_>>(), [BrokerId(1), BrokerId(3)]);
+        apply(&mut state, [over(2, Emptying)]);
+        assert_eq!(assignment(&state).members().count(), 3);
+        apply(&mut state, [damaged(2, 2)]);
+        assert_eq!(stages(&state), [(2, Leaving)], "damaged again");
+        apply(&mut state, [Leaving, Emptying, Joining].map(|from| over(2, from)));
+        assert_eq!(stages(&state), [(2, Leaving)], "of an earlier revision");
+        apply(&mut state, [Leaving, Emptying, Joining].map(|from| over(3, from)));
+        assert_eq!(stages(&state), []);
+    }
+
+    #[test]
+    fn a_replica_without_others_or_on_the_move_is_not_repaired() {
+        let mut state = three_brokers();
+        apply(&mut state, [create("a"), damaged(0, 1)]);
+        assert_eq!(stages(&state), [], "there is no other replica");
+        apply(&mut state, [reassign(&[1, 2, 3]), damaged(1, 1)]);
+        assert_eq!(stages(&state), [], "replicas move");
+        let mut state = three_replicas();
+        apply(&mut state, [damaged(1, 2), reassign(&[2, 3]), over(2, RepairStage::Waiting)]);
+        assert_eq!(stages(&state), [(2, RepairStage::Waiting)], "replicas move");
+        apply(&mut state, [reassign(&[1, 3])]);
+        assert_eq!(stages(&state), [], "it is not wanted any more");
+    }
+
+    #[test]
+    fn damaged_replicas_of_a_partition_are_repaired_one_after_the_other() {
+        use RepairStage::{Emptying, Joining, Leaving, Waiting};
+        let mut state = three_replicas();
+        apply(&mut state, [damaged(1, 3), over(1, Waiting), damaged(2, 1)]);
+        assert_eq!(stages(&state), [(3, Leaving), (1, Waiting)]);
+        apply(&mut state, [over(2, Waiting)]);
+        assert_eq!(stages(&state), [(3, Leaving), (1, Waiting)], "the other one is not done");
+        let now = assignment(&state);
+        assert_eq!([1, 2, 3].map(|id| now.is_damaged(BrokerId(id))), [true, false, true]);
+        apply(&mut state, [Leaving, Emptying].map(|from| over(2, from)));
+        assert!(!assignment(&state).is_damaged(BrokerId(3)), "what it gets is intact");
+        apply(&mut state, [over(2, Waiting), over(2, Joining), over(2, Waiting)]);
+        assert_eq!(stages(&state), [(1, Leaving)]);
+    }
+
+    #[test]
+    fn a_replica_that_cannot_leave_waits_behind_the_others_and_is_a_member_again() {
+        use RepairStage::{Emptying, Leaving, Waiting};
+        let mut state = three_replicas();
+        let defer = |revision| Command::DeferRepair { topic: TopicId(1), partition: 0, revision };
+        apply(&mut state, [damaged(1, 3), damaged(1, 1), defer(1), over(1, Waiting), defer(1)]);
+        assert_eq!(stages(&state), [(3, Leaving), (1, Waiting)], "of an earlier revision");
+        apply(&mut state, [defer(2)]);
+        assert_eq!(stages(&state), [(1, Waiting), (3, Waiting)]);
+        assert_eq!(assignment(&state).members().count(), 3);
+        assert_eq!(assignment(&state).next_repair().map(|next| (next.broker.0, next.deferred)), Some((1, 0)));
+        // What the leader said before it knew of this must not empty a member.
+        apply(&mut state, [over(3, Waiting), over(2, Leaving)]);
+        assert_eq!(stages(&state), [(1, Leaving), (3, Waiting)]);
+        apply(&mut state, [over(4, Leaving), defer(4)]);
+        assert_eq!(stages(&state), [(1, Emptying), (3, Waiting)], "it is out already");
     }
 }

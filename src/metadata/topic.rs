@@ -39,14 +39,17 @@ pub struct PartitionAssignment {
     /// How often the replicas were reassigned. Only replicas of revision 0 found their group: those of a later one find
     /// it there.
     pub revision: u32,
-    /// While a damaged replica gets its records anew from the others.
-    pub repair: Option<Repair>,
+    /// Damaged replicas, which get their records anew from the others, one after the other.
+    ///
+    /// INVARIANT: at most one per broker, and at most one that has begun. Those that wait are in the order of their turns.
+    pub repairs: Vec<Repair>,
 }
 
 /// A damaged replica on its way out of its group, and in again.
 ///
 /// A replica that has lost what it acknowledged must not vote on the strength of it. So it leaves the group while it
-/// still has what it promised, is emptied when it is no member any more, and joins as a new one.
+/// still has what it promised, is emptied when it is no member any more, and joins as a new one. Before that it waits for
+/// its turn, because all replicas of a broker may be damaged at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
     /// The broker that has the replica.
@@ -55,11 +58,15 @@ pub struct Repair {
     pub stage: RepairStage,
     /// What was found, for operators.
     pub reason: String,
+    /// How often it gave up its turn because it could not leave its group. Who did so less often goes first.
+    pub deferred: u32,
 }
 
 /// How far a repair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RepairStage {
+    /// It is a member as before until its turn comes, which the control leader says.
+    Waiting,
     /// The leader takes its vote and expels it.
     Leaving,
     /// It is no member. Its broker deletes what it has.
@@ -82,7 +89,71 @@ impl PartitionAssignment {
     /// Whether the replica of `broker` is damaged and must not be in the group before it is empty.
     pub fn is_barred(&self, broker: BrokerId) -> bool {
         let barred = |repair: &Repair| repair.broker == broker && repair.stage < RepairStage::Joining;
-        self.repair.as_ref().is_some_and(barred)
+        self.under_repair().is_some_and(barred)
+    }
+
+    /// The repair of the replica of `broker`, if that is damaged.
+    pub fn repair_of(&self, broker: BrokerId) -> Option<&Repair> {
+        self.repairs.iter().find(|repair| repair.broker == broker)
+    }
+
+    /// The repair that has begun and is not over.
+    pub fn under_repair(&self) -> Option<&Repair> {
+        self.repairs.iter().find(|repair| repair.stage > RepairStage::Waiting)
+    }
+
+    /// The repair whose turn is next.
+    pub fn next_repair(&self) -> Option<&Repair> {
+        self.repairs.iter().find(|repair| repair.stage == RepairStage::Waiting)
+    }
+
+    /// Whether the replica of `broker` is known to have lost something, and has not begun to get everything anew.
+    pub fn is_damaged(&self, broker: BrokerId) -> bool {
+        self.repair_of(broker).is_some_and(|repair| repair.stage < RepairStage::Joining)
+    }
+
+    /// The replica of `broker` is damaged: it is to wait for its turn. If it was getting its records anew, it has to begin
+    /// again.
+    pub(crate) fn begin_repair(&mut self, broker: BrokerId, reason: String) {
+        if !self.can_repair(broker) {
+            return;
+        }
+        match self.repairs.iter_mut().find(|repair| repair.broker == broker) {
+            None => self.repairs.push(Repair { broker, stage: RepairStage::Waiting, reason, deferred: 0 }),
+            Some(repair) if repair.stage == RepairStage::Joining => {
+                (repair.stage, repair.reason) = (RepairStage::Leaving, reason);
+                self.revision += 1;
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// A stage of a repair is over. Who waits does not begin before another one is done.
+    pub(crate) fn advance_repair(&mut self, from: RepairStage) {
+        let occupied = self.under_repair().is_some() || self.is_moving();
+        let Some(at) = self.repairs.iter().position(|repair| repair.stage == from) else { return };
+        match from {
+            RepairStage::Waiting if occupied => {}
+            RepairStage::Waiting => {
+                self.repairs[at].stage = RepairStage::Leaving;
+                self.revision += 1;
+            }
+            RepairStage::Leaving => self.repairs[at].stage = RepairStage::Emptying,
+            RepairStage::Emptying => self.repairs[at].stage = RepairStage::Joining,
+            RepairStage::Joining => drop(self.repairs.remove(at)),
+        }
+    }
+
+    /// Who could not leave its group waits again, behind all others. It still has everything that it had.
+    pub(crate) fn defer_repair(&mut self) {
+        let leaving = self.repairs.iter().position(|repair| repair.stage == RepairStage::Leaving);
+        if let Some(at) = leaving {
+            let repair = self.repairs.remove(at);
+            let deferred = repair.deferred.saturating_add(1);
+            self.repairs.push(Repair { stage: RepairStage::Waiting, deferred, ..repair });
+            // What the leader says of it may be of before, and it may be a member again.
+            self.revision += 1;
+        }
     }
 
     /// Whether a damaged replica of `broker` could get its records from others now.
@@ -93,6 +164,12 @@ impl PartitionAssignment {
     /// The brokers whose replicas should be members of the partition's group.
     pub fn members(&self) -> impl Iterator<Item = BrokerId> {
         self.replicas.iter().copied().filter(|id| !self.is_barred(*id))
+    }
+
+    /// The brokers whose replicas may have records that others have lost: also a damaged one, until it is emptied.
+    pub fn holders(&self) -> impl Iterator<Item = BrokerId> {
+        let emptied = |repair: &Repair| repair.stage == RepairStage::Emptying;
+        self.replicas.iter().copied().filter(move |id| !self.repair_of(*id).is_some_and(emptied))
     }
 
     /// Whether replicas are on their way to other brokers.

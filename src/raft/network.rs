@@ -205,6 +205,11 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: raft::AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<raft::AppendEntriesResponse<Types>, RPCError<Types>> {
+        if self.shared.is_silent() {
+            // Also what follows what the others have would keep them from electing somebody.
+            let reason = "this node lets its leadership go".to_owned();
+            return Err(Unreachable::new(&TransportError::Unreachable { node: self.to, reason }).into());
+        }
         let request = Append {
             ballot: ballot(&rpc.vote),
             previous: rpc.prev_log_id.as_ref().map(position),

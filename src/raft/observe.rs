@@ -16,13 +16,12 @@ use super::{Error, NodeId, Role};
 pub(super) async fn run(core: Arc<Core>, mut pace: Pace) {
     // Changes with role, term, leader and members only, so a busy group does not wake this task.
     let mut observed = core.agreement.server_metrics();
-    // A leadership that was to end is silent.
-    let mut let_go = false;
     loop {
-        let part = publish(&core, &observed.borrow_watched(), &mut let_go);
+        let part = publish(&core, &observed.borrow_watched());
         let due = pace.due(Instant::now(), part, core.shared.heard());
         core.agreement.runtime_config().tick(due.ticks);
-        if due.beat && !let_go && core.agreement.trigger().heartbeat().await.is_err() {
+        // A leadership that was to end is silent.
+        if due.beat && !core.shared.is_silent() && core.agreement.trigger().heartbeat().await.is_err() {
             break;
         }
         tokio::select! {
@@ -40,7 +39,7 @@ pub(super) async fn run(core: Arc<Core>, mut pace: Pace) {
                 }
                 Late::LetGo => {
                     tracing::warn!(group = %core.shared.group, "the leadership was not taken over, and is let go");
-                    let_go = true;
+                    core.shared.keep_silent(true);
                 }
             },
             () = sleep_until(due.again.unwrap_or_else(Instant::now)), if due.again.is_some() => {}
@@ -68,12 +67,11 @@ pub(super) async fn run(core: Arc<Core>, mut pace: Pace) {
     });
 }
 
-fn publish(
-    core: &Core,
-    observed: &openraft::metrics::RaftServerMetrics<super::types::Types>,
-    let_go: &mut bool,
-) -> Part {
+fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::types::Types>) -> Part {
     let voters: Vec<NodeId> = observed.membership_config.voter_ids().collect();
+    let sets = observed.membership_config.membership().get_joint_config();
+    let lasting = voters.iter().copied().filter(|node| sets.iter().all(|set| set.contains(node)));
+    let lasting: Vec<NodeId> = lasting.collect();
     let role = match observed.state {
         ServerState::Learner => Role::Learner,
         ServerState::Follower => Role::Follower,
@@ -96,7 +94,7 @@ fn publish(
         core.shared.transport.elected(core.shared.group);
     }
     if core.hand_over.ends_with(role == Role::Leader, observed.vote.leader_id.term) {
-        *let_go = false;
+        core.shared.keep_silent(false);
     }
     core.shared.update_status_if(|status| {
         let term = observed.vote.leader_id.term;
@@ -104,6 +102,7 @@ fn publish(
             && status.leader == leader
             && status.term == term
             && *status.voters == *voters
+            && *status.lasting_voters == *lasting
             && *status.members == *members;
         if same {
             return false;
@@ -112,6 +111,7 @@ fn publish(
         status.leader = leader;
         status.term = term;
         status.voters = voters.into();
+        status.lasting_voters = lasting.into();
         status.members = members.into();
         // Only a leader has followers.
         status.unreadable.take_if(|_| role != Role::Leader);

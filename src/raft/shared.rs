@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     /// When a leader last spoke to this replica.
     heard: Mutex<Option<tokio::time::Instant>>,
     status: watch::Sender<Status>,
+    /// Whether this replica leads and keeps silent, so that the others elect somebody.
+    silent: AtomicBool,
     /// When entries up to an index were appended, for groups with followers.
     appends: Mutex<VecDeque<(u64, Instant)>>,
 }
@@ -73,6 +76,7 @@ impl Shared {
             vote: Mutex::new(vote),
             heard: Mutex::default(),
             status: watch::Sender::new(Status::default()),
+            silent: AtomicBool::new(false),
             appends: Mutex::default(),
         })
     }
@@ -162,6 +166,15 @@ impl Shared {
     /// The first failure.
     pub(super) fn failure(&self) -> Option<Error> {
         lock(&self.progress.failure).clone()
+    }
+
+    /// Begins or ends the silence of a leader whose leadership is let go.
+    pub(super) fn keep_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Whether the replica will do nothing more.

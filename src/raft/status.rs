@@ -44,6 +44,8 @@ pub struct Status {
     pub purged: Option<u64>,
     /// Who has a vote, in ascending order; during a change of members, in the old or the new configuration.
     pub voters: Arc<[NodeId]>,
+    /// Those of them who have a vote in the old and in the new configuration: all, unless members change.
+    pub lasting_voters: Arc<[NodeId]>,
     /// All members, in ascending order: those with a vote, and those who only receive entries.
     pub members: Arc<[NodeId]>,
     /// An entry that a follower needs cannot be read here. Another leader is wanted, which has it.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::World;
 use super::network::Weather;
 use super::node::{self, Broker, End};
+use super::repair;
 use crate::raft::{Group, NodeId, Replica, Role};
 use crate::record::Offset;
 use crate::storage::{Faults, GroupId};
@@ -27,7 +28,7 @@ pub(super) async fn rage(world: Arc<World>) {
             54..58 => fail_disk(&world),
             58..62 => restart(&world),
             62..71 => change_members(&world),
-            71..75 => repair(&world),
+            71..75 => repair::damage(&world),
             75..81 => transfer(&world),
             81..97 => trim(&world),
             _ => turn_clock(&world),
@@ -43,7 +44,7 @@ fn crash_one(world: &Arc<World>) {
     let end = *world.chance.pick(&[End::Kill, End::Power]);
     let node = any(world);
     node::crash(world, node, end);
-    start_later(world, node, 20..2_000);
+    node::start_later(world, node, 20..2_000);
 }
 
 /// All brokers at once.
@@ -51,17 +52,8 @@ fn blackout(world: &Arc<World>) {
     world.trace.tell("blackout");
     for node in world.plan.nodes.clone() {
         node::crash(world, node, End::Power);
-        start_later(world, node, 20..1_000);
+        node::start_later(world, node, 20..1_000);
     }
-}
-
-fn start_later(world: &Arc<World>, node: NodeId, millis: std::ops::Range<u64>) {
-    let pause = world.chance.millis(millis);
-    let world = Arc::clone(world);
-    tokio::spawn(async move {
-        sleep(pause).await;
-        node::start(&world, node).await;
-    });
 }
 
 fn partition(world: &Arc<World>) {
@@ -134,7 +126,7 @@ fn fail_disk(world: &Arc<World>) {
         sleep(pause).await;
         if !world.is_healing() {
             node::crash(&world, node, End::Kill);
-            start_later(&world, node, 20..500);
+            node::start_later(&world, node, 20..500);
         }
     });
 }
@@ -158,9 +150,10 @@ fn turn_clock(world: &Arc<World>) {
 }
 
 /// The replica that leads a group, as far as the highest term tells.
-fn leader(world: &World, group: GroupId) -> Option<(NodeId, Group<()>)> {
+pub(super) fn leader(world: &World, group: GroupId) -> Option<(NodeId, Group<()>)> {
     let brokers = world.brokers();
-    let replicas = brokers.iter().map(|broker| (broker.node, broker.replicas[&group].handle_of_any()));
+    let replicas =
+        brokers.iter().filter_map(|broker| Some((broker.node, broker.replicas.get(&group)?.handle_of_any())));
     let leading = replicas.filter(|(_, replica)| replica.status().now().role == Role::Leader);
     leading.max_by_key(|(_, replica)| replica.status().now().term)
 }
@@ -205,36 +198,6 @@ fn change_members(world: &Arc<World>) {
     });
 }
 
-/// A replica leaves its group, is emptied, and joins anew.
-fn repair(world: &Arc<World>) {
-    let group = *world.chance.pick(&world.partitions());
-    let Some((_, replica)) = leader(world, group) else { return };
-    let voters = replica.status().now().voters.to_vec();
-    if voters.len() < 3 || !world.changing().insert(group) {
-        return;
-    }
-    let node = *world.chance.pick(&voters);
-    world.trace.tell(format!("node {node} is to be emptied of group {group}"));
-    let world = Arc::clone(world);
-    tokio::spawn(async move {
-        let without = voters.iter().copied().filter(|voter| *voter != node).collect();
-        let left = world.empties_voters() || change_voters(&world, group, without).await;
-        if left {
-            world.nodes().get_mut(&node).expect("a node of the run").to_empty.insert(group);
-            while world.nodes()[&node].to_empty.contains(&group) {
-                node::crash(&world, node, End::Kill);
-                node::start(&world, node).await;
-                sleep(Duration::from_millis(20)).await;
-            }
-            if change_voters(&world, group, voters.into_iter().collect()).await {
-                world.checker.count(|counts| counts.repairs += 1);
-            }
-        }
-        world.trace.tell(format!("node {node} was emptied of group {group}: {left}"));
-        world.changing().remove(&group);
-    });
-}
-
 /// The replica that leads, once that is one of `voters`. One that is not hands over first, as brokers do.
 async fn leader_among(world: &World, group: GroupId, voters: &BTreeSet<NodeId>) -> Group<()> {
     loop {
@@ -250,26 +213,6 @@ async fn leader_among(world: &World, group: GroupId, voters: &BTreeSet<NodeId>) 
         }
         sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// Asks who leads for these voters until it has them, or everything heals.
-async fn change_voters(world: &Arc<World>, group: GroupId, voters: BTreeSet<NodeId>) -> bool {
-    while !world.is_healing() {
-        let change = async {
-            let replica = leader_among(world, group, &voters).await;
-            for new in &voters {
-                if !replica.status().now().members.contains(new) {
-                    replica.add_learner(*new).await?;
-                }
-            }
-            replica.change_voters(voters.clone()).await
-        };
-        if matches!(timeout(Duration::from_secs(2), change).await, Ok(Ok(()))) {
-            return true;
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    false
 }
 
 fn transfer(world: &Arc<World>) {
@@ -288,13 +231,14 @@ fn trim(world: &Arc<World>) {
     let group = world.partitions()[number];
     let Some((node, _)) = leader(world, group) else { return };
     let Some(broker) = world.broker(node) else { return };
-    let bounds = broker.partitions[number].bounds();
+    let Some(partition) = broker.partitions[number].clone() else { return };
+    let bounds = partition.bounds();
     let kept = bounds.high_watermark.0 - bounds.log_start.0;
     let before = Offset(bounds.log_start.0 + world.chance.within(0..kept + 1));
     world.trace.tell(format!("node {node} trims group {group} to {before}"));
     let world = Arc::clone(world);
     tokio::spawn(async move {
-        let trim = timeout(Duration::from_secs(5), broker.partitions[number].trim(before));
+        let trim = timeout(Duration::from_secs(5), partition.trim(before));
         if let Some(outcome) = broker.gone.run_until_cancelled(trim).await {
             if matches!(outcome, Ok(Ok(_))) {
                 world.checker.count(|counts| counts.trims += 1);

@@ -66,12 +66,20 @@ pub(super) struct Broker {
     pub(super) node: NodeId,
     pub(super) life: u64,
     pub(super) store: Store,
-    pub(super) partitions: Vec<Partition>,
+    /// By number. One that is damaged may not be open.
+    pub(super) partitions: Vec<Option<Partition>>,
     pub(super) coordinators: Coordinators,
     pub(super) replicas: Arc<BTreeMap<GroupId, Replica>>,
     tasks: Tasks,
     /// Cancelled when the broker ends in whatever way.
     pub(super) gone: CancellationToken,
+}
+
+impl Broker {
+    /// What its replica of a group says, if that is open.
+    pub(super) fn status(&self, group: GroupId) -> Option<raft::Status> {
+        Some(self.replicas.get(&group)?.handle_of_any().status().now())
+    }
 }
 
 /// Starts a broker that does not run.
@@ -87,6 +95,7 @@ pub(super) async fn start(world: &Arc<World>, node: NodeId) {
         for group in std::mem::take(&mut own.to_empty) {
             own.disk.empty_group(group);
             own.emptied.insert(group);
+            world.damaged().remove(&(node, group));
             world.trace.tell(format!("node {node} has emptied group {group}"));
         }
         (own.disk.clone(), own.clock.clone(), own.life, own.emptied.clone())
@@ -100,6 +109,16 @@ pub(super) async fn start(world: &Arc<World>, node: NodeId) {
         Ok(broker) => own.running = Some(broker),
         Err(error) => world.checker.fail(format!("node {node} does not open what is on its disk: {error}")),
     }
+}
+
+/// Starts a broker that does not run, after a while.
+pub(super) fn start_later(world: &Arc<World>, node: NodeId, millis: std::ops::Range<u64>) {
+    let pause = world.chance.millis(millis);
+    let world = Arc::clone(world);
+    tokio::spawn(async move {
+        sleep(pause).await;
+        start(&world, node).await;
+    });
 }
 
 async fn open(
@@ -149,9 +168,14 @@ async fn open(
         let topic = world.metrics.topic("simulated");
         let founders = founders.filter(|_| !emptied.contains(&group));
         let partition = Partition::open(group, node, founders, topic, &env, &tasks).await;
-        let partition = partition.map_err(|error| format!("partition {group}: {}", chain(&error)))?;
-        replicas.insert(group, partition.replica());
-        partitions.push(partition);
+        partitions.push(match partition {
+            Ok(partition) => {
+                replicas.insert(group, partition.replica());
+                Some(partition)
+            }
+            Err(error) if error.is_damage() && world.damaged().contains_key(&(node, group)) => None,
+            Err(error) => return Err(format!("partition {group}: {}", chain(&error))),
+        });
     }
     let config = coordinator::Config { shards: 1, log_bytes: 4 << 10, ..Default::default() };
     let coordinators = Coordinators::open(1, &config, node, founders, &raft, &tasks).await;
@@ -251,7 +275,7 @@ pub(super) async fn stop(world: &Arc<World>, node: NodeId) {
     };
     world.trace.tell(format!("node {node} is told to stop"));
     let close = async {
-        for partition in &broker.partitions {
+        for partition in broker.partitions.iter().flatten() {
             partition.close().await;
         }
         broker.coordinators.close().await;

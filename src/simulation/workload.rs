@@ -99,7 +99,11 @@ async fn send(
 ) -> Vec<Result<Committed, Option<partition::Error>>> {
     let mut waits = Vec::new();
     for Pending { batch, header } in pending {
-        let submit = broker.partitions[partition].submit(batch.clone(), *header, std::time::Instant::now());
+        let Some(partition) = &broker.partitions[partition] else {
+            waits.push(Err(partition::Error::Raft(raft::Error::NotLeader { leader: None })));
+            continue;
+        };
+        let submit = partition.submit(batch.clone(), *header, std::time::Instant::now());
         waits.push(within(broker, submit).await.unwrap_or(Err(partition::Error::Stopped)));
     }
     let mut results = Vec::new();
@@ -156,7 +160,8 @@ pub(super) async fn consume(world: Arc<World>, partition: usize) {
         sleep(world.chance.millis(5..80)).await;
         let node = *world.chance.pick(&world.plan.nodes);
         let Some(broker) = world.broker(node) else { continue };
-        let read = broker.partitions[partition].read(position, world.chance.within(1..3_000) as usize);
+        let Some(replica) = &broker.partitions[partition] else { continue };
+        let read = replica.read(position, world.chance.within(1..3_000) as usize);
         match within(&broker, read).await {
             Some(Ok(batches)) => {
                 world.checker.read(node, group, position, &batches);
@@ -165,6 +170,8 @@ pub(super) async fn consume(world: Arc<World>, partition: usize) {
             Some(Err(partition::Error::OffsetOutOfRange { log_start, .. })) => {
                 position = position.max(log_start);
             }
+            // Others have it.
+            Some(Err(error)) if error.is_damage() && world.damaged().contains_key(&(node, group)) => {}
             // Trimmed while it was read.
             Some(Err(partition::Error::Storage(crate::storage::Error::Purged { .. }))) => {}
             Some(Err(error)) if !broker.gone.is_cancelled() && broker.store.healthy().is_ok() => {

@@ -79,6 +79,31 @@ impl Disk {
         }
     }
 
+    /// Whether a crash would leave the log row.
+    pub fn has_durably(&self, group: GroupId, index: u64) -> bool {
+        let content = self.lock();
+        let (table, key) = (keys::partition_table(group), keys::log_row(group, index));
+        let rows = content.tables.get(table.as_str());
+        let unsynced = |change: &Change| *change.table == *table && change.key[..] == key[..];
+        rows.is_some_and(|rows| rows.contains_key(&key[..]))
+            && !content.unsynced.iter().flatten().any(unsynced)
+    }
+
+    /// Turns the last byte of a partition's log row around, if there is one.
+    pub fn damage_row(&self, group: GroupId, index: u64) -> bool {
+        let mut content = self.lock();
+        let table = content.tables.get_mut(keys::partition_table(group).as_str());
+        let Some(row) = table.and_then(|rows| rows.get_mut(&keys::log_row(group, index)[..])) else {
+            return false;
+        };
+        let mut bytes = row.to_vec();
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 0x55;
+        }
+        *row = bytes.into();
+        true
+    }
+
     /// Deletes everything of a partition's group, as is done when a replica is emptied. The store must not be open.
     pub fn empty_group(&self, group: GroupId) {
         let mut content = self.lock();

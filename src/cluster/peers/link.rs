@@ -53,6 +53,7 @@ pub(super) struct Link {
     queue: mpsc::Sender<Outgoing>,
     channel: Channel,
     up: Arc<AtomicBool>,
+    ready: AtomicBool,
 }
 
 impl Link {
@@ -64,7 +65,8 @@ impl Link {
         let channel = endpoint(address)?.connect_lazy();
         let (queue, requests) = mpsc::channel(QUEUE_FRAMES);
         let up = Arc::new(AtomicBool::new(false));
-        let link = Arc::new(Link { node, queue, channel: channel.clone(), up: Arc::clone(&up) });
+        let ready = AtomicBool::new(false);
+        let link = Arc::new(Link { node, queue, channel: channel.clone(), up: Arc::clone(&up), ready });
         let runner = Runner { hub: hub.clone(), node, address: address.to_owned(), channel, requests, up };
         hub.spawn("peer link", runner.run());
         Ok(link)
@@ -73,6 +75,15 @@ impl Link {
     /// Whether requests get through.
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether the broker serves clients, as it says.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
     }
 
     /// The connection, for calls beside the stream.

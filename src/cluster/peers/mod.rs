@@ -64,6 +64,8 @@ struct Inner {
     /// Gone once the cluster is closed: what it holds holds the hub.
     serving: RwLock<Option<Arc<Serving>>>,
     changed: watch::Sender<u64>,
+    /// Whether this broker serves clients.
+    ready: watch::Sender<bool>,
     metrics: Metrics,
     tracer: Tracer,
     tasks: Tasks,
@@ -102,6 +104,17 @@ impl Book {
     }
 }
 
+/// How a broker stands, worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// It is not reached.
+    Away,
+    /// It takes part in its groups, and refuses clients: it starts, or stops.
+    NotReady,
+    /// It serves clients.
+    Ready,
+}
+
 /// Another broker.
 struct Known {
     address: String,
@@ -125,6 +138,7 @@ impl Hub {
             links: Mutex::default(),
             serving: RwLock::default(),
             changed: watch::Sender::new(0),
+            ready: watch::Sender::new(false),
             metrics,
             tracer,
             tasks: tasks.child(),
@@ -203,6 +217,24 @@ impl Hub {
     /// Whether `node` is reached.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.0.identity.broker.0 || self.links().get(&node).is_some_and(|known| known.link.is_up())
+    }
+
+    /// How `node` stands.
+    pub(super) fn standing(&self, node: NodeId) -> Standing {
+        let here = node == self.0.identity.broker.0;
+        let ready = match here {
+            true => *self.0.ready.borrow(),
+            false => match self.links().get(&node) {
+                Some(known) if known.link.is_up() => known.link.is_ready(),
+                _ => return Standing::Away,
+            },
+        };
+        if ready { Standing::Ready } else { Standing::NotReady }
+    }
+
+    /// Tells the other brokers whether this one serves clients from now on.
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.0.ready.send_replace(ready);
     }
 
     /// A number that changes when a broker is reached or is not any more.

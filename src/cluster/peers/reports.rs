@@ -1,4 +1,4 @@
-//! What brokers tell each other of the partitions that they lead.
+//! What brokers tell each other of the partitions that they lead, and whether they serve clients.
 //!
 //! A broker that has no replica of a partition learns from these reports who leads it and how far it reaches, and its
 //! readers are woken by them. A report goes out at once when there was none for a while, otherwise a few milliseconds
@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use super::link::Link;
@@ -30,14 +30,19 @@ const REPEAT_EVERY: Duration = Duration::from_secs(1);
 /// After how long a broken stream is opened anew.
 const REOPEN: Duration = Duration::from_millis(100);
 
-/// Tells one broker of the partitions that this one leads, until it goes away.
-pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<PartitionReports, Status>>) {
+/// Tells one broker of the partitions that this one leads, and whether this one is `ready`, until it goes away.
+pub(super) async fn tell(
+    routing: Arc<Routing>,
+    mut ready: watch::Receiver<bool>,
+    outgoing: mpsc::Sender<Result<PartitionReports, Status>>,
+) {
     let mut teller =
         Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
     let mut repeat = tokio::time::interval(REPEAT_EVERY);
     repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut partitions = routing.changes();
     teller.listen(&routing);
+    let mut told_ready = None;
     loop {
         let reports = tokio::select! {
             () = outgoing.closed() => return,
@@ -51,11 +56,19 @@ pub(super) async fn tell(routing: Arc<Routing>, outgoing: mpsc::Sender<Result<Pa
                 teller.changed_of(known..teller.slots.len())
             }
             rung = teller.signal.wait() => teller.changed_of(rung.into_iter()),
+            changed = ready.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                Vec::new()
+            }
         };
-        if !reports.is_empty() {
-            if outgoing.send(Ok(PartitionReports { reports })).await.is_err() {
+        let ready = *ready.borrow_and_update();
+        if !reports.is_empty() || told_ready != Some(ready) {
+            if outgoing.send(Ok(PartitionReports { reports, ready })).await.is_err() {
                 return;
             }
+            told_ready = Some(ready);
             tokio::time::sleep(GATHER).await;
         }
     }
@@ -134,9 +147,8 @@ async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
             if let Ok(response) = client.report(hub.introduce(ReportRequest {})).await {
                 let mut reports = response.into_inner();
                 while let Some(Ok(message)) = reports.next().await {
-                    if link.strong_count() == 0 {
-                        break;
-                    }
+                    let Some(up) = link.upgrade() else { break };
+                    up.set_ready(message.ready);
                     for report in message.reports {
                         if let Some(partition) = serving.routing.partition(GroupId(report.group)) {
                             partition.learn(node, &report);
@@ -144,11 +156,34 @@ async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
                     }
                 }
             }
+            if let Some(link) = link.upgrade() {
+                link.set_ready(false);
+            }
             for partition in serving.routing.partitions().values() {
                 partition.lost(node);
             }
         }
         let _ = tokio::time::timeout(REOPEN, changes.changed()).await;
         tokio::time::sleep(GATHER).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_tells_whether_it_serves_although_it_leads_nothing() {
+        let ready = watch::Sender::new(false);
+        let (outgoing, mut told) = mpsc::channel(1);
+        tokio::spawn(tell(Arc::default(), ready.subscribe(), outgoing));
+        for now in [false, true, false] {
+            ready.send_replace(now);
+            let message = tokio::time::timeout(10 * REPEAT_EVERY, told.recv()).await.expect("it is told");
+            let message = message.expect("it goes on").expect("a message");
+            assert_eq!(message, PartitionReports { reports: Vec::new(), ready: now });
+        }
+        let more = tokio::time::timeout(10 * REPEAT_EVERY, told.recv()).await;
+        assert!(more.is_err(), "it is told once");
     }
 }

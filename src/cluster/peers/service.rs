@@ -270,7 +270,8 @@ impl PeerService for Service {
         self.admit(&request)?;
         let (outgoing, answers) = mpsc::channel(MESSAGES_AHEAD);
         let routing = Arc::clone(&self.serving()?.routing);
-        self.0.spawn("reports to a peer", reports::tell(routing, outgoing));
+        let ready = self.0.0.ready.subscribe();
+        self.0.spawn("reports to a peer", reports::tell(routing, ready, outgoing));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 

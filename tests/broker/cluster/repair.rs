@@ -23,9 +23,14 @@ fn noise(number: u64) -> Bytes {
     batch::noise(number, 4, 32 << 10)
 }
 
+/// What identifies the batch that begins with this record, on disk.
+fn mark_of(record: u64) -> Bytes {
+    batch::records(&noise(record / 4))[0].value.clone().expect("a value")
+}
+
 /// What identifies the damaged batch.
 fn mark() -> Bytes {
-    batch::records(&noise(DAMAGED / 4))[0].value.clone().expect("a value")
+    mark_of(DAMAGED)
 }
 
 async fn fill(cluster: &Cluster) {
@@ -45,18 +50,27 @@ async fn filled(brokers: u64, replicas: u32, settings: &[(&str, &str)]) -> Clust
     cluster
 }
 
-async fn in_a_table(cluster: &Cluster, id: u64) {
+async fn in_a_table(cluster: &Cluster, id: u64, mark: &Bytes) {
     let directory = cluster.data_dir(id);
     eventually(PATIENCE, "the records are in a table", async || {
-        damage::find_in_tables(&directory, &mark()).map(drop)
+        damage::find_in_tables(&directory, mark).map(drop)
     })
     .await;
+}
+
+/// Damages the batch that begins with `record` on a broker that stops in order for it, so that nobody has noticed yet.
+async fn damage_unnoticed(cluster: &mut Cluster, id: u64, record: u64) {
+    in_a_table(cluster, id, &mark_of(record)).await;
+    cluster.stop(id).await;
+    damage::inflict(&cluster.data_dir(id), &mark_of(record));
+    cluster.restart(id).await;
+    cluster.settled().await;
 }
 
 /// Damages the replica of a broker while that is down. Ended in order it has nothing to apply at its next start, and may
 /// not notice then.
 async fn damage(cluster: &mut Cluster, id: u64, in_order: bool) {
-    in_a_table(cluster, id).await;
+    in_a_table(cluster, id, &mark()).await;
     match in_order {
         true => cluster.stop(id).await,
         false => cluster.kill(id),
@@ -74,9 +88,26 @@ async fn repairs(cluster: &Cluster) -> f64 {
 }
 
 async fn repaired(cluster: &Cluster) {
-    eventually(PATIENCE, "a replica was repaired", async || (repairs(cluster).await == 1.0).then_some(()))
-        .await;
+    all_repaired(cluster, 1).await;
+}
+
+/// So many replicas were repaired, one after the other.
+async fn all_repaired(cluster: &Cluster, count: usize) {
+    let (id, _) = cluster.running().next().expect("a broker");
+    eventually(PATIENCE, "the replicas were repaired", async || {
+        let under_way = repairs_under_way(&cluster.status_at(id).await?);
+        assert!(under_way <= 1, "{under_way} at once");
+        (repairs(cluster).await == count as f64).then_some(())
+    })
+    .await;
     cluster.settled().await;
+}
+
+/// Repairs that have begun and are not over.
+fn repairs_under_way(status: &ClusterStatus) -> usize {
+    let stages = ["leaves its group", "is emptied", "gets everything"];
+    let reasons = status.problems.iter().map(|problem| problem.reason.as_str());
+    reasons.map(|reason| stages.iter().map(|stage| reason.matches(stage).count()).sum::<usize>()).sum()
 }
 
 /// The broker is the only one that is asked, has everything, and has what was damaged on its own disk again.
@@ -120,7 +151,7 @@ async fn a_replica_that_is_damaged_when_it_is_opened_gets_everything_anew() {
     // Kept for long enough to be seen: nobody can take the vote of the damaged one while one of the others is away.
     let other = victim % 3 + 1;
     let away = if other == cluster.leader(TOPIC, 0).await { other % 3 + 1 } else { other };
-    in_a_table(&cluster, victim).await;
+    in_a_table(&cluster, victim, &mark()).await;
     cluster.kill(victim);
     cluster.kill(away);
     damage::inflict(&cluster.data_dir(victim), &mark());
@@ -224,4 +255,99 @@ async fn the_only_replica_that_cannot_be_opened_is_told_and_counted() {
     let records = read(cluster.broker(owner), TOPIC, 0, At::Offset(DAMAGED), &[]).await;
     assert_eq!(error(&records).0, v1::ErrorCode::Corrupt);
     assert_eq!(repairs(&cluster).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repairs_wait_until_it_is_their_turn() {
+    let settings = [("cluster.balance_interval", "1h"), ("cluster.moves_at_once", "1"), SMALL_TABLES];
+    let mut cluster = Cluster::with(3, &settings).await;
+    let topics = ["first", "second", "third"];
+    for topic in topics {
+        cluster.create_topic(topic, 1, 3).await;
+    }
+    cluster.settled().await;
+    // Each batch is there once, so that it is known whose it is.
+    let number = |at: u64, batch: u64| 1_000 * (at + 1) + batch;
+    for (at, topic) in (0..).zip(topics) {
+        for batch in 0..BATCHES {
+            append(cluster.broker(1), topic, 0, noise(number(at, batch))).await;
+        }
+    }
+    let marks: Vec<Bytes> = (0..3).map(|at| mark_of(4 * number(at, DAMAGED / 4))).collect();
+    for mark in &marks {
+        in_a_table(&cluster, 3, mark).await;
+    }
+    cluster.stop(3).await;
+    for mark in &marks {
+        damage::inflict(&cluster.data_dir(3), mark);
+    }
+    cluster.restart(3).await;
+    cluster.settled().await;
+    for topic in topics {
+        let records = read(cluster.broker(3), topic, 0, At::Offset(DAMAGED), &[]).await;
+        assert_eq!(records.error, None, "another one has it");
+    }
+    let waits = |status: &ClusterStatus| {
+        assert!(repairs_under_way(status) <= 1, "{status:?}");
+        status.problems.iter().any(|problem| problem.reason.contains("waits for its turn"))
+    };
+    cluster.until(1, "one waits for its turn", waits).await;
+    all_repaired(&cluster, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_damaged_replicas_are_repaired_one_after_the_other() {
+    let mut cluster = filled(3, 3, &[]).await;
+    let (intact, victims) = {
+        let leader = cluster.leader(TOPIC, 0).await;
+        (leader, [leader % 3 + 1, (leader + 1) % 3 + 1])
+    };
+    let records = [DAMAGED, DAMAGED + 16];
+    for (victim, record) in victims.into_iter().zip(records) {
+        damage_unnoticed(&mut cluster, victim, record).await;
+    }
+    // One that is damaged leads, so that it is to give the other one what that has lost.
+    let admin = cluster.client().await.admin();
+    eventually(PATIENCE, "a damaged one leads", async || {
+        admin.transfer_leader(TOPIC, 0, victims[1]).await.ok()
+    })
+    .await;
+    for (victim, record) in victims.into_iter().zip(records) {
+        let found = read(cluster.broker(victim), TOPIC, 0, At::Offset(record), &[]).await;
+        assert_eq!((&found.error, offsets(&found).first()), (&None, Some(&record)));
+    }
+    all_repaired(&cluster, 2).await;
+    for id in victims.into_iter().chain([intact]) {
+        has_everything(&cluster, id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_are_all_damaged_keep_what_they_have_until_another_one_has_it_all() {
+    let mut cluster = filled(3, 3, &[]).await;
+    for id in 1..=3 {
+        damage_unnoticed(&mut cluster, id, 16 * id).await;
+    }
+    for id in 1..=3 {
+        let found = read(cluster.broker(id), TOPIC, 0, At::Offset(16 * id), &[]).await;
+        assert_eq!((&found.error, offsets(&found).first()), (&None, Some(&(16 * id))), "another one has it");
+    }
+    let kept = |status: &ClusterStatus| {
+        let reasons = status.problems.iter().map(|problem| &problem.reason);
+        reasons.map(|reason| reason.matches("no other one is intact").count()).sum::<usize>() == 3
+    };
+    // The first two may have been found before the last one was: one of them was repaired then, or is.
+    cluster.until(1, "all are told, or repaired", |status| kept(status) || status.problems.is_empty()).await;
+    let fourth = cluster.grow().await;
+    let admin = cluster.client().await.admin();
+    admin.reassign_partition(TOPIC, 0, vec![1, 2, 3, fourth]).await.expect("known brokers");
+    cluster
+        .until(1, "all are repaired", |status| {
+            let full = status.brokers.iter().any(|broker| broker.broker_id == fourth && broker.replicas == 1);
+            full && status.problems.is_empty()
+        })
+        .await;
+    for id in [1, 2, 3, fourth] {
+        has_everything(&cluster, id).await;
+    }
 }
