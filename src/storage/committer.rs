@@ -341,14 +341,14 @@ impl Committer {
         });
         match &self.background {
             _ if wanted => self.sync_now(),
-            Some(background) if overdue => {
+            Some(background) if overdue && self.sync == Sync::Interval => {
                 if background.begin(self.round.number, self.since_sync) {
                     self.unsynced = None;
                     self.since_sync = SyncObservation::NOTHING;
                 }
                 Ok(())
             }
-            None if overdue => self.sync_now(),
+            _ if overdue => self.sync_now(),
             _ => Ok(()),
         }
     }
