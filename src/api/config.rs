@@ -44,8 +44,8 @@ pub struct Config {
     /// Bytes that a client may send on all streams of a connection before the broker has read them.
     #[serde(with = "crate::units::size")]
     pub connection_window_bytes: u64,
-    /// Largest HTTP/2 frame that clients may send. Small frames cost time each, and memory for a message that
-    /// comes in one frame is asked for twice.
+    /// Largest HTTP/2 frame that clients may send. Small ones cost time, large ones memory: for a
+    /// message that comes in one frame it is asked for twice.
     #[serde(with = "crate::units::size")]
     pub frame_bytes_max: u64,
     /// Largest set of request headers.

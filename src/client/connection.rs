@@ -16,7 +16,7 @@ use crate::proto::v1::produce_service_client::ProduceServiceClient;
 use crate::proto::v1::topic_service_client::TopicServiceClient;
 
 /// Largest HTTP/2 frame that is accepted. The default of 16 KiB halves the throughput of large batches.
-const FRAME_BYTES_MAX: u32 = 256 << 10;
+const FRAME_BYTES_MAX: u32 = 1 << 20;
 
 /// The connections of a client, one per broker, which its unary calls share.
 ///
