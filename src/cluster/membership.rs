@@ -552,17 +552,7 @@ mod tests {
     #[test]
     fn an_odd_number_of_brokers_votes_in_the_groups_that_all_share() {
         let mut state = State::default();
-        let broker = |address: &str| crate::metadata::Broker {
-            id: BrokerId(1),
-            grpc_address: address.to_owned(),
-            http_address: String::new(),
-            version: String::new(),
-            started: crate::clock::Timestamp(0),
-            rack: String::new(),
-            draining: false,
-            replaced_by: None,
-            storage_sync: String::new(),
-        };
+        let broker = crate::metadata::Broker::fake::<&str>;
         state.apply(Command::RegisterBroker(broker("1"))).expect("the first");
         let of = |state: &State, voters: &[NodeId]| {
             wanted_in_system_groups(state, &status(voters, voters), &Config::default())

@@ -379,17 +379,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn registration() -> Command {
-        Command::RegisterBroker(Broker {
-            id: NODE,
-            grpc_address: "localhost:1".to_owned(),
-            http_address: "localhost:2".to_owned(),
-            version: "1".to_owned(),
-            started: Timestamp(1),
-            rack: String::new(),
-            draining: false,
-            replaced_by: None,
-            storage_sync: String::new(),
-        })
+        Command::RegisterBroker(Broker::fake("localhost:1"))
     }
 
     fn creation(name: &str) -> Command {

@@ -180,17 +180,6 @@ mod tests {
     /// Four brokers, and a topic with so many partitions on the first three of them.
     fn state(partitions: usize) -> State {
         let mut state = State::default();
-        let broker = |address: u64| Broker {
-            id: BrokerId(1),
-            grpc_address: address.to_string(),
-            http_address: String::new(),
-            version: String::new(),
-            started: Timestamp(0),
-            rack: String::new(),
-            draining: false,
-            replaced_by: None,
-            storage_sync: String::new(),
-        };
         let settings = Settings {
             retention: None,
             retention_bytes: None,
@@ -205,8 +194,11 @@ mod tests {
             created: Timestamp(0),
             partitions: vec![PartitionAssignment::new([1, 2, 3].map(BrokerId).to_vec()); partitions],
         };
-        let admitted = (2..=4).map(|address| Command::AdmitBroker(broker(address)));
-        apply(&mut state, [Command::RegisterBroker(broker(1))].into_iter().chain(admitted).chain([create]));
+        let admitted = (2..=4).map(|address| Command::AdmitBroker(Broker::fake(address)));
+        apply(
+            &mut state,
+            [Command::RegisterBroker(Broker::fake(1))].into_iter().chain(admitted).chain([create]),
+        );
         state
     }
 

@@ -37,6 +37,24 @@ impl Broker {
     }
 }
 
+#[cfg(test)]
+impl Broker {
+    /// The first broker, at an address that nobody connects to.
+    pub(crate) fn fake<A: ToString>(address: A) -> Self {
+        Broker {
+            id: BrokerId(1),
+            grpc_address: address.to_string(),
+            http_address: String::new(),
+            version: String::new(),
+            started: Timestamp(0),
+            rack: String::new(),
+            draining: false,
+            replaced_by: None,
+            storage_sync: String::new(),
+        }
+    }
+}
+
 /// A change of the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -544,25 +562,11 @@ mod tests {
         assert_eq!(state.partition_count(), 4);
     }
 
-    fn broker(address: &str) -> Broker {
-        Broker {
-            id: BrokerId(0),
-            grpc_address: address.to_owned(),
-            http_address: String::new(),
-            version: String::new(),
-            started: Timestamp(0),
-            rack: String::new(),
-            draining: false,
-            replaced_by: None,
-            storage_sync: String::new(),
-        }
-    }
-
     fn three_brokers() -> State {
         let mut state = State::default();
-        state.apply(Command::RegisterBroker(Broker { id: BrokerId(1), ..broker("a") })).expect("the first");
+        state.apply(Command::RegisterBroker(Broker::fake("a"))).expect("the first");
         for (address, id) in [("b", 2), ("c", 3)] {
-            let admitted = state.apply(Command::AdmitBroker(broker(address)));
+            let admitted = state.apply(Command::AdmitBroker(Broker::fake(address)));
             assert_eq!(admitted, Ok(Outcome::Broker(BrokerId(id))));
         }
         state
@@ -571,14 +575,14 @@ mod tests {
     #[test]
     fn nobody_is_admitted_before_the_founder() {
         let mut state = State::default();
-        assert!(matches!(state.apply(Command::AdmitBroker(broker("b"))), Err(Error::Refused(_))));
+        assert!(matches!(state.apply(Command::AdmitBroker(Broker::fake("b"))), Err(Error::Refused(_))));
         assert_eq!(state, State::default());
     }
 
     #[test]
     fn only_the_first_broker_numbers_itself() {
         let mut state = three_brokers();
-        let stranger = Broker { id: BrokerId(9), ..broker("z") };
+        let stranger = Broker { id: BrokerId(9), ..Broker::fake("z") };
         let refused = state.apply(Command::RegisterBroker(stranger));
         assert_eq!(refused, Err(Error::UnknownBroker(BrokerId(9))));
     }
@@ -586,9 +590,9 @@ mod tests {
     #[test]
     fn a_broker_with_the_address_of_another_replaces_it() {
         let mut state = three_brokers();
-        assert_eq!(state.apply(Command::AdmitBroker(broker("b"))), Ok(Outcome::Broker(BrokerId(4))));
+        assert_eq!(state.apply(Command::AdmitBroker(Broker::fake("b"))), Ok(Outcome::Broker(BrokerId(4))));
         assert_eq!(state.broker(BrokerId(2)).expect("kept").replaced_by, Some(BrokerId(4)));
-        let back = state.apply(Command::RegisterBroker(Broker { id: BrokerId(2), ..broker("b") }));
+        let back = state.apply(Command::RegisterBroker(Broker { id: BrokerId(2), ..Broker::fake("b") }));
         assert!(matches!(back, Err(Error::Refused(_))));
         assert!(!state.broker(BrokerId(2)).expect("kept").takes_replicas());
     }
@@ -597,7 +601,9 @@ mod tests {
     fn a_broker_that_registers_again_goes_on_draining() {
         let mut state = three_brokers();
         state.apply(Command::DrainBroker { id: BrokerId(2), draining: true }).expect("known");
-        state.apply(Command::RegisterBroker(Broker { id: BrokerId(2), ..broker("b2") })).expect("known");
+        state
+            .apply(Command::RegisterBroker(Broker { id: BrokerId(2), ..Broker::fake("b2") }))
+            .expect("known");
         assert!(state.broker(BrokerId(2)).expect("known").draining);
         assert_eq!(state.broker(BrokerId(2)).expect("known").grpc_address, "b2");
     }

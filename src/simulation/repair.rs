@@ -37,17 +37,7 @@ const CHUNK_BYTES: u64 = 2_000;
 /// What all brokers would agree on.
 pub(super) fn control(nodes: &[NodeId], voters: &[NodeId], partitions: usize) -> State {
     let mut state = State::default();
-    let broker = |id: NodeId| metadata::Broker {
-        id: BrokerId(id),
-        grpc_address: id.to_string(),
-        http_address: String::new(),
-        version: String::new(),
-        started: Timestamp(0),
-        rack: String::new(),
-        draining: false,
-        replaced_by: None,
-        storage_sync: String::new(),
-    };
+    let broker = |id: NodeId| metadata::Broker { id: BrokerId(id), ..metadata::Broker::fake(id) };
     let settings = Settings {
         retention: None,
         retention_bytes: None,
