@@ -17,7 +17,8 @@ use super::peers::{Book, Hub};
 use super::routing::{Route, Routes, Routing};
 use crate::metadata::{BrokerId, Command, PartitionAssignment, RepairStage, State, Topic};
 use crate::partition::{self, Partition};
-use crate::storage::GroupId;
+use crate::raft;
+use crate::storage::{self, GroupId};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::StorageFailure;
 
@@ -190,7 +191,7 @@ impl Reconciler {
         let to_empty = self.to_empty(&newest);
         let mut complete = unwanted.is_disjoint(&keep);
         for group in unwanted.difference(&keep) {
-            let deleted = self.delete(*group).await;
+            let deleted = self.delete(*group, &newest).await;
             complete &= deleted;
             if deleted && let Some(emptied) = to_empty.get(group) {
                 self.let_join_anew(emptied);
@@ -282,10 +283,16 @@ impl Reconciler {
         }
     }
 
-    /// Deletes the data of a replica that is closed.
-    async fn delete(&self, group: GroupId) -> bool {
+    /// Deletes the data of a replica that is closed. Where the topic is still there the replica may come back, and the group
+    /// counts on what it has acknowledged and voted.
+    async fn delete(&self, group: GroupId, state: &State) -> bool {
         let store = self.env.store.clone();
-        match tokio::task::spawn_blocking(move || store.delete_group(group)).await {
+        let may_come_back = has_topic(state, group);
+        let delete = move || match may_come_back {
+            true => raft::empty(&store, group),
+            false => Ok(store.delete_group(group)?),
+        };
+        match tokio::task::spawn_blocking(delete).await {
             Ok(Ok(())) => true,
             Ok(Err(failure)) => {
                 warn!(%group, error = %failure, "data of a deleted partition is still there; trying again");
@@ -301,9 +308,10 @@ impl Reconciler {
             return Err(());
         }
         let store = self.env.store.clone();
-        let stored = match tokio::task::spawn_blocking(move || store.groups()).await {
-            Ok(Ok(stored)) => stored,
-            Ok(Err(failure)) => {
+        let listed = tokio::task::spawn_blocking(move || Ok((store.groups()?, store.emptied_groups()?)));
+        let (stored, emptied) = match listed.await {
+            Ok(Ok(listed)) => listed,
+            Ok::<Result<_, storage::Error>, _>(Err(failure)) => {
                 warn!(error = %failure, "the store's groups cannot be listed; trying again");
                 return Err(());
             }
@@ -316,10 +324,18 @@ impl Reconciler {
             |group: &GroupId| group.is_partition() && !keep.contains(group) && !self.open.contains_key(group);
         for group in stored.into_iter().filter(orphan) {
             info!(%group, "deleting the data of a partition that this broker is not to have");
-            complete &= self.delete(group).await;
+            complete &= self.delete(group, &state).await;
+        }
+        for group in emptied.into_iter().filter(|group| !has_topic(&state, *group)) {
+            complete &= self.delete(group, &state).await;
         }
         if complete { Ok(()) } else { Err(()) }
     }
+}
+
+/// Whether the group is of a topic that exists.
+fn has_topic(state: &State, group: GroupId) -> bool {
+    state.topics().any(|topic| u64::from(topic.id.0) == group.0 >> 32)
 }
 
 async fn open(
@@ -370,9 +386,8 @@ mod tests {
     use crate::clock::{Clock, Timestamp};
     use crate::cluster::identity::Identity;
     use crate::metadata::{Broker, Settings};
-    use crate::raft;
     use crate::record::CodecSet;
-    use crate::storage::{self, Store};
+    use crate::storage::Store;
     use crate::telemetry::{Metrics, Tracer};
 
     const NODE: BrokerId = BrokerId(1);

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::Config;
 use super::apply::Applier;
 use super::log_store::LogStore;
+use super::promise::Promise;
 use super::shared::Shared;
 use super::tail::Tail;
 use super::testing::{Broker, GROUP, Notebook};
@@ -24,7 +25,7 @@ impl StoreBuilder<Types, LogStore, Applier, Broker> for Empty {
         let log = broker.env.store.log(GROUP).expect("a new store opens a log");
         let tail = Tail::new(None, None);
         let transport = Arc::new(crate::raft::NoPeers);
-        let shared = Shared::new(GROUP, broker.env.store.clone(), log, 1 << 20, tail, None, transport);
+        let shared = Shared::new(log, 1 << 20, tail, None, Promise::new(None, None), transport);
         let (ended, _) = oneshot::channel();
         let applier = Applier::new(Arc::clone(&shared), Box::new(Notebook::default()), None, 1 << 20, ended);
         Ok((broker, LogStore::new(shared), applier))

@@ -16,12 +16,13 @@ use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{self, Peers, Transport};
 use super::pace::{Metronome, Pace};
+use super::promise::Promise;
 use super::proposal::{self, Waiter};
 use super::shared::Shared;
 use super::tail::Tail;
 use super::types::{Command, Types, position};
 use super::{Config, Error, Members, NodeId, Proposal, Role, Watch, message, observe, vote};
-use crate::storage::{Batch, CommandBuf, Durability, GroupId, Store};
+use crate::storage::{Batch, CommandBuf, Durability, GroupId, Position, Store};
 use crate::task::{Criticality, Tasks};
 
 type Agreement = openraft::Raft<Types, Applier>;
@@ -97,18 +98,17 @@ impl<M: Machine> Group<M> {
             machine.applied();
         }
         let applied = found.start.as_ref().map(|start| start.applied.index);
-        let tail = Tail::new(found.last, applied);
+        let tail = Tail::new(found.last.map(|last| last.index), applied);
         let shared = Shared::new(
-            id,
-            env.store.clone(),
             log,
             env.config.append_bytes_max,
             tail,
             found.vote,
+            Promise::new(found.promised, found.last),
             Arc::clone(&env.transport),
         );
         shared.update_status(|status| {
-            status.last_index = found.last;
+            status.last_index = found.last.map(|last| last.index);
             status.purged = found.purged;
             status.applied = applied;
             status.committed = applied;
@@ -279,8 +279,9 @@ struct Found {
     vote: Option<super::types::Vote>,
     /// The newest state.
     start: Option<Checkpoint>,
-    last: Option<u64>,
+    last: Option<Position>,
     purged: Option<u64>,
+    promised: Option<Position>,
 }
 
 impl Found {
@@ -298,7 +299,7 @@ impl Found {
             log.purge_to(snapshot_at)?;
         }
         let purged = log.purged()?.map(|purged| purged.index);
-        let last = log.last()?.map(|last| last.index);
+        let (last, promised) = (log.last()?, log.promised()?);
         let start = match (checkpoint, snapshot) {
             (Some(checkpoint), Some(snapshot)) if checkpoint.applied < snapshot.applied => Some(snapshot),
             (checkpoint, snapshot) => checkpoint.or(snapshot),
@@ -306,7 +307,7 @@ impl Found {
         if purged > start.as_ref().map(|start| start.applied.index) {
             return Err(corrupt("the log is purged beyond every state that is stored"));
         }
-        Ok(Found { vote, start, last, purged })
+        Ok(Found { vote, start, last, purged, promised })
     }
 }
 
@@ -320,7 +321,8 @@ impl Core {
             voters == [node]
         });
         let alone = alone.await.map_err(|_| self.shared.stopped())?;
-        if alone {
+        // The log of one that was emptied may not have come to where others became members yet.
+        if alone && self.shared.promise.owed().is_none() {
             self.agreement.trigger().elect(false).await.map_err(|_| self.shared.stopped())?;
         }
         Ok(())
@@ -455,6 +457,11 @@ impl Replica {
     pub async fn handle(&self, request: message::Request) -> Result<message::Response, Error> {
         let agreement = &self.core.agreement;
         let stopped = || self.core.shared.stopped();
+        if let message::Request::Vote(request) | message::Request::PreVote(request) = &request
+            && let Some(owed) = self.core.shared.promise.against(request.last)
+        {
+            return Ok(message::Response::Vote(network::refused(*self.core.shared.vote(), owed)));
+        }
         match request {
             message::Request::Append(request) => {
                 let request = network::append_from(self.id(), request)?;

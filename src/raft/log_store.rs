@@ -235,7 +235,7 @@ impl RaftLogStorage<Types> for LogStore {
                 if follows && row.kind == Kind::Command {
                     spans.extend(self.shared.transport.spans_of(self.shared.group, &row.payload));
                 }
-                last = Some(row.index);
+                last = Some(row.position());
                 self.shared.log.append(&mut batch, &row);
                 tail.push(row);
             }
@@ -244,6 +244,8 @@ impl RaftLogStorage<Types> for LogStore {
             callback.io_completed(Ok(()));
             return Ok(());
         };
+        self.shared.promise.log_ends(last);
+        let last = last.index;
         self.shared.update_status(|status| status.last_index = Some(last));
         self.shared.note_append(last);
         let progress = Arc::clone(&self.shared.progress);
@@ -278,6 +280,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        self.shared.promise.log_ends(position(&upto));
         self.shared.tail().purge_to(upto.index);
         self.shared.update_status(|status| status.last_index = status.last_index.max(Some(upto.index)));
         // In the background, because removing files takes long and nothing after it waits for it: openraft

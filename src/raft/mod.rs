@@ -24,6 +24,7 @@
 //! | `hand_over` | a leadership on its way to another node, and what if it does not arrive |
 //! | `observe` | the status, from what openraft says; what is due |
 //! | `pace` | when leaders send heartbeats, and when followers let time pass |
+//! | `promise` | what a replica owes that was emptied |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
 //! | `runtime` | in test builds: what openraft runs on, with the chance taken out |
@@ -44,6 +45,7 @@ pub mod message;
 mod network;
 mod observe;
 mod pace;
+mod promise;
 mod proposal;
 #[cfg(test)]
 pub(crate) mod runtime;
@@ -64,6 +66,7 @@ pub use machine::{Machine, MachineError};
 pub use members::{Follower, Members};
 pub use network::{NoPeers, SpanIds, Transport, TransportError};
 pub use pace::Metronome;
+pub use promise::empty;
 pub use proposal::{Proposal, Proposed, Timing};
 pub use status::{Role, Status, Watch};
 

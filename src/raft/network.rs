@@ -20,7 +20,7 @@ use super::message::{
 use super::shared::Shared;
 use super::types::{LeaderId, Snapshot, Types, Vote, log_id, position};
 use super::{NodeId, Replica};
-use crate::storage::{self, GroupId, Row};
+use crate::storage::{self, GroupId, Position, Row};
 
 /// Why a message to another node has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -375,6 +375,11 @@ pub(super) fn voted_from(response: &raft::VoteResponse<Types>) -> VoteResponse {
         granted: response.vote_granted,
         last: response.last_log_id.as_ref().map(position),
     }
+}
+
+/// The answer to a candidate that lacks what was promised.
+pub(super) fn refused(voted: Option<Vote>, promised: Position) -> VoteResponse {
+    VoteResponse { ballot: ballot(&voted.unwrap_or(Vote::new(0, 0))), granted: false, last: Some(promised) }
 }
 
 /// The leadership and the snapshot in a request; nothing if the snapshot is not as it was sent.

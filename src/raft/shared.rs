@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::network::Transport;
+use super::promise::Promise;
 use super::tail::Tail;
 use super::types::Vote;
 use super::{Error, Role, Status, Watch};
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     /// a newer one.
     pub(super) snapshot: tokio::sync::Mutex<Option<u64>>,
     vote: Mutex<Option<Vote>>,
+    pub(super) promise: Promise,
     /// When a leader last spoke to this replica.
     heard: Mutex<Option<tokio::time::Instant>>,
     status: watch::Sender<Status>,
@@ -56,17 +58,17 @@ pub(super) struct Progress {
 
 impl Shared {
     pub(super) fn new(
-        group: GroupId,
-        store: Store,
         log: Log,
         append_bytes_max: u64,
         tail: Tail,
         vote: Option<Vote>,
+        promise: Promise,
         transport: Arc<dyn Transport>,
     ) -> Arc<Self> {
+        let group = log.group();
         Arc::new(Shared {
             group,
-            store,
+            store: log.store().clone(),
             log,
             append_bytes_max,
             transport,
@@ -74,6 +76,7 @@ impl Shared {
             progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),
             snapshot: tokio::sync::Mutex::default(),
             vote: Mutex::new(vote),
+            promise,
             heard: Mutex::default(),
             status: watch::Sender::new(Status::default()),
             silent: AtomicBool::new(false),

@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::message::{Append, Ballot, Request, Response, SnapshotRequest, VoteRequest};
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::types::{Membership, StoredMembership, log_id};
-use super::{Config, Env, Error, Group, Metronome, NoPeers, NodeId, Role};
+use super::{Config, Env, Error, Group, Metronome, NoPeers, NodeId, Role, Status};
 use crate::storage::{self, Batch, Disk, Durability, Position, Store};
 use crate::task::Tasks;
 
@@ -424,6 +424,72 @@ async fn a_replica_votes_once_in_a_term() {
     assert!(!ask(10, 2).await, "the term's vote is given, whatever the number of the next candidate");
     assert!(ask(11, 2).await);
     group.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_emptied_replica_votes_only_for_who_has_what_it_had() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    write(&group, ["a", "b"]).await;
+    group.shutdown().await;
+    let had = broker.env.store.log(GROUP).unwrap().last().unwrap().unwrap();
+    super::empty(&broker.env.store, GROUP).unwrap();
+
+    let (group, _) = broker.open(1).await;
+    let status = group.status().now();
+    assert_eq!((status.last_index, status.role), (None, Role::Learner));
+    let ask = async |term, last: Option<Position>| {
+        let ballot = Ballot { term, node: 2, granted: false };
+        let plea = VoteRequest { ballot, last, transfer: false };
+        let mut answers = Vec::new();
+        for request in [Request::PreVote(plea.clone()), Request::Vote(plea)] {
+            let Response::Vote(answer) = group.replica().handle(request).await.unwrap() else {
+                panic!("another answer")
+            };
+            answers.push((answer.granted, answer.last == Some(had)));
+        }
+        answers
+    };
+    let older = Position { index: had.index - 1, ..had };
+    assert_eq!(ask(had.term + 1, None).await, [(false, true); 2]);
+    assert_eq!(ask(had.term + 1, Some(older)).await, [(false, true); 2]);
+    assert!(!ask(had.term, Some(had)).await[1].0, "that term's vote was given before it was emptied");
+    assert_eq!(ask(had.term + 1, Some(had)).await, [(true, false); 2]);
+    group.shutdown().await;
+
+    // A second time, before anything came back.
+    super::empty(&broker.env.store, GROUP).unwrap();
+    let log = broker.env.store.log(GROUP).unwrap();
+    assert_eq!(log.promised().unwrap(), Some(had));
+}
+
+#[tokio::test]
+async fn an_emptied_replica_leads_nobody_before_it_has_what_it_had() {
+    let broker = Broker::alone(Config::default());
+    let (group, _) = started(&broker).await;
+    write(&group, ["a", "b"]).await;
+    group.shutdown().await;
+    let log = broker.env.store.log(GROUP).unwrap();
+    let rows = log.read(0, u64::MAX, u64::MAX).unwrap();
+    super::empty(&broker.env.store, GROUP).unwrap();
+
+    let (first, others) = rows.split_first().unwrap();
+    let parts = [(None, std::slice::from_ref(first)), (Some(first.position()), others)];
+    for (term, (previous, rows)) in (10..).zip(parts) {
+        let (group, _) = broker.open(1).await;
+        let ballot = Ballot { term, node: 2, granted: true };
+        let rows = rows.iter().map(|row| row.bytes().clone()).collect();
+        let request = Request::Append(Append { ballot, previous, rows, committed: None });
+        group.replica().handle(request).await.unwrap();
+        group.shutdown().await;
+
+        // By its log it is the only member.
+        let (group, _) = broker.open(1).await;
+        let mut status = group.status();
+        let leads = tokio::time::timeout(Duration::from_secs(1), status.wait_for(Status::is_ready_leader));
+        assert_eq!(leads.await.is_ok(), previous.is_some());
+        group.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

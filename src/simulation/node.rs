@@ -84,6 +84,7 @@ impl Broker {
 
 /// Starts a broker that does not run.
 pub(super) async fn start(world: &Arc<World>, node: NodeId) {
+    let mut to_empty = Vec::new();
     let (disk, clock, life, emptied) = {
         let mut nodes = world.nodes();
         let own = nodes.get_mut(&node).expect("a node of the run");
@@ -93,7 +94,7 @@ pub(super) async fn start(world: &Arc<World>, node: NodeId) {
         own.life += 1;
         own.busy = true;
         for group in std::mem::take(&mut own.to_empty) {
-            own.disk.empty_group(group);
+            to_empty.push(group);
             own.emptied.insert(group);
             world.damaged().remove(&(node, group));
             world.trace.tell(format!("node {node} has emptied group {group}"));
@@ -101,7 +102,7 @@ pub(super) async fn start(world: &Arc<World>, node: NodeId) {
         (own.disk.clone(), own.clock.clone(), own.life, own.emptied.clone())
     };
     world.trace.tell(format!("node {node} starts, life {life}"));
-    let opened = open(world, node, life, &disk, &clock, &emptied).await;
+    let opened = open(world, node, life, &disk, &clock, &to_empty, &emptied).await;
     let mut nodes = world.nodes();
     let own = nodes.get_mut(&node).expect("a node of the run");
     own.busy = false;
@@ -127,6 +128,7 @@ async fn open(
     life: u64,
     disk: &Disk,
     clock: &Clock,
+    to_empty: &[GroupId],
     emptied: &BTreeSet<GroupId>,
 ) -> Result<Broker, String> {
     let observer = {
@@ -138,6 +140,10 @@ async fn open(
         })
     };
     let store = Store::simulated(disk, world.plan.sync, observer).map_err(|e| e.to_string())?;
+    for group in to_empty {
+        raft::empty(&store, *group).map_err(|error| format!("emptying {group}: {}", chain(&error)))?;
+        store.sync_simulated();
+    }
     let gone = CancellationToken::new();
     tokio::spawn(write(Arc::clone(world), node, store.clone(), gone.clone()));
     let tasks = Tasks::new();

@@ -13,6 +13,7 @@
 //! | `state` | group u64, `3` | purged: [`Position`] |
 //! | `state` | group u64, `4` | snapshot, opaque |
 //! | `state` | group u64, `5`, raft index u64 | checkpoint, opaque |
+//! | `state` | group u64, `6` | up to where the log reached before it was emptied: [`Position`] |
 //! | `meta` | `m`, name | opaque |
 //! | `meta` | `!streambus.round` | round u64, synced round u64 |
 //!
@@ -40,6 +41,7 @@ const COMMITTED: u8 = 2;
 const PURGED: u8 = 3;
 const SNAPSHOT: u8 = 4;
 const CHECKPOINT: u8 = 5;
+const PROMISED: u8 = 6;
 
 /// One Raft group of this broker: `topic_id << 32 | partition` for a partition, a number below 2^32 for a group of the
 /// system itself.
@@ -217,6 +219,16 @@ pub fn is_vote(key: &[u8]) -> bool {
     key.len() == 9 && key[8] == VOTE
 }
 
+/// Key of the position up to which an emptied log reached.
+pub fn promised(group: GroupId) -> Bytes {
+    state(group, PROMISED)
+}
+
+/// Group in a key made by [`promised`]; nothing for any other key of the table.
+pub fn group_of_promised(key: &[u8]) -> Option<GroupId> {
+    (key.len() == 9 && key[8] == PROMISED).then(|| GroupId(u64_be(key, 0)))
+}
+
 /// Key of the committed position.
 pub fn committed(group: GroupId) -> Bytes {
     state(group, COMMITTED)
@@ -298,6 +310,7 @@ mod tests {
         assert_eq!(&vote(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 1]);
         assert_eq!(&committed(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 2]);
         assert_eq!(&purged(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 3]);
+        assert_eq!(&promised(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 6]);
         assert_eq!(&snapshot(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 4]);
         assert_eq!(&checkpoint(partition, 9)[..], [0, 0, 0, 1, 0, 0, 0, 2, 5, 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(&meta("broker")[..], b"mbroker");

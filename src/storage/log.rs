@@ -200,6 +200,14 @@ impl Log {
         self.position(&keys::committed(self.group), "the committed position")
     }
 
+    /// Up to where the log reached before [`Store::empty_group`], if that ever happened.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn promised(&self) -> Result<Option<Position>, Error> {
+        self.position(&keys::promised(self.group), "the promised position")
+    }
+
     /// The vote, as it was put.
     ///
     /// # Errors

@@ -104,18 +104,6 @@ impl Disk {
         true
     }
 
-    /// Deletes everything of a partition's group, as is done when a replica is emptied. The store must not be open.
-    pub fn empty_group(&self, group: GroupId) {
-        let mut content = self.lock();
-        content.tables.remove(keys::partition_table(group).as_str());
-        let prefix = keys::group_prefix(group);
-        for table in [keys::INDEX, keys::STATE] {
-            if let Some(rows) = content.tables.get_mut(table) {
-                rows.retain(|key, _| !key.starts_with(&prefix));
-            }
-        }
-    }
-
     fn write(&self, round: Vec<Change>) -> fjall::Result<()> {
         let mut content = self.lock();
         if content.faults.writes_fail {
@@ -391,6 +379,16 @@ impl Keyspace {
         match self {
             Keyspace::Fjall(keyspace) => keyspace.rotate_memtable(),
             Keyspace::Simulated(_) => Ok(false),
+        }
+    }
+
+    pub fn clear(&self) -> fjall::Result<()> {
+        match self {
+            Keyspace::Fjall(keyspace) => keyspace.clear(),
+            Keyspace::Simulated(table) => {
+                table.disk.lock().tables.remove(&table.name);
+                Ok(())
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use super::committer::{Committer, Done, Permit, Queue, Stats, SyncObserver};
 #[cfg(test)]
 use super::engine::Database;
 use super::engine::{Engine, LogTable};
-use super::keys::{self, GroupId, Round};
+use super::keys::{self, GroupId, Position, Round};
 use super::log::{Log, PurgePoints};
 #[cfg(test)]
 use super::simulated::Disk;
@@ -232,6 +232,30 @@ impl Store {
     /// # Errors
     /// [`Error::Storage`], or any error of a commit.
     pub fn delete_group(&self, group: GroupId) -> Result<(), Error> {
+        self.remove_group(group, |_| false)
+    }
+
+    /// As [`Store::delete_group`], for a group that may come back to this node: `vote` and `promised`, the position up to
+    /// which the log reached, stay, and are on disk before anything else goes. Blocking.
+    ///
+    /// # Errors
+    /// As for [`Store::delete_group`].
+    pub fn empty_group(
+        &self,
+        group: GroupId,
+        vote: impl Into<Bytes>,
+        promised: Position,
+    ) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        batch.put_vote(group, vote);
+        batch.put(Table::State, keys::promised(group), Bytes::copy_from_slice(&promised.encode()));
+        self.commit_blocking(batch, Durability::Sync)?;
+        self.shared.engine.sync()?;
+        let kept = [keys::vote(group), keys::promised(group)];
+        self.remove_group(group, |key| kept.iter().any(|kept| kept[..] == *key))
+    }
+
+    fn remove_group(&self, group: GroupId, keep: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
         // What was committed before must not be written after its table is gone.
         self.commit_blocking(Batch::new(), Durability::Sync)?;
         let prefix = keys::group_prefix(group);
@@ -242,7 +266,7 @@ impl Store {
             self.remove_where(&Table::Log(log), prefix, |_| true)?;
         }
         self.remove_where(&Table::Index, prefix, |_| true)?;
-        self.remove_where(&Table::State, prefix, |key| keys::group_of_exists(key).is_none())?;
+        self.remove_where(&Table::State, prefix, |key| keys::group_of_exists(key).is_none() && !keep(key))?;
         let mut batch = Batch::new();
         batch.remove(Table::State, keys::exists(group));
         self.commit_blocking(batch, Durability::Sync)?;
@@ -262,6 +286,20 @@ impl Store {
             groups.extend(keys::group_of_exists(&key));
         }
         Ok(groups.into_iter().collect())
+    }
+
+    /// Every group of which only what [`Store::empty_group`] keeps is here, in order. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn emptied_groups(&self) -> Result<Vec<GroupId>, Error> {
+        let (mut emptied, mut existing) = (BTreeSet::new(), BTreeSet::new());
+        for row in self.shared.engine.state.iter() {
+            let key = row.key().map_err(|source| Error::storage("list the emptied groups", source))?;
+            existing.extend(keys::group_of_exists(&key));
+            emptied.extend(keys::group_of_promised(&key));
+        }
+        Ok(emptied.difference(&existing).copied().collect())
     }
 
     /// A record of the broker itself, such as its id. Blocking.

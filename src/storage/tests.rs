@@ -464,6 +464,29 @@ fn deleting_a_group_leaves_nothing_of_it_and_all_of_the_others() {
 }
 
 #[test]
+fn an_emptied_group_keeps_its_vote_and_how_far_it_reached() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    for group in [GROUP, OTHER] {
+        let log = store.log(group).expect("a log");
+        append(&store, &log, 1, b"a");
+        store.empty_group(group, &b"v"[..], at(1)).expect("emptied");
+    }
+    assert_eq!(store.groups().expect("groups"), vec![]);
+    assert_eq!(store.emptied_groups().expect("groups"), vec![GROUP, OTHER]);
+    store.delete_group(OTHER).expect("deleted");
+
+    let image = crash_image(directory.path());
+    let reopened = open(image.path());
+    assert_eq!(reopened.emptied_groups().expect("groups"), vec![GROUP]);
+    let log = reopened.log(GROUP).expect("a log");
+    assert_eq!(log.vote().expect("a vote").as_deref(), Some(&b"v"[..]));
+    assert_eq!(log.promised().expect("a position"), Some(at(1)));
+    assert_eq!(log.last().expect("a position"), None);
+    assert_eq!(reopened.emptied_groups().expect("groups"), vec![], "it is back");
+}
+
+#[test]
 fn the_index_is_found_by_offset_and_by_time() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = open(directory.path());
