@@ -2,8 +2,8 @@
 //!
 //! openraft's leader takes no more commands once it was asked to hand over, and goes on leading if its successor never
 //! stands: the request may be lost, or the successor slow or gone. It is asked again a few times, because to be elected without
-//! being asked takes as long. Then a leadership that was to end and does not is let go, by keeping silent until the others
-//! elect somebody.
+//! being asked takes as long. Then a leadership that was to end and does not is let go: what the others lack they still get,
+//! and apart from that the leader keeps silent until they elect somebody.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
