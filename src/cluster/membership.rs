@@ -40,6 +40,8 @@ const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(1);
 const STEPS_AT_ONCE: usize = 16;
 /// How long a change of members may take before it is looked at anew.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the other members have to confirm that a leader leads.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Leaderships of partitions that are handed over in one round.
 const TRANSFERS_PER_ROUND: usize = 50;
 /// A leader that cannot read something, has let others lead, and leads again, leads on for so long: it may be that nobody
@@ -76,6 +78,8 @@ pub(super) struct Membership {
     pub(super) hub: Hub,
     pub(super) metrics: Metrics,
     pub(super) tasks: Tasks,
+    /// How long after it was acknowledged what is written is on the disks of the brokers.
+    pub(super) settles_in: Duration,
 }
 
 /// A partition that is looked at.
@@ -110,6 +114,25 @@ impl Resigned {
 /// Whether there is something to decide: by a leader that knows what was agreed on, or by one that cannot read.
 fn decides(status: &Status) -> bool {
     status.is_ready_leader() || status.role == Role::Leader && status.unreadable.is_some()
+}
+
+/// A leader that acts on what it knows of its group.
+struct Knows {
+    members: Members,
+    term: u64,
+    /// How long it waits before it acts.
+    after: Duration,
+}
+
+impl Knows {
+    /// Waits, and makes sure that it still led after that, in the same term: nobody else has changed the members meanwhile. One
+    /// that was replaced does not notice that by itself.
+    async fn is_so(&self) -> bool {
+        tokio::time::sleep(self.after).await;
+        let confirmed = self.members.confirm(CONFIRM_TIMEOUT).await;
+        let status = self.members.status().now();
+        confirmed.is_ok() && status.is_ready_leader() && status.term == self.term
+    }
 }
 
 /// Takes from a status that something is unreadable, if others were let lead for that a short while ago.
@@ -244,7 +267,7 @@ impl Membership {
             broker: self.node,
             reason,
         };
-        self.spawn_change(place, begin, move |_, topic| {
+        self.spawn_change(place, None, begin, move |_, topic| {
             warn!(name: "replica.damaged", topic, partition, damage, "a damaged replica is to get its records anew from the others");
         });
     }
@@ -254,13 +277,14 @@ impl Membership {
         let Place { topic, number: partition, assignment, .. } = *place;
         let damaged = |node| assignment.is_damaged(BrokerId(node));
         let revision = assignment.revision;
+        let knows = |after| Some(Knows { members: members.clone(), term: status.term, after });
         match decide(self.node, &self.hub, members, status, &damaged, |it| it.next_of_partition(assignment)) {
             Next::HandOver(heir) => self.spawn_transfer(members.clone(), heir),
             Next::Do(step) => self.spawn_step(members.clone(), step, place.under_way, place.room),
             Next::Wait => {}
             Next::Advance(from) => {
                 let over = Command::AdvanceRepair { topic: topic.id, partition, revision, from };
-                self.spawn_change(place, over, move |metrics, topic| {
+                self.spawn_change(place, knows(Duration::ZERO), over, move |metrics, topic| {
                     if from == RepairStage::Joining {
                         metrics.cluster.repaired();
                         info!(name: "replica.repaired", topic, partition, "a replica that was damaged has everything again");
@@ -269,7 +293,9 @@ impl Membership {
             }
             Next::FinishMove => {
                 let finish = Command::FinishMove { topic: topic.id, partition, revision };
-                self.spawn_change(place, finish, |metrics, _| metrics.cluster.moved());
+                // Then the old replicas are deleted, whose records may have been on the disk for long.
+                let knows = knows(self.settles_in);
+                self.spawn_change(place, knows, finish, |metrics, _| metrics.cluster.moved());
             }
             Next::Done => return true,
         }
@@ -335,10 +361,12 @@ impl Membership {
         });
     }
 
-    /// Changes the metadata of a partition, and does `then` if that succeeds.
+    /// Changes the metadata of a partition, and does `then` if that succeeds. If it follows from what the leader `knows`, that
+    /// must be so.
     fn spawn_change(
         &self,
         place: &Place<'_>,
+        knows: Option<Knows>,
         command: Command,
         then: impl FnOnce(&Metrics, &str) + Send + 'static,
     ) {
@@ -351,10 +379,16 @@ impl Membership {
         let (under_way, room) = (Arc::clone(place.under_way), Arc::clone(place.room));
         self.tasks.spawn_until_stopped("change replicas", Criticality::BestEffort, async move {
             let _permit = room.acquire_owned().await;
-            match control.change(&command).await {
-                Ok(_) => then(&metrics, &topic),
-                Err(error) => {
-                    warn!(%group, error = %error, "what became of replicas was not noted; trying again")
+            let is_so = match &knows {
+                Some(knows) => knows.is_so().await,
+                None => true,
+            };
+            if is_so {
+                match control.change(&command).await {
+                    Ok(_) => then(&metrics, &topic),
+                    Err(error) => {
+                        warn!(%group, error = %error, "what became of replicas was not noted; trying again")
+                    }
                 }
             }
             under_way.end(group);

@@ -149,6 +149,7 @@ impl Cluster {
             hub: hub.clone(),
             metrics: env.metrics.clone(),
             tasks: tasks.clone(),
+            settles_in: env.raft.store.settles_in(),
         };
         tasks.spawn_until_stopped("membership", Criticality::Critical, membership.run());
         coordinators.ready().await?;

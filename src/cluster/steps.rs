@@ -148,13 +148,18 @@ impl Leading<'_> {
     }
 
     fn next_step(&self, wanted: &Wanted) -> Next {
+        if !self.status.members_agreed {
+            return Next::Wait;
+        }
         let is_member = |node: &NodeId| self.status.members.contains(node);
         let missing = wanted.voters.iter().chain(&wanted.learners).find(|node| !is_member(node));
         if let Some(missing) = missing {
             return Next::Do(Step::Invite(*missing));
         }
         let voters: BTreeSet<NodeId> = self.status.voters.iter().copied().collect();
-        if voters != wanted.voters {
+        // A change that is half done needs majorities of both, and nobody else ends it.
+        let half_done = self.status.lasting_voters != self.status.voters;
+        if half_done || voters != wanted.voters {
             let ready = wanted.voters.difference(&voters).all(|node| self.has_caught_up(*node));
             return if ready { Next::Do(Step::GiveVotes(wanted.voters.clone())) } else { Next::Wait };
         }
@@ -247,6 +252,7 @@ mod tests {
             voters: voters.into(),
             lasting_voters: voters.into(),
             members: members.into(),
+            members_agreed: true,
             ..Status::default()
         };
         Group { status, followers, standing: |_| Standing::Ready, damaged: |_| false }
@@ -314,6 +320,29 @@ mod tests {
         assert_eq!(group(&[1], &[2, 3]).with(follower(3, None)).next(&goal), Next::Wait);
         assert_eq!(group(&[1], &[2, 3]).with(follower(3, Some(950))).next(&goal), give(&[1, 2, 3]));
         assert_eq!(group(&[1, 2, 3], &[]).next(&goal), Next::Done);
+    }
+
+    #[test]
+    fn a_change_that_is_half_done_is_ended() {
+        let goal = wanted(&[1, 2, 3]);
+        let mut grows = group(&[1, 2, 3], &[]);
+        grows.status.lasting_voters = [1, 2].into();
+        assert_eq!(
+            grows.next(&goal),
+            give(&[1, 2, 3]),
+            "all have votes, but 1 and 2 must agree on everything"
+        );
+        grows.status.members_agreed = false;
+        assert_eq!(grows.next(&goal), Next::Wait);
+    }
+
+    #[test]
+    fn what_follows_from_members_waits_until_they_are_agreed_on() {
+        let leaving = assignment(&[3], RepairStage::Leaving);
+        let mut without = group(&[1, 2], &[]);
+        assert_eq!(without.next_of_partition(&leaving), Next::Advance(RepairStage::Leaving));
+        without.status.members_agreed = false;
+        assert_eq!(without.next_of_partition(&leaving), Next::Wait);
     }
 
     #[test]

@@ -103,8 +103,8 @@ pub(crate) fn can_leave(
     reached(broker) && there * 2 > others.len() && intact
 }
 
-/// Whether what has begun with a partition goes on by itself, however long it takes. Who leaves its group is expected to
-/// have done so soon.
+/// Whether what has begun with a partition goes on by itself, however long it takes. Who leaves its group, or deletes what
+/// it has, is expected to have done so soon.
 fn goes_on(
     assignment: &PartitionAssignment,
     led: bool,
@@ -115,8 +115,7 @@ fn goes_on(
     match assignment.under_repair() {
         None => led && assignment.replicas.iter().all(arrived),
         Some(repair) => match repair.stage {
-            RepairStage::Waiting | RepairStage::Leaving => false,
-            RepairStage::Emptying => reached(repair.broker),
+            RepairStage::Waiting | RepairStage::Leaving | RepairStage::Emptying => false,
             RepairStage::Joining => led && leader_is_intact && reached(repair.broker),
         },
     }
@@ -126,8 +125,11 @@ fn goes_on(
 pub(crate) struct Patience {
     /// How long it lasts.
     lasts: Duration,
-    since: HashMap<GroupId, (u32, Instant)>,
+    since: HashMap<GroupId, (Stage, Instant)>,
 }
+
+/// What goes on with a partition: its revision, and how far a repair is.
+type Stage = (u32, Option<RepairStage>);
 
 impl Default for Patience {
     fn default() -> Self {
@@ -158,8 +160,9 @@ impl Patience {
                 let group = group_of(topic, number as u32);
                 let (led, intact) = leads(group);
                 if !goes_on(assignment, led, intact, &reached) {
-                    let known = before.get(&group).filter(|(revision, _)| *revision == assignment.revision);
-                    self.since.insert(group, known.copied().unwrap_or((assignment.revision, now)));
+                    let stage = (assignment.revision, assignment.under_repair().map(|repair| repair.stage));
+                    let known = before.get(&group).filter(|(known, _)| *known == stage);
+                    self.since.insert(group, known.copied().unwrap_or((stage, now)));
                 }
             }
         }
@@ -374,18 +377,21 @@ mod tests {
         };
         assert_eq!(look(&state, true, true, 0), [0; 0]);
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(look(&state, true, true, 0), [0], "it should have left");
-        assert_eq!(look(&state, false, true, 0), [0], "for a moment");
+        assert_eq!(look(&state, true, true, 0), [0, 3], "it should have left, it should be empty");
+        assert_eq!(look(&state, false, true, 0), [0, 3], "for a moment");
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(look(&state, false, true, 0), [0, 1, 2], "nobody leads");
-        assert_eq!(look(&state, true, true, 0), [0], "somebody does");
-        for (intact, away, stuck) in [(true, 3, &[0, 1, 3][..]), (true, 4, &[0, 2]), (false, 0, &[0, 1])] {
+        assert_eq!(look(&state, false, true, 0), [0, 1, 2, 3], "nobody leads");
+        assert_eq!(look(&state, true, true, 0), [0, 3], "somebody does");
+        for (intact, away, stuck) in
+            [(true, 3, &[0, 1, 3][..]), (true, 4, &[0, 2, 3]), (false, 0, &[0, 1, 3])]
+        {
             look(&state, true, intact, away);
             tokio::time::advance(PATIENCE).await;
             assert_eq!(look(&state, true, intact, away), stuck, "{intact} {away}");
             look(&state, true, true, 0);
         }
         over(&mut state, 0, &[Leaving]);
+        over(&mut state, 3, &[Emptying]);
         assert_eq!(look(&state, true, true, 0), [0; 0]);
     }
 }

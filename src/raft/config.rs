@@ -102,6 +102,8 @@ impl Config {
             enable_tick: false,
             enable_pre_vote: Some(true),
             enable_leader_restore: Some(false),
+            // A follower may come back with less than it had: it lost what was not synced, or was emptied.
+            allow_log_reversion: Some(true),
             // Room for openraft's own stage times, which nothing reads: a proposal carries its own.
             log_stage_capacity: Some(16),
             ..openraft::Config::default()

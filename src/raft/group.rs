@@ -307,6 +307,9 @@ impl Found {
         if purged > start.as_ref().map(|start| start.applied.index) {
             return Err(corrupt("the log is purged beyond every state that is stored"));
         }
+        if last.map(|last| last.index) < start.as_ref().map(|start| start.applied.index) {
+            return Err(corrupt("the log ends before what was applied"));
+        }
         Ok(Found { vote, start, last, purged, promised })
     }
 }

@@ -199,7 +199,9 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let mut batch = Batch::new();
         batch.put_vote(self.shared.group, vote::encode(vote));
-        let saved = self.shared.store.commit_and_wait(batch, Durability::Sync).await;
+        // A vote that is forgotten may be given twice, and lets what others agree on later be overwritten. So it is on disk
+        // even where records need not be.
+        let saved = self.shared.store.commit_and_wait(batch, Durability::Always).await;
         saved.map_err(|error| self.shared.fail(error))?;
         *self.shared.vote() = Some(*vote);
         Ok(())

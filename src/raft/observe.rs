@@ -73,6 +73,7 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
     let sets = observed.membership_config.membership().get_joint_config();
     let lasting = voters.iter().copied().filter(|node| sets.iter().all(|set| set.contains(node)));
     let lasting: Vec<NodeId> = lasting.collect();
+    let agreed = observed.committed_membership_config.log_id() == observed.membership_config.log_id();
     let role = match observed.state {
         ServerState::Learner => Role::Learner,
         ServerState::Follower => Role::Follower,
@@ -104,7 +105,8 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
             && status.term == term
             && *status.voters == *voters
             && *status.lasting_voters == *lasting
-            && *status.members == *members;
+            && *status.members == *members
+            && status.members_agreed == agreed;
         if same {
             return false;
         }
@@ -114,6 +116,7 @@ fn publish(core: &Core, observed: &openraft::metrics::RaftServerMetrics<super::t
         status.voters = voters.into();
         status.lasting_voters = lasting.into();
         status.members = members.into();
+        status.members_agreed = agreed;
         // Only a leader has followers.
         status.unreadable.take_if(|_| role != Role::Leader);
         true

@@ -8,9 +8,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::types::Vote;
+use super::types::{LeaderId, Vote};
 use super::{Error, vote};
-use crate::storage::{GroupId, Position, Store};
+use crate::storage::{self, GroupId, Position, Store};
 
 /// The position that the log of a replica once reached, and has not reached again.
 pub(super) struct Promise(Mutex<Option<Position>>);
@@ -46,30 +46,86 @@ fn reaches(last: Option<Position>, promised: &Position) -> bool {
 /// Removes everything of a group but what its replica here owes if it ever comes back. The replica must be closed. Blocking.
 ///
 /// # Errors
-/// [`Error::Storage`], and [`Error::Corrupt`] for a vote that cannot be read.
+/// [`Error::Storage`]. What is damaged is no hindrance, as long as the log or the vote can be read.
 pub fn empty(store: &Store, group: GroupId) -> Result<(), Error> {
     let log = store.log(group)?;
-    let corrupt = Error::Corrupt { group, what: "the vote" };
-    let voted = log.vote()?.map(|bytes| vote::decode(&bytes).ok_or(corrupt)).transpose()?;
-    let last = match log.last() {
-        // The index is in the key, and no entry is newer than the vote.
-        Err(error) if error.is_damage() => {
-            let term = voted.map_or(0, |voted| voted.leader_id.term);
-            log.last_index()?.map(|index| Position { index, term, leader: 0 })
-        }
-        last => last?,
+    let voted = match log.vote() {
+        Err(error) if error.is_damage() => None,
+        voted => voted?.and_then(|bytes| vote::decode(&bytes)),
     };
-    let promised = log.promised()?.into_iter().chain(last).max_by_key(|at| (at.term, at.index));
+    let reached = || Ok(log.last()?.into_iter().chain(log.promised()?).max_by_key(|at| (at.term, at.index)));
+    let (voted, promised) = match (voted, reached()) {
+        // No entry is of a later term than the vote. To be asked to follow, the replica must then be in a term that nobody
+        // leads yet, so that there will be a later one; and whoever leads that has what was agreed on.
+        (Some(voted), Err::<_, storage::Error>(error)) if error.is_damage() => {
+            let term = voted.leader_id.term;
+            let all = Position { term, index: u64::MAX, leader: voted.leader_id.node_id };
+            (LeaderId { term: term + 1, ..voted.leader_id }, Some(all))
+        }
+        (Some(voted), reached) => (voted.leader_id, reached?),
+        (None, reached) => {
+            let reached = reached?;
+            let (term, node_id) = reached.map_or((0, 0), |at| (at.term, at.leader));
+            (LeaderId { term, node_id }, reached)
+        }
+    };
     let Some(promised) = promised else { return Ok(store.delete_group(group)?) };
     // As a vote that nobody has won yet: without its log the replica is nobody's leader.
-    let voted = voted.map_or((0, 0), |voted| (voted.leader_id.term, voted.leader_id.node_id));
-    let voted = Vote::new(voted.0, voted.1);
+    let voted = Vote::new(voted.term, voted.node_id);
     Ok(store.empty_group(group, vote::encode(&voted), promised)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::storage::{Batch, Command, Disk, Durability, Kind, Row, Sync};
+
+    const GROUP: GroupId = GroupId::partition(1, 0);
+
+    /// What is left of a log up to index 41 of term 4, when it is emptied: the vote, and the promise.
+    fn left(vote: &[u8], damaged: Option<u64>) -> Result<(Option<Vote>, Option<Position>), Error> {
+        let disk = Disk::new();
+        let store = Store::simulated(&disk, Sync::Always, Arc::new(|_| {})).expect("a store");
+        let log = store.log(GROUP).expect("a log");
+        let mut batch = Batch::new();
+        for index in 1..=41 {
+            log.append(&mut batch, &Row::encode(at(4, index), Kind::Command, Command::copy_from_slice(b"x")));
+        }
+        batch.put_vote(GROUP, vote.to_vec());
+        store.commit_blocking(batch, Durability::Sync).expect("written");
+        if let Some(index) = damaged {
+            assert!(disk.damage_row(GROUP, index));
+        }
+        empty(&store, GROUP)?;
+        assert_eq!(log.last_index().expect("no row"), None);
+        let vote = log.vote().expect("a vote").and_then(|bytes| vote::decode(&bytes));
+        Ok((vote, log.promised().expect("a position")))
+    }
+
+    #[test]
+    fn a_vote_and_the_end_of_the_log_stay() {
+        let vote = vote::encode(&Vote::new_committed(6, 2));
+        assert_eq!(left(&vote, None).unwrap(), (Some(Vote::new(6, 2)), Some(at(4, 41))));
+        assert_eq!(left(&vote, Some(7)).unwrap(), (Some(Vote::new(6, 2)), Some(at(4, 41))));
+    }
+
+    #[test]
+    fn an_end_that_cannot_be_read_is_before_the_next_term() {
+        let vote = vote::encode(&Vote::new_committed(6, 2));
+        let all = Position { index: u64::MAX, term: 6, leader: 2 };
+        assert_eq!(left(&vote, Some(41)).unwrap(), (Some(Vote::new(7, 2)), Some(all)));
+        let promise = Promise::new(Some(all), None);
+        assert_eq!(promise.against(Some(at(6, 90))), Some(all));
+        assert_eq!(promise.against(Some(at(8, 42))), None);
+    }
+
+    #[test]
+    fn a_vote_that_cannot_be_read_is_no_hindrance() {
+        assert_eq!(left(b"?", None).unwrap(), (Some(Vote::new(4, 4)), Some(at(4, 41))));
+        assert!(left(b"?", Some(41)).unwrap_err().is_damage(), "nothing is known of it");
+    }
 
     fn at(term: u64, index: u64) -> Position {
         Position { index, term, leader: term }

@@ -48,6 +48,8 @@ pub struct Status {
     pub lasting_voters: Arc<[NodeId]>,
     /// All members, in ascending order: those with a vote, and those who only receive entries.
     pub members: Arc<[NodeId]>,
+    /// Whether this replica knows that these members are agreed on, and not only proposed.
+    pub members_agreed: bool,
     /// An entry that a follower needs cannot be read here. Another leader is wanted, which has it.
     pub unreadable: Option<Error>,
     /// Why the replica stopped, if it did so by itself.

@@ -12,7 +12,7 @@ use super::{
     Config, Env, Group, Machine, MachineError, Metronome, NoPeers, NodeId, Replica, Role, Status, Transport,
     TransportError,
 };
-use crate::storage::{self, Batch, CommandBuf, GroupId, Store};
+use crate::storage::{self, Batch, CommandBuf, Durability, GroupId, Store};
 use crate::task::Tasks;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -265,6 +265,22 @@ impl Cluster {
         let broker = self.brokers.remove(&node).unwrap();
         self.switch.unplug(node);
         self.brokers.insert(node, broker.reopen(group).await);
+        self.open(node).await;
+    }
+
+    /// Stops a node, takes the last `lost` entries from its disk, and starts it again.
+    pub(super) async fn restart_with_less(&mut self, node: NodeId, lost: u64) {
+        let (group, _) = self.groups.remove(&node).unwrap();
+        self.switch.cut(node);
+        group.stop_without_checkpoint().await;
+        self.switch.unplug(node);
+        let store = &self.brokers[&node].env.store;
+        let log = store.log(GROUP).unwrap();
+        let last = log.last_index().unwrap().unwrap() - lost;
+        let mut batch = Batch::new();
+        log.truncate_after(&mut batch, last);
+        batch.put_committed(GROUP, log.get(last).unwrap().unwrap().position());
+        store.commit_and_wait(batch, Durability::Sync).await.unwrap();
         self.open(node).await;
     }
 

@@ -306,6 +306,24 @@ async fn entries_that_no_majority_has_are_replaced_by_the_new_leaders() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_comes_back_with_less_than_it_had_catches_up() {
+    let mut cluster = Cluster::start(4 << 20).await;
+    let leader = cluster.leader(&[]).await;
+    let texts = numbered(0..50);
+    write(cluster.group(leader), strs(&texts)).await;
+    let follower = (1..=3).find(|node| *node != leader).unwrap();
+    cluster.catches_up(follower, leader).await;
+
+    cluster.restart_with_less(follower, 20).await;
+
+    write(cluster.group(leader), ["after"]).await;
+    cluster.catches_up(follower, leader).await;
+    assert_eq!(cluster.notebook(follower).seen().commands.len(), 51);
+    assert_eq!(cluster.group(leader).status().now().role, Role::Leader, "nobody else had to be elected");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_retained_entry() {
     let mut cluster = Cluster::start(1).await;
     let leader = cluster.leader(&[]).await;
@@ -402,6 +420,56 @@ async fn a_replica_without_a_state_for_what_is_left_of_its_log_is_damaged() {
 
     let refused = opened.err().expect("6 and 7 are nowhere");
     assert!(refused.is_damage(), "{refused}");
+}
+
+#[tokio::test]
+async fn a_replica_whose_log_ends_before_its_state_is_damaged() {
+    let broker = Broker::alone(small_checkpoints());
+    let (group, _) = started(&broker).await;
+    write(&group, ["a"]).await;
+    group.purge_to(u64::MAX).await.unwrap();
+    write(&group, ["b", "c"]).await;
+    group.shutdown().await;
+    let store = &broker.env.store;
+    let (log, mut batch) = (store.log(GROUP).unwrap(), Batch::new());
+    log.truncate_after(&mut batch, log.last_index().unwrap().unwrap() - 1);
+    store.commit_and_wait(batch, Durability::Sync).await.unwrap();
+
+    let opened = Group::open(GROUP, 1, Notebook::default(), &broker.env).await;
+
+    let refused = opened.err().expect("it would pass for one that has everything");
+    assert!(refused.is_damage(), "{refused}");
+}
+
+#[tokio::test]
+async fn a_vote_survives_a_power_failure_although_records_may_not() {
+    let disk = Disk::new();
+    let store = Store::simulated(&disk, storage::Sync::Interval, Arc::new(|_| {})).unwrap();
+    let pen = store.clone();
+    let writer = tokio::spawn(async move {
+        loop {
+            pen.batch_came().await;
+            while pen.step() {}
+        }
+    });
+    let (config, transport) = (Config::default(), Arc::new(NoPeers));
+    let env =
+        Env { store: store.clone(), tasks: Tasks::new(), config, metronome: Metronome::new(), transport };
+    let group = Group::open(GROUP, 1, Notebook::default(), &env).await.unwrap();
+    let ballot = Ballot { term: 9, node: 2, granted: false };
+    let plea = Request::Vote(VoteRequest { ballot, last: None, transfer: false });
+    let Response::Vote(answer) = group.replica().handle(plea).await.unwrap() else {
+        panic!("another answer")
+    };
+    assert!(answer.granted);
+    group.stop_without_checkpoint().await;
+    writer.abort();
+
+    let disk = store.crash(|_| 0, |_| 0).expect("a simulated store");
+
+    let store = Store::simulated(&disk, storage::Sync::Interval, Arc::new(|_| {})).unwrap();
+    let vote = store.log(GROUP).unwrap().vote().unwrap().and_then(|bytes| super::vote::decode(&bytes));
+    assert_eq!(vote, Some(super::types::Vote::new(9, 2)));
 }
 
 #[tokio::test]

@@ -334,8 +334,11 @@ impl Committer {
 
     fn write_and_sync(&mut self, items: &[Item]) -> Result<(), Error> {
         self.write(items)?;
-        let wanted =
-            self.sync == Sync::Always && items.iter().any(|item| item.durability == Durability::Sync);
+        let wanted = items.iter().any(|item| match item.durability {
+            Durability::Always => true,
+            Durability::Sync => self.sync == Sync::Always,
+            Durability::Lazy => false,
+        });
         let overdue = self.unsynced.is_some_and(|at| {
             self.since_sync.bytes >= BACKGROUND_BYTES || at.elapsed() >= self.sync_interval
         });

@@ -7,7 +7,7 @@
 //! | `log.<group, 16 hex digits>` | index u64, `0` | empty: rows up to the index are purged ([`purge_mark`]) |
 //! | `system_log` (all groups below 2^32) | group u64, index u64 | log row |
 //! | `index` | group u64, offset u64 | raft index u64, append time i64 (ms), detail (the rest) |
-//! | `state` | group u64, `0` | empty: the group exists |
+//! | `state` | group u64, `0` | the group exists: empty, or `emptying` until all but `1` and `6` of it is gone |
 //! | `state` | group u64, `1` | vote, opaque |
 //! | `state` | group u64, `2` | committed: [`Position`] |
 //! | `state` | group u64, `3` | purged: [`Position`] |

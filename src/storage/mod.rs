@@ -59,6 +59,8 @@ pub use store::{Store, Usage};
 /// What a commit promises when its `done` runs with `Ok`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
+    /// The rows are on disk.
+    Always,
     /// Under [`Sync::Always`] the rows are on disk; under [`Sync::Interval`] the operating system has them.
     Sync,
     /// The rows are visible and in order. They reach the disk with the next sync of anything, at the latest one

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinError;
@@ -44,6 +45,7 @@ struct Shared {
     space: Space,
     tables_dir: PathBuf,
     purge_points: PurgePoints,
+    settles_in: Duration,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Released when the last handle is gone, after the engine's own files are closed.
     _lock: Option<File>,
@@ -87,6 +89,15 @@ pub struct Usage {
     pub segments: u64,
     /// Compactions finished since the store was opened.
     pub compactions: u64,
+}
+
+/// Value of the key that says that a group exists, while the group is emptied.
+const EMPTYING: &[u8] = b"emptying";
+
+/// Whether a key of a group is of what stays when the group is emptied.
+fn is_kept(group: GroupId) -> impl Fn(&[u8]) -> bool {
+    let kept = [keys::vote(group), keys::promised(group)];
+    move |key| kept.iter().any(|kept| kept[..] == *key)
 }
 
 impl Store {
@@ -140,6 +151,10 @@ impl Store {
             space: Space::new(data_dir, config.reserve_bytes),
             tables_dir,
             purge_points: PurgePoints::default(),
+            settles_in: match config.sync {
+                super::Sync::Always => Duration::ZERO,
+                super::Sync::Interval => config.sync_interval * 2,
+            },
             thread: Mutex::new(Some(thread)),
             _lock: Some(lock),
             #[cfg(test)]
@@ -212,12 +227,22 @@ impl Store {
         tokio::task::spawn_blocking(work).await
     }
 
+    /// How long after it was acknowledged what is written with [`Durability::Sync`] is on the disk, unless that is very busy.
+    pub fn settles_in(&self) -> Duration {
+        self.shared.settles_in
+    }
+
     /// The log of a group; the group exists from now on. Blocking.
     ///
     /// # Errors
     /// [`Error::Storage`], or any error of a commit.
     pub fn log(&self, group: GroupId) -> Result<Log, Error> {
-        if self.get(Table::State, &keys::exists(group))?.is_none() {
+        let mut exists = self.get(Table::State, &keys::exists(group))?;
+        if exists.take_if(|value| **value == *EMPTYING).is_some() {
+            // A crash came in between. What is left would pass for a log that ends where its state does.
+            self.remove_group(group, is_kept(group))?;
+        }
+        if exists.is_none() {
             let mut batch = Batch::new();
             batch.put(Table::State, keys::exists(group), Bytes::new());
             self.commit_blocking(batch, Durability::Sync)?;
@@ -236,7 +261,8 @@ impl Store {
     }
 
     /// As [`Store::delete_group`], for a group that may come back to this node: `vote` and `promised`, the position up to
-    /// which the log reached, stay, and are on disk before anything else goes. Blocking.
+    /// which the log reached, stay, and are on disk before anything else goes. After a crash half-way [`Store::log`] finishes
+    /// the work, too. Blocking.
     ///
     /// # Errors
     /// As for [`Store::delete_group`].
@@ -249,10 +275,9 @@ impl Store {
         let mut batch = Batch::new();
         batch.put_vote(group, vote);
         batch.put(Table::State, keys::promised(group), Bytes::copy_from_slice(&promised.encode()));
-        self.commit_blocking(batch, Durability::Sync)?;
-        self.shared.engine.sync()?;
-        let kept = [keys::vote(group), keys::promised(group)];
-        self.remove_group(group, |key| kept.iter().any(|kept| kept[..] == *key))
+        batch.put(Table::State, keys::exists(group), Bytes::from_static(EMPTYING));
+        self.commit_blocking(batch, Durability::Always)?;
+        self.remove_group(group, is_kept(group))
     }
 
     fn remove_group(&self, group: GroupId, keep: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
@@ -419,7 +444,7 @@ impl Store {
         let config = Config {
             sync,
             // Real time must not decide anything.
-            sync_interval: std::time::Duration::MAX,
+            sync_interval: Duration::MAX,
             reserve_bytes: 0,
             ..Config::in_dir("simulated")
         };
@@ -434,6 +459,7 @@ impl Store {
             space: Space::new(Path::new("/"), 0),
             tables_dir: PathBuf::new(),
             purge_points: PurgePoints::default(),
+            settles_in: Duration::ZERO,
             thread: Mutex::new(None),
             _lock: None,
             simulated: Some(Simulated { disk: disk.clone(), committer: Mutex::new(committer), observer }),

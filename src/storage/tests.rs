@@ -487,6 +487,49 @@ fn an_emptied_group_keeps_its_vote_and_how_far_it_reached() {
 }
 
 #[test]
+fn a_group_whose_emptying_was_interrupted_is_emptied_before_it_is_used() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"a");
+    let mut batch = store.batch();
+    batch.put_vote(GROUP, &b"v"[..]);
+    batch.put_checkpoint(GROUP, 1, &b"s"[..]);
+    batch.put(batch::Table::State, keys::exists(GROUP), Bytes::from_static(b"emptying"));
+    store.commit_blocking(batch, Durability::Sync).expect("written");
+    drop(log);
+
+    assert_eq!(store.groups().expect("groups"), vec![GROUP]);
+    let log = store.log(GROUP).expect("a log");
+
+    assert_eq!(log.last().expect("a position"), None);
+    assert_eq!(log.checkpoint_at(u64::MAX).expect("a checkpoint"), None);
+    assert_eq!(log.vote().expect("a vote").as_deref(), Some(&b"v"[..]));
+    append(&store, &log, 1, b"b");
+    let log = store.log(GROUP).expect("the log once more");
+    assert_eq!(payloads(&log, 1, 2), vec![Bytes::from_static(b"b")], "it is emptied once");
+}
+
+#[test]
+fn what_must_be_on_disk_is_synced_although_records_need_not_be() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = Config {
+        sync: Sync::Interval,
+        sync_interval: Duration::from_secs(3_600),
+        ..config(directory.path())
+    };
+    let store = Store::open(&config, None).expect("the store opens");
+    let mut synced = |durability| {
+        let before = store.stats().syncs.load(Ordering::Relaxed);
+        let mut batch = store.batch();
+        batch.put_vote(GROUP, &b"v"[..]);
+        store.commit_blocking(batch, durability).expect("written");
+        store.stats().syncs.load(Ordering::Relaxed) - before
+    };
+    assert_eq!([Durability::Sync, Durability::Lazy, Durability::Always].map(&mut synced), [0, 0, 1]);
+}
+
+#[test]
 fn the_index_is_found_by_offset_and_by_time() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = open(directory.path());
