@@ -9,8 +9,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::types::{LeaderId, Vote};
-use super::{Error, vote};
+use super::{Error, NodeId, vote};
 use crate::storage::{self, GroupId, Position, Store};
+
+/// No node has this number. Whoever meets a vote for itself would believe that it stands for election.
+const NOBODY: NodeId = 0;
 
 /// The position that the log of a replica once reached, and has not reached again.
 pub(super) struct Promise(Mutex<Option<Position>>);
@@ -55,12 +58,12 @@ pub fn empty(store: &Store, group: GroupId) -> Result<(), Error> {
     };
     let reached = || Ok(log.last()?.into_iter().chain(log.promised()?).max_by_key(|at| (at.term, at.index)));
     let (voted, promised) = match (voted, reached()) {
-        // No entry is of a later term than the vote. To be asked to follow, the replica must then be in a term that nobody
-        // leads yet, so that there will be a later one; and whoever leads that has what was agreed on.
+        // No entry is of a later term than the vote. The replica is in a term that nobody leads, so that there will be a
+        // later one when it joins; and whoever leads that has what was agreed on.
         (Some(voted), Err::<_, storage::Error>(error)) if error.is_damage() => {
             let term = voted.leader_id.term;
             let all = Position { term, index: u64::MAX, leader: voted.leader_id.node_id };
-            (LeaderId { term: term + 1, ..voted.leader_id }, Some(all))
+            (LeaderId { term: term + 1, node_id: NOBODY }, Some(all))
         }
         (Some(voted), reached) => (voted.leader_id, reached?),
         (None, reached) => {
@@ -115,7 +118,7 @@ mod tests {
     fn an_end_that_cannot_be_read_is_before_the_next_term() {
         let vote = vote::encode(&Vote::new_committed(6, 2));
         let all = Position { index: u64::MAX, term: 6, leader: 2 };
-        assert_eq!(left(&vote, Some(41)).unwrap(), (Some(Vote::new(7, 2)), Some(all)));
+        assert_eq!(left(&vote, Some(41)).unwrap(), (Some(Vote::new(7, NOBODY)), Some(all)));
         let promise = Promise::new(Some(all), None);
         assert_eq!(promise.against(Some(at(6, 90))), Some(all));
         assert_eq!(promise.against(Some(at(8, 42))), None);

@@ -1,5 +1,7 @@
 //! Replicas whose bytes on disk are not those that were written.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use streambus::client::{ClusterStatus, ProblemKind};
 use streambus::proto::v1;
@@ -16,6 +18,8 @@ const BATCHES: u64 = 24;
 const RECORDS: u64 = 4 * BATCHES;
 /// The first table is written before all of them are there.
 const SMALL_TABLES: (&str, &str) = ("storage.table_bytes", "1048576");
+/// What an entry that fills a table takes to be found in it, mostly.
+const SOON: Duration = Duration::from_millis(300);
 /// The first record of the batch that gets damaged.
 const DAMAGED: u64 = 8;
 
@@ -171,6 +175,38 @@ async fn a_replica_that_is_damaged_when_it_is_opened_gets_everything_anew() {
 /// Whether the damage is named.
 fn problem(status: &ClusterStatus) -> bool {
     status.problems.iter().any(|problem| problem.reason.contains("damaged"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_last_entry_is_damaged_gets_everything_anew() {
+    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h"), SMALL_TABLES]).await;
+    cluster.create_topic(TOPIC, 1, 3).await;
+    cluster.settled().await;
+    let victim = cluster.leader(TOPIC, 0).await % 3 + 1;
+    let directory = cluster.data_dir(victim);
+    let mut batches = 0;
+    // A table ends with the entry that fills it.
+    let last = loop {
+        append(cluster.broker(victim), TOPIC, 0, noise(batches)).await;
+        let mark = mark_of(4 * batches);
+        batches += 1;
+        let in_a_table = async || damage::find_in_tables(&directory, &mark).map(drop);
+        let found = eventually(PATIENCE, "it is in a table", in_a_table);
+        if tokio::time::timeout(SOON, found).await.is_ok() {
+            break mark;
+        }
+        assert!(batches < 200, "the last of so many batches is in no table");
+    };
+    cluster.stop(victim).await;
+    damage::inflict(&directory, &last);
+    cluster.restart(victim).await;
+    repaired(&cluster).await;
+    let admin = cluster.client().await.admin();
+    eventually(PATIENCE, "it leads", async || admin.transfer_leader(TOPIC, 0, victim).await.ok()).await;
+    let records = read_soon(cluster.broker(victim), TOPIC, 0, At::Offset(4 * (batches - 1))).await;
+    assert_eq!((records.error, records.high_watermark), (None, 4 * batches));
+    assert!(records.batches[0].batch == noise(batches - 1));
+    assert!(corruptions(&cluster, victim).await >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
