@@ -205,9 +205,9 @@ impl RaftNetworkV2<Types> for Peer {
         rpc: raft::AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<raft::AppendEntriesResponse<Types>, RPCError<Types>> {
-        if self.shared.is_silent() && (rpc.entries.is_empty() || self.shared.status().unreadable.is_some()) {
-            // The others elect somebody only once they hear nothing. What they lack they must get all the same: this replica
-            // votes for nobody who has less than it has. What it cannot read it would announce in vain, again and again.
+        if self.shared.is_silent() && rpc.entries.is_empty() {
+            // The others elect somebody only once they hear nothing. What they lack they get all the same: this replica votes
+            // for nobody who has less than it has.
             let reason = "this node lets its leadership go".to_owned();
             return Err(Unreachable::new(&TransportError::Unreachable { node: self.to, reason }).into());
         }
