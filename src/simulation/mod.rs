@@ -69,7 +69,7 @@ enum Mutation {
     ForgeAppends,
     /// A broker that restarts does not know whom it voted for.
     ForgetVotes,
-    /// A replica is emptied while it still is a member.
+    /// A replica is emptied while it still is a member, and keeps nothing of what it promised.
     EmptyVoters,
 }
 

@@ -141,7 +141,11 @@ async fn open(
     };
     let store = Store::simulated(disk, world.plan.sync, observer).map_err(|e| e.to_string())?;
     for group in to_empty {
-        raft::empty(&store, *group).map_err(|error| format!("emptying {group}: {}", chain(&error)))?;
+        let emptied = match world.plan.mutation {
+            Some(super::Mutation::EmptyVoters) => store.delete_group(*group).map_err(raft::Error::from),
+            _ => raft::empty(&store, *group),
+        };
+        emptied.map_err(|error| format!("emptying {group}: {}", chain(&error)))?;
         store.sync_simulated();
     }
     let gone = CancellationToken::new();
