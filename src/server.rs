@@ -102,7 +102,7 @@ impl Server {
         });
         let hub = Hub::new(identity.clone(), metrics.clone(), telemetry.tracer().clone(), &tasks);
         let api = api::Server::bind(
-            &config.api,
+            &api::fit_to_open_files(&config.api),
             api::Environment {
                 broker: broker.clone(),
                 peers: hub.clone(),

@@ -21,6 +21,7 @@ mod health;
 mod http;
 mod load;
 mod net;
+mod open_files;
 mod rpc;
 pub mod status;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use tonic_health::server::HealthReporter;
 pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
+pub use self::open_files::fit_to_open_files;
 use self::rpc::{Calls, Ends};
 use crate::broker::{Broker, Check, Health, Phase};
 use crate::cluster::peers::Hub;

@@ -14,10 +14,12 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use uuid::Uuid;
 
+use super::Config;
 use super::identity::{self, Identity};
-use super::{Config, peers};
+use super::peers::{self, PROTOCOL};
 use crate::metadata::codec::store_broker;
 use crate::metadata::{Broker, BrokerId};
+use crate::proto::internal::IdentifyResponse;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
 
 /// The pause between two rounds of asking.
@@ -42,6 +44,16 @@ pub enum Error {
         seed: String,
         /// Its cluster.
         theirs: String,
+    },
+    /// A seed is of a release that says and agrees on what this one does not know.
+    #[error(
+        "{seed} speaks version {theirs} of the protocol between brokers, this release up to {PROTOCOL}: upgrade this broker"
+    )]
+    Newer {
+        /// The seed.
+        seed: String,
+        /// Its version.
+        theirs: u32,
     },
     /// The cluster refused the broker.
     #[error("the cluster of {seed} refuses this broker: {reason}")]
@@ -71,6 +83,8 @@ enum Answer {
     Member(String),
     /// It belongs to none.
     New,
+    /// It is of a newer release, which speaks this version.
+    Newer(u32),
     /// Nothing, and why.
     Silent(String),
 }
@@ -114,7 +128,7 @@ pub async fn identity(
 
 /// Answers other brokers that this one is new. It has a runtime of its own, which takes its connections with it when it
 /// ends: nobody must go on asking it.
-struct Newcomer(tokio::runtime::Runtime);
+struct Newcomer(Option<tokio::runtime::Runtime>);
 
 impl Newcomer {
     fn serve(listener: std::net::TcpListener) -> std::io::Result<Self> {
@@ -128,14 +142,24 @@ impl Newcomer {
             .serve_with_incoming(TcpListenerStream::new(listener));
         // If it fails nobody hears that this broker is new, and a founder goes on waiting.
         runtime.spawn(async { drop(serving.await) });
-        Ok(Newcomer(runtime))
+        Ok(Newcomer(Some(runtime)))
     }
 
     /// Frees the port.
-    async fn end(self) {
-        let ending = tokio::task::spawn_blocking(|| self.0.shutdown_timeout(ROUND));
+    async fn end(mut self) {
+        let Some(runtime) = self.0.take() else { return };
+        let ending = tokio::task::spawn_blocking(|| runtime.shutdown_timeout(ROUND));
         // A panic leaves a port that cannot be opened, which is told then.
         let _ = ending.await;
+    }
+}
+
+/// Who is told to stop while it waits drops this among other tasks, where nothing may block.
+impl Drop for Newcomer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -150,6 +174,7 @@ async fn join(
     let mut told = String::new();
     loop {
         let answers = join_all(others.iter().map(|seed| ask(seed))).await;
+        refuse_newer(others.iter().copied().zip(&answers))?;
         let member = others.iter().zip(&answers).find_map(|(seed, answer)| match answer {
             Answer::Member(cluster) => Some((*seed, cluster)),
             _ => None,
@@ -185,16 +210,30 @@ async fn join(
 }
 
 async fn ask(seed: &str) -> Answer {
-    match peers::identify(seed).await {
-        Ok(who) if who.cluster_id.is_empty() => Answer::New,
-        Ok(who) => Answer::Member(who.cluster_id),
-        Err(reason) => Answer::Silent(reason),
+    peers::identify(seed).await.map_or_else(Answer::Silent, answer)
+}
+
+fn answer(who: IdentifyResponse) -> Answer {
+    match who {
+        IdentifyResponse { protocol, .. } if protocol > PROTOCOL => Answer::Newer(protocol),
+        IdentifyResponse { cluster_id, .. } if cluster_id.is_empty() => Answer::New,
+        IdentifyResponse { cluster_id, .. } => Answer::Member(cluster_id),
     }
+}
+
+/// What a newer release says and agrees on would be misunderstood here, or left out.
+fn refuse_newer<'a>(answers: impl IntoIterator<Item = (&'a String, &'a Answer)>) -> Result<(), Error> {
+    let newer = answers.into_iter().find_map(|(seed, answer)| match answer {
+        Answer::Newer(theirs) => Some(Error::Newer { seed: seed.clone(), theirs: *theirs }),
+        _ => None,
+    });
+    newer.map_or(Ok(()), Err)
 }
 
 /// Refuses to start with the data of another cluster than that of the seeds. Seeds that do not answer prove nothing.
 async fn check_seeds(known: &Identity, config: &Config) -> Result<(), Error> {
     let answers = join_all(config.seeds.iter().map(|seed| ask(seed))).await;
+    refuse_newer(config.seeds.iter().zip(&answers))?;
     for (seed, answer) in config.seeds.iter().zip(answers) {
         if let Answer::Member(theirs) = answer
             && theirs != known.cluster.to_string()
@@ -212,4 +251,25 @@ fn blocking<T: Send + 'static>(
 ) -> impl Future<Output = Result<T, Error>> {
     let work = tokio::task::spawn_blocking(work);
     async move { Ok(work.await.map_err(|_| Error::Interrupted)??) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_of_a_newer_release_is_refused() {
+        let seeds = ["a:9092", "b:9092"].map(str::to_owned);
+        let from = |protocol, cluster: &str| {
+            answer(IdentifyResponse { protocol, cluster_id: cluster.to_owned(), broker_id: 1 })
+        };
+        let refused = |answers: [Answer; 2]| {
+            refuse_newer(seeds.iter().zip(&answers)).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused([from(PROTOCOL, "ours"), from(0, "")]), None);
+        for cluster in ["ours", ""] {
+            let told = refused([from(PROTOCOL, "ours"), from(PROTOCOL + 1, cluster)]).expect("it is newer");
+            assert!(told.contains("b:9092") && told.contains("upgrade this broker"), "{told}");
+        }
+    }
 }

@@ -427,7 +427,7 @@ impl Membership {
                 assignments.push((topic.clone(), number as u32, assignment.clone()));
             }
         }
-        let mut candidates: Vec<Candidate> = placement::candidates(state);
+        let mut candidates: Vec<Candidate> = placement::candidates(state, |id| self.hub.is_up(id.0));
         for (topic, partition, assignment) in assignments {
             if free == 0 {
                 return;

@@ -269,7 +269,8 @@ impl Cluster {
         partitions: u32,
         factor: u32,
     ) -> Result<Vec<crate::metadata::PartitionAssignment>, placement::TooFew> {
-        placement::place(placement::candidates(&self.state()), partitions, factor)
+        let candidates = placement::candidates(&self.state(), |id| self.hub.is_up(id.0));
+        placement::place(candidates, partitions, factor)
     }
 
     /// How many brokers a topic's replicas can be spread over.

@@ -12,6 +12,8 @@ use crate::metadata::{BrokerId, PartitionAssignment, State};
 pub struct Candidate {
     /// The broker.
     pub id: BrokerId,
+    /// Whether it is there. One that is not gets replicas only if there are too few others.
+    pub reached: bool,
     /// Where it stands; empty if nobody said.
     pub rack: String,
     /// Replicas that it has or is to have.
@@ -31,13 +33,13 @@ pub struct TooFew {
 }
 
 /// The brokers of a cluster that may be given replicas.
-pub fn candidates(state: &State) -> Vec<Candidate> {
+pub fn candidates(state: &State, reached: impl Fn(BrokerId) -> bool) -> Vec<Candidate> {
     let mut found: BTreeMap<BrokerId, Candidate> = state
         .brokers()
         .filter(|broker| broker.takes_replicas())
         .map(|broker| {
-            let candidate = Candidate { id: broker.id, rack: broker.rack.clone(), replicas: 0, leaders: 0 };
-            (broker.id, candidate)
+            let (id, rack) = (broker.id, broker.rack.clone());
+            (id, Candidate { id, reached: reached(id), rack, replicas: 0, leaders: 0 })
         })
         .collect();
     for assignment in state.topics().flat_map(|topic| &topic.partitions) {
@@ -111,7 +113,7 @@ fn choose(candidates: &[Candidate], taken: &[BrokerId], leads: bool) -> Option<u
         } else {
             (candidate.replicas, candidate.leaders)
         };
-        (in_rack(candidate), load, candidate.id)
+        (!candidate.reached, in_rack(candidate), load, candidate.id)
     };
     free.min_by_key(|(_, candidate)| rank(candidate)).map(|(at, _)| at)
 }
@@ -123,6 +125,7 @@ mod tests {
     fn brokers(racks: &[&str]) -> Vec<Candidate> {
         let candidate = |(at, rack): (usize, &&str)| Candidate {
             id: BrokerId(at as u64 + 1),
+            reached: true,
             rack: (*rack).to_owned(),
             replicas: 0,
             leaders: 0,
@@ -139,6 +142,19 @@ mod tests {
             *counts.entry(id).or_insert(0) += 1;
         }
         counts.into_values().collect()
+    }
+
+    #[test]
+    fn a_broker_that_is_away_gets_replicas_only_if_there_are_too_few_others() {
+        let mut candidates = brokers(&["a", "b", "b"]);
+        candidates[0].reached = false;
+        let replicas =
+            |placed: Vec<PartitionAssignment>| placed.into_iter().map(|one| one.replicas).collect::<Vec<_>>();
+        let [two, three] = [BrokerId(2), BrokerId(3)];
+        let placed = replicas(place(candidates.clone(), 2, 2).expect("enough"));
+        assert_eq!(placed, [[two, three], [three, two]], "rather than in two racks");
+        let placed = replicas(place(candidates, 1, 3).expect("enough"));
+        assert_eq!(placed, [[two, three, BrokerId(1)]]);
     }
 
     #[test]

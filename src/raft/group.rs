@@ -467,6 +467,9 @@ impl Replica {
         }
         match request {
             message::Request::Append(request) => {
+                if !request.rows.is_empty() && self.id().is_partition() {
+                    self.core.shared.store.can_follow()?;
+                }
                 let request = network::append_from(self.id(), request)?;
                 let response = agreement.append_entries(request).await.map_err(|_| stopped())?;
                 if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {

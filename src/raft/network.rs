@@ -164,9 +164,9 @@ impl Peer {
         match answer {
             Err(_) => Err(timeout(patience).into()),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error @ TransportError::Unreachable { .. })) => Err(Unreachable::new(&error).into()),
             Ok(Err(TransportError::Timeout { after, .. })) => Err(timeout(after).into()),
-            Ok(Err(error @ TransportError::Failed { .. })) => Err(NetworkError::new(&error).into()),
+            // A node that cannot answer will not be able to at once either: it is asked again after a pause.
+            Ok(Err(error)) => Err(Unreachable::new(&error).into()),
         }
     }
 

@@ -473,6 +473,31 @@ async fn a_vote_survives_a_power_failure_although_records_may_not() {
 }
 
 #[tokio::test]
+async fn a_follower_whose_disk_is_nearly_full_takes_no_entries_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = storage::Config { reserve_bytes: u64::MAX, ..storage::Config::in_dir(dir.path()) };
+    let store = Store::open(&settings, None).unwrap();
+    let (config, transport) = (Config::default(), Arc::new(NoPeers));
+    let env = Env { store, tasks: Tasks::new(), config, metronome: Metronome::new(), transport };
+    let ballot = Ballot { term: 9, node: 2, granted: true };
+    let at = Position { index: 0, term: 9, leader: 2 };
+    let row = storage::Row::encode(at, storage::Kind::Blank, storage::Command::copy_from_slice(b""));
+    for (id, takes) in [(GROUP, false), (storage::GroupId::CONTROL, true)] {
+        let group = Group::open(id, 1, Notebook::default(), &env).await.unwrap();
+        let send = async |rows| {
+            let append = Append { ballot, previous: None, rows, committed: None };
+            group.replica().handle(Request::Append(append)).await
+        };
+        let sent = send(vec![row.bytes().clone()]).await;
+        assert_eq!(sent.is_ok(), takes, "{sent:?}");
+        assert!(takes || matches!(sent, Err(Error::Storage(storage::Error::DiskFull { .. }))), "it says why");
+        send(Vec::new()).await.expect("it hears its leader");
+        assert_eq!(group.status().now().role, Role::Learner);
+        group.stop_without_checkpoint().await;
+    }
+}
+
+#[tokio::test]
 async fn a_replica_votes_once_in_a_term() {
     let broker = Broker::alone(Config::default());
     let (group, _) = broker.open(3).await;

@@ -71,7 +71,7 @@ pub enum Error {
     },
 
     /// A newer release wrote the data directory.
-    #[error("data directory {} has format {found}, this release reads up to {supported}", data_dir.display())]
+    #[error("data directory {} has format {found}, this release reads up to {supported}: upgrade this broker, or use another data directory", data_dir.display())]
     FormatTooNew {
         /// The directory.
         data_dir: PathBuf,

@@ -53,14 +53,20 @@ impl Space {
         self.free().saturating_sub(self.reserve)
     }
 
+    /// What is kept free.
+    pub fn reserve(&self) -> u64 {
+        self.reserve
+    }
+
     /// An error while less than the reserve is free.
     pub fn writable(&self) -> Result<(), Error> {
+        self.has(self.reserve)
+    }
+
+    /// An error while less than so many bytes are free.
+    pub fn has(&self, reserve: u64) -> Result<(), Error> {
         let available = self.free();
-        if available < self.reserve {
-            Err(Error::DiskFull { available, reserve: self.reserve })
-        } else {
-            Ok(())
-        }
+        if available < reserve { Err(Error::DiskFull { available, reserve }) } else { Ok(()) }
     }
 }
 

@@ -364,6 +364,15 @@ impl Store {
         self.shared.space.writable()
     }
 
+    /// Whether records may be written that others agree on. Their leaders have not looked at this disk; and the groups that all
+    /// brokers share, through which space is freed, need what is left.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] while less than half of the reserve is free.
+    pub fn can_follow(&self) -> Result<(), Error> {
+        self.shared.space.has(self.shared.space.reserve() / 2)
+    }
+
     /// Whether writing works at all.
     ///
     /// # Errors

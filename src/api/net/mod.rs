@@ -35,6 +35,8 @@ const BACKLOG: u32 = 4_096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Refused connections that are answered at a time. Further ones are closed without a word.
 const REFUSALS_MAX: usize = 64;
+/// How often it is logged that connections cannot be accepted. All are counted.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What a port does with its connections.
 pub(super) trait Protocol: Send + Sync + 'static {
@@ -109,6 +111,7 @@ impl<P: Protocol> Port<P> {
 
     /// Accepts connections until it is told to drain.
     pub(super) async fn accept(self: Arc<Self>, listener: TcpListener, tasks: Tasks, stop: Stop) {
+        let mut told: Option<tokio::time::Instant> = None;
         loop {
             let accepted = tokio::select! {
                 () = stop.drain.cancelled() => return,
@@ -118,7 +121,10 @@ impl<P: Protocol> Port<P> {
                 Ok((stream, peer)) => self.admit(stream, peer, &tasks, &stop),
                 Err(error) => {
                     self.metrics.network.failed(NetworkError::Accept);
-                    warn!(%error, "a connection could not be accepted");
+                    if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                        told = Some(tokio::time::Instant::now());
+                        warn!(%error, "a connection could not be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{BROKER, CLUSTER, Hub, Serving, codec, error, reports};
+use super::{BROKER, CLUSTER, Hub, PROTOCOL, Serving, codec, error, reports};
 use crate::clock::Timestamp;
 use crate::cluster::control;
 use crate::cluster::identity::Identity;
@@ -226,7 +226,8 @@ impl PeerService for Service {
         _: Request<wire::IdentifyRequest>,
     ) -> Result<Response<wire::IdentifyResponse>, Status> {
         let Identity { cluster, broker, .. } = &self.0.0.identity;
-        Ok(Response::new(wire::IdentifyResponse { cluster_id: cluster.to_string(), broker_id: broker.0 }))
+        let cluster_id = cluster.to_string();
+        Ok(Response::new(wire::IdentifyResponse { cluster_id, broker_id: broker.0, protocol: PROTOCOL }))
     }
 
     async fn join(
@@ -361,7 +362,7 @@ impl PeerService for Newcomer {
         &self,
         _: Request<wire::IdentifyRequest>,
     ) -> Result<Response<wire::IdentifyResponse>, Status> {
-        Ok(Response::new(wire::IdentifyResponse::default()))
+        Ok(Response::new(wire::IdentifyResponse { protocol: PROTOCOL, ..Default::default() }))
     }
 
     async fn join(&self, _: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {

@@ -42,6 +42,16 @@ async fn a_broker_with_data_of_another_cluster_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_waits_for_others_can_be_stopped() {
+    let [this, other] = [(), ()].map(|()| crate::support::free_address());
+    let settings = [("cluster.seeds", format!("{other},{this}")), ("api.grpc_listen", this)];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value));
+    let (ended, said) = Process::stopped_while_it_waits(&settings).await;
+    assert!(ended.success(), "{ended}: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn brokers_with_the_same_list_of_seeds_found_one_cluster() {
     let ports: Vec<String> = (0..3).map(|_| crate::support::free_address()).collect();
     let seeds = ports.join(",");

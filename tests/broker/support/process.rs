@@ -73,6 +73,17 @@ impl Process {
         (child, lines)
     }
 
+    /// Starts a broker that waits for others, stops it once it says so, and gives how it ended and what it said.
+    pub async fn stopped_while_it_waits(settings: &[(String, String)]) -> (ExitStatus, String) {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (mut child, lines) = Self::run(settings, &directory);
+        let said = || lines.lock().expect("no panic while held").join("\n");
+        eventually(PATIENCE, "it waits", async || said().contains("waiting for").then_some(())).await;
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("the process lives");
+        let ended = eventually(PATIENCE, "it ends", async || child.try_wait().expect("a child")).await;
+        (ended, said())
+    }
+
     async fn spawn(settings: Vec<(String, String)>, directory: Arc<TempDir>) -> Self {
         let (mut child, lines) = Self::run(&settings, &directory);
         let ready = eventually(PATIENCE, "the broker is ready", async || {
