@@ -15,7 +15,7 @@ const SERVER: &str = "";
 const SERVICES: [&str; 6] = [SERVER, grpc::CONSUME, grpc::GROUP, grpc::TOPIC, grpc::CLUSTER, grpc::CONTROL];
 
 /// Why the broker cannot take traffic, or `None` if it can. What only stops writes, such as a full disk, is no reason
-/// to send readers away.
+/// to send readers away, and a partition without a leader none to send away those who use others.
 pub(super) fn not_ready(health: &Health) -> Option<String> {
     match &health.phase {
         Phase::Starting { waiting_for } => return Some(format!("starting: waiting for {waiting_for}")),
@@ -23,7 +23,7 @@ pub(super) fn not_ready(health: &Health) -> Option<String> {
         Phase::Stopped => return Some("stopped".to_owned()),
         Phase::Running => {}
     }
-    [("broker", &health.broker), ("cluster", &health.cluster)].into_iter().find_map(|(name, check)| {
+    [("broker", &health.broker), ("cluster", &health.majority)].into_iter().find_map(|(name, check)| {
         match check {
             Check::Ok => None,
             Check::Failing { reason } => Some(format!("{name}: {reason}")),
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn health(phase: Phase) -> Health {
-        Health { broker: Check::Ok, storage: Check::Ok, cluster: Check::Ok, phase }
+        Health { broker: Check::Ok, storage: Check::Ok, cluster: Check::Ok, majority: Check::Ok, phase }
     }
 
     fn failing() -> Check {
@@ -113,12 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_serves_before_the_broker_runs_while_it_drains_or_without_a_cluster() {
+    fn groups_without_a_leader_stop_nothing() {
+        let health = Health { cluster: failing(), ..health(Phase::Running) };
+        assert_eq!(Statuses::of(&health), Statuses { serving: true, writable: true });
+    }
+
+    #[test]
+    fn nothing_serves_before_the_broker_runs_while_it_drains_or_without_a_majority() {
         for health in [
             health(Phase::Starting { waiting_for: "leaders".to_owned() }),
             health(Phase::Draining),
             health(Phase::Stopped),
-            Health { cluster: failing(), ..health(Phase::Running) },
+            Health { cluster: failing(), majority: failing(), ..health(Phase::Running) },
         ] {
             assert_eq!(Statuses::of(&health), Statuses::NONE);
         }

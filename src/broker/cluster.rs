@@ -58,7 +58,7 @@ pub struct BrokerStatus {
 pub enum Problem {
     /// It has no leader.
     Leaderless,
-    /// Replicas lack records or are not reached.
+    /// Replicas lag behind or are not reached.
     UnderReplicated,
     /// Replicas are on their way to other brokers.
     Moving,
@@ -79,7 +79,7 @@ pub struct PartitionProblem {
     pub leader: Option<u64>,
     /// Brokers that have its replicas, or are to have them.
     pub replicas: Vec<u64>,
-    /// Those that lack records or are not reached.
+    /// Those that lag behind or are not reached.
     pub lagging: Vec<u64>,
     /// Why, and what to do.
     pub reason: String,
@@ -133,12 +133,12 @@ impl Broker {
             replicas: state.replicas_of(broker.id),
             leaders: leaders.get(&broker.id).copied().unwrap_or(0),
         });
-        let control = cluster.control_status().now();
+        let coordinators = cluster.coordinators().all().iter().map(|shard| hub.leader_of(&shard.members()));
         Ok(ClusterStatus {
             brokers: brokers.collect(),
-            controller: control.leader,
-            controller_voters: control.voters.to_vec(),
-            coordinators: cluster.coordinators().all().iter().map(|shard| shard.leader()).collect(),
+            controller: cluster.controller().map(|id| id.0),
+            controller_voters: cluster.control_status().now().voters.to_vec(),
+            coordinators: coordinators.collect(),
             partitions: state.partition_count(),
             problems,
         })
@@ -252,21 +252,10 @@ fn problem_of(
     partition: &PartitionRef,
     reached: impl Fn(BrokerId) -> bool,
 ) -> Option<(Problem, Vec<BrokerId>, String)> {
-    let list = |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
     let damage = damage_of(assignment, partition, &reached);
     if partition.leader().is_none() {
-        let damaged = assignment.replicas.iter().filter(|id| assignment.is_damaged(**id)).count();
-        let mut reason = match away.as_slice() {
-            [] if damaged * 2 >= assignment.replicas.len() => {
-                "the replicas that are not damaged are no majority; those that cannot be opened must be restored".to_owned()
-            }
-            [] => "an election is under way".to_owned(),
-            away if away.len() * 2 >= assignment.replicas.len() => {
-                format!("brokers {} are not reached, so there is no majority: start them", list(away))
-            }
-            away => format!("brokers {} are not reached; an election is under way", list(away)),
-        };
+        let mut reason = why_leaderless(assignment, &reached);
         if let Some(damage) = damage {
             reason = format!("{reason}; {damage}");
         }
@@ -291,8 +280,53 @@ fn problem_of(
     if lagging.is_empty() {
         return None;
     }
-    let reason = format!("brokers {} lack records or are not reached", list(&lagging));
+    let reason = why_under_replicated(&lagging, &reached);
     Some((Problem::UnderReplicated, lagging, reason))
+}
+
+fn list(ids: &[BrokerId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Why a partition has no leader, and what to do. While replicas move, those who had them before may still vote, and
+/// which ones do is known to the leader only.
+fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -> bool) -> String {
+    let PartitionAssignment { replicas, moving_from, .. } = assignment;
+    let mut away: Vec<_> = replicas.iter().chain(moving_from).copied().filter(|id| !reached(*id)).collect();
+    away.sort();
+    away.dedup();
+    let no_majority = |ids: &[BrokerId]| {
+        !ids.is_empty() && ids.iter().filter(|id| away.contains(id)).count() * 2 >= ids.len()
+    };
+    let damaged = replicas.iter().filter(|id| assignment.is_damaged(**id)).count();
+    if away.is_empty() {
+        return match damaged * 2 >= replicas.len() {
+            true => {
+                "the replicas that are not damaged are no majority; those that cannot be opened must be restored"
+            }
+            false => "an election is under way",
+        }
+        .to_owned();
+    }
+    let consequence = match no_majority(replicas) || no_majority(moving_from) {
+        true if assignment.is_moving() => ", so there may be no majority: start them",
+        true => ", so there is no majority: start them",
+        false => "; an election is under way",
+    };
+    format!("brokers {} are not reached{consequence}", list(&away))
+}
+
+/// Which of the `lagging` brokers are not reached, and which are and lag all the same.
+fn why_under_replicated(lagging: &[BrokerId], reached: impl Fn(BrokerId) -> bool) -> String {
+    let (behind, away): (Vec<_>, Vec<_>) = lagging.iter().copied().partition(|id| reached(*id));
+    let mut parts = Vec::new();
+    if !away.is_empty() {
+        parts.push(format!("brokers {} are not reached", list(&away)));
+    }
+    if !behind.is_empty() {
+        parts.push(format!("brokers {} lag behind", list(&behind)));
+    }
+    parts.join("; ")
 }
 
 /// Which replicas of a partition are damaged, and what becomes of them.
@@ -344,4 +378,41 @@ fn repair_in_words(
         RepairStage::Joining => "gets everything from the others".to_owned(),
     };
     format!("the replica of broker {broker} is damaged and {next}: {reason}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moving(from: &[u64], to: &[u64]) -> PartitionAssignment {
+        let ids = |ids: &[u64]| ids.iter().copied().map(BrokerId).collect();
+        PartitionAssignment { replicas: ids(to), moving_from: ids(from), ..PartitionAssignment::default() }
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_names_the_brokers_that_are_missing() {
+        let why = |assignment: &PartitionAssignment, away: &[u64]| {
+            why_leaderless(assignment, |id| !away.contains(&id.0))
+        };
+        let (one, three) = (moving(&[], &[3]), moving(&[], &[1, 2, 3]));
+        assert_eq!(why(&three, &[]), "an election is under way");
+        assert_eq!(why(&three, &[2]), "brokers 2 are not reached; an election is under way");
+        assert_eq!(why(&three, &[2, 3]), "brokers 2, 3 are not reached, so there is no majority: start them");
+        assert_eq!(why(&one, &[3]), "brokers 3 are not reached, so there is no majority: start them");
+        // The group is where the replicas move from, until they have moved.
+        let leaves = moving(&[3], &[1]);
+        let missing = "brokers 3 are not reached, so there may be no majority: start them";
+        assert_eq!(why(&leaves, &[3]), missing);
+        assert_eq!(why(&leaves, &[2]), "an election is under way");
+        let last_moves = moving(&[1, 2, 3], &[1, 2, 4]);
+        assert_eq!(why(&last_moves, &[3]), "brokers 3 are not reached; an election is under way");
+    }
+
+    #[test]
+    fn brokers_that_are_not_reached_are_told_from_those_that_lag() {
+        let why = |lagging: &[BrokerId]| why_under_replicated(lagging, |id| id.0 != 2);
+        assert_eq!(why(&[BrokerId(2)]), "brokers 2 are not reached");
+        assert_eq!(why(&[BrokerId(3)]), "brokers 3 lag behind");
+        assert_eq!(why(&[BrokerId(2), BrokerId(3)]), "brokers 2 are not reached; brokers 3 lag behind");
+    }
 }

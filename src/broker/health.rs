@@ -1,6 +1,7 @@
 //! Whether the broker can do its work, and if not, why.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -60,6 +61,9 @@ pub struct Health {
     pub storage: Check,
     /// Whether its groups agree.
     pub cluster: Check,
+    /// Whether it has a majority: without one it can do nothing for clients, while other groups that do not agree are
+    /// only in the way of those who need them. Part of `cluster`, except that an election may last.
+    pub majority: Check,
     /// Where the broker is in its life.
     pub phase: Phase,
 }
@@ -71,6 +75,7 @@ impl Health {
             broker: Check::failing(format!("starting: {waiting_for}")),
             storage: Check::failing("not open yet"),
             cluster: Check::failing("not open yet"),
+            majority: Check::failing("not open yet"),
             phase: Phase::Starting { waiting_for: waiting_for.to_owned() },
         }
     }
@@ -85,11 +90,13 @@ impl Health {
 #[derive(Clone, Debug)]
 pub struct Reporter {
     health: watch::Sender<Health>,
+    /// Until when the control group may be without a leader, if it is.
+    elects_until: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Default for Reporter {
     fn default() -> Self {
-        Reporter { health: watch::Sender::new(Health::starting("the store")) }
+        Reporter { health: watch::Sender::new(Health::starting("the store")), elects_until: Arc::default() }
     }
 }
 
@@ -117,15 +124,23 @@ impl Reporter {
         });
     }
 
-    fn note(&self, storage: Check, cluster: Check) {
+    fn note(&self, storage: Check, control: Control, groups: Check) {
+        let mut elects_until = self.elects_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let majority = control.majority(&mut elects_until, Instant::now());
+        let cluster = match control {
+            Control::Agrees => groups,
+            Control::Elects(reason) | Control::Stuck(reason) => Check::Failing { reason },
+        };
         self.health.send_if_modified(|health| {
-            if health.storage == storage && health.cluster == cluster {
+            if health.storage == storage && health.cluster == cluster && health.majority == majority {
                 return false;
             }
             report("storage", &health.storage, &storage);
             report("cluster", &health.cluster, &cluster);
+            report("majority", &health.majority, &majority);
             health.storage = storage;
             health.cluster = cluster;
+            health.majority = majority;
             true
         });
     }
@@ -143,7 +158,7 @@ impl Broker {
     /// Looks at storage and cluster, once.
     pub fn check_health(&self) {
         if let Some(open) = self.0.open.get() {
-            self.0.health.note(check_storage(open), check_cluster(open));
+            self.0.health.note(check_storage(open), check_control(open), check_groups(open));
         }
     }
 
@@ -168,34 +183,67 @@ fn check_storage(open: &Open) -> Check {
     }
 }
 
-fn check_cluster(open: &Open) -> Check {
-    let control = open.cluster.control_status().now();
+/// How the control group is.
+#[derive(Debug)]
+enum Control {
+    Agrees,
+    /// It has no leader that is reached: an election, which is soon over, or there is no majority.
+    Elects(String),
+    Stuck(String),
+}
+
+impl Control {
+    /// Whether there is a majority. An election is over within [`DESERTED`], so that brokers do not all turn clients away
+    /// whenever one of them dies.
+    fn majority(&self, elects_until: &mut Option<Instant>, now: Instant) -> Check {
+        match self {
+            Control::Agrees => {
+                *elects_until = None;
+                Check::Ok
+            }
+            Control::Elects(reason) => {
+                let until = *elects_until.get_or_insert(now + DESERTED);
+                if now < until { Check::Ok } else { Check::failing(reason) }
+            }
+            Control::Stuck(reason) => {
+                *elects_until = Some(now);
+                Check::failing(reason)
+            }
+        }
+    }
+}
+
+fn check_control(open: &Open) -> Control {
+    let cluster = &open.cluster;
+    let control = cluster.control_status().now();
     if let Some(error) = &control.failed {
-        return Check::failing(format!("the control group has failed: {error}"));
+        return Control::Stuck(format!("the control group has failed: {error}"));
     }
-    if control.leader.is_none() {
-        return Check::failing("the control group has no leader");
+    if cluster.controller().is_some() {
+        return Control::Agrees;
     }
-    if open.cluster.control_members().quorum_age().is_some_and(|age| age > DESERTED) {
-        let away: Vec<String> = open
-            .cluster
-            .hub()
-            .peers()
-            .into_iter()
-            .filter(|(_, up)| !up)
-            .map(|(id, _)| id.to_string())
-            .collect();
-        return Check::failing(format!(
-            "no majority follows this broker as the leader of the control group; brokers {} are not reached",
-            away.join(", ")
-        ));
+    let away: Vec<String> =
+        cluster.hub().peers().into_iter().filter(|(_, up)| !up).map(|(id, _)| id.to_string()).collect();
+    let away = match away.is_empty() {
+        true => String::new(),
+        false => format!("; brokers {} are not reached", away.join(", ")),
+    };
+    match control.leader == Some(cluster.identity().broker.0) {
+        true => Control::Stuck(format!(
+            "no majority follows this broker as the leader of the control group{away}"
+        )),
+        false => Control::Elects(format!("the control group has no leader{away}")),
     }
+}
+
+fn check_groups(open: &Open) -> Check {
+    let hub = open.cluster.hub();
     for coordinator in open.cluster.coordinators().all() {
         let (shard, status) = (coordinator.shard(), coordinator.status().now());
         if let Some(error) = &status.failed {
             return Check::failing(format!("coordinator shard {shard} has failed: {error}"));
         }
-        if status.leader.is_none() {
+        if hub.leader_of(&coordinator.members()).is_none() {
             return Check::failing(format!("coordinator shard {shard} has no leader"));
         }
     }
@@ -204,7 +252,7 @@ fn check_cluster(open: &Open) -> Check {
     for route in open.cluster.routing().all().values() {
         for (number, partition) in route.partitions.iter().enumerate() {
             total += 1;
-            if partition.leader().is_none() {
+            if partition.leader().is_none() && !partition.is_new() {
                 leaderless += 1;
                 example.get_or_insert_with(|| format!("{}/{number}", route.topic.name));
             }
@@ -215,5 +263,41 @@ fn check_cluster(open: &Open) -> Check {
             Check::failing(format!("{leaderless} of {total} partitions have no leader, {example} for one"))
         }
         None => Check::Ok,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noted(control: Control, groups: Check) -> Health {
+        let reporter = Reporter::default();
+        reporter.note(Check::Ok, control, groups);
+        reporter.watch().borrow().clone()
+    }
+
+    #[test]
+    fn groups_that_do_not_agree_leave_the_majority() {
+        let health = noted(Control::Agrees, Check::failing("1 of 9 partitions have no leader"));
+        assert_eq!((health.cluster.is_ok(), health.majority), (false, Check::Ok));
+        let health = noted(Control::Stuck("failed".to_owned()), Check::Ok);
+        assert_eq!((health.cluster, health.majority), (Check::failing("failed"), Check::failing("failed")));
+        let health = noted(Control::Elects("no leader".to_owned()), Check::Ok);
+        assert_eq!((health.cluster, health.majority), (Check::failing("no leader"), Check::Ok));
+    }
+
+    #[test]
+    fn an_election_that_lasts_is_no_majority() {
+        let (mut until, began) = (None, Instant::now());
+        let elects = Control::Elects("no leader".to_owned());
+        let mut later = |control: &Control, seconds| {
+            control.majority(&mut until, began + Duration::from_secs(seconds)).is_ok()
+        };
+        assert!(later(&elects, 0) && later(&elects, 2));
+        assert!(!later(&elects, 4));
+        assert!(later(&Control::Agrees, 5));
+        assert!(later(&elects, 6), "another election");
+        assert!(!later(&Control::Stuck("deserted".to_owned()), 7));
+        assert!(!later(&elects, 8), "there has been no majority in between");
     }
 }

@@ -230,7 +230,8 @@ impl Broker {
     /// The broker that leads the control group, if it is another one.
     pub fn controller_elsewhere(&self) -> Option<u64> {
         let cluster = &self.0.open.get()?.cluster;
-        cluster.controller().map(|id| id.0).filter(|id| *id != cluster.identity().broker.0)
+        // Also if it is not reached: what cannot be forwarded says so.
+        cluster.control_status().now().leader.filter(|id| *id != cluster.identity().broker.0)
     }
 
     /// The broker that coordinates a group, if it is another one.

@@ -42,8 +42,7 @@ impl Broker {
         let this = cluster.identity().broker;
         let mut levels = ClusterLevels {
             brokers: cluster.state().brokers().count() as u64,
-            leader: cluster.controller() == Some(this)
-                && cluster.control_members().quorum_age().is_none_or(|age| age <= DESERTED),
+            leader: cluster.controller() == Some(this),
             ..ClusterLevels::default()
         };
         let reached = |id: BrokerId| cluster.hub().is_up(id.0);

@@ -278,9 +278,9 @@ impl Cluster {
         self.state().brokers().filter(|broker| broker.takes_replicas()).count() as u32
     }
 
-    /// The broker that leads the control group.
+    /// The broker that leads the control group, as [`Hub::leader_of`] has it.
     pub fn controller(&self) -> Option<BrokerId> {
-        self.control.status().now().leader.map(BrokerId)
+        self.hub.leader_of(&self.control.members()).map(BrokerId)
     }
 
     /// Hands the leadership of a partition that this broker leads to another one that has a replica.

@@ -36,6 +36,9 @@ pub const DESERTED: Duration = Duration::from_secs(3);
 /// How long a reader waits for a partition to have a leader.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
 const LEADER_LOOK: Duration = Duration::from_millis(10);
+/// How long a partition that this broker has just come to know may be without a leader: all those of a new topic elect
+/// at the same time.
+const FIRST_LEADER_WAIT: Duration = Duration::from_secs(5);
 /// A member that was silent for so long, or lacks so many entries, lags.
 const SILENT: Duration = Duration::from_secs(2);
 const BEHIND_ENTRIES: u64 = 1_000;
@@ -52,6 +55,7 @@ struct Inner {
     topic: Arc<TopicMetrics>,
     replica: ArcSwapOption<Partition>,
     holders: Mutex<Arc<[NodeId]>>,
+    known_since: Instant,
     /// Why the replica here cannot be opened, if it is damaged.
     broken: Mutex<Option<partition::Error>>,
     reported: Mutex<Reported>,
@@ -99,6 +103,7 @@ impl PartitionRef {
             topic,
             replica: ArcSwapOption::empty(),
             holders: Mutex::default(),
+            known_since: Instant::now(),
             broken: Mutex::default(),
             reported: Mutex::default(),
             forwarder: OnceLock::new(),
@@ -150,15 +155,17 @@ impl PartitionRef {
     /// Who leads, as far as this broker knows. A leader that no majority follows any more, or that is not reached, does
     /// not count.
     pub fn leader(&self) -> Option<BrokerId> {
-        let here = self.replica().and_then(|replica| {
-            let leader = replica.status().now().leader?;
-            let counts = match leader == self.0.node.0 {
-                true => replica.members().quorum_age().is_none_or(|age| age <= DESERTED),
-                false => self.0.hub.is_up(leader),
-            };
-            counts.then_some(leader)
-        });
-        here.or_else(|| self.reported().leader).map(BrokerId)
+        let here = self.replica().and_then(|replica| self.0.hub.leader_of(&replica.members()));
+        let reported = || {
+            let leader = self.reported().leader?;
+            self.0.hub.is_up(leader).then_some(leader)
+        };
+        here.or_else(reported).map(BrokerId)
+    }
+
+    /// Whether this broker has known the partition for so short a time that it may still await its first leader.
+    pub fn is_new(&self) -> bool {
+        self.0.known_since.elapsed() < FIRST_LEADER_WAIT
     }
 
     /// The newest term that this broker knows of.

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn health(phase: Phase) -> Health {
-        Health { broker: Check::Ok, storage: Check::Ok, cluster: Check::Ok, phase }
+        Health { broker: Check::Ok, storage: Check::Ok, cluster: Check::Ok, majority: Check::Ok, phase }
     }
 
     #[test]

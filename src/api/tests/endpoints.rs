@@ -42,6 +42,7 @@ async fn a_coordinator_that_does_not_work_is_named() {
     assert_eq!((status, &body["status"]), (503, &json!("unhealthy")));
     let cluster = body["checks"]["cluster"].as_str().unwrap();
     assert!(cluster.contains("coordinator shard 0"), "{cluster}");
+    assert_eq!(api.get_json("/health/ready").await.0, 200, "the others work");
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ pub struct BrokerStatus {
 pub enum ProblemKind {
     /// It has no leader.
     Leaderless,
-    /// Replicas lack records or are not reached.
+    /// Replicas lag behind or are not reached.
     UnderReplicated,
     /// Replicas are on their way to other brokers.
     Moving,
@@ -74,7 +74,7 @@ pub struct PartitionProblem {
     pub leader: Option<u64>,
     /// Brokers that have its replicas, or are to have them.
     pub replicas: Vec<u64>,
-    /// Those that lack records or are not reached.
+    /// Those that lag behind or are not reached.
     pub lagging: Vec<u64>,
     /// Why, and what to do.
     pub reason: String,

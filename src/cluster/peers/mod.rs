@@ -35,11 +35,12 @@ use link::Link;
 
 use super::control::Control;
 use super::identity::Identity;
+use super::partition_ref::DESERTED;
 use super::routing::Routing;
 use crate::metadata::State;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
 use crate::raft::message::{Request, Response};
-use crate::raft::{NodeId, Replica, SpanIds, Transport, TransportError};
+use crate::raft::{Members, NodeId, Replica, SpanIds, Transport, TransportError};
 use crate::record::command::Command;
 use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
@@ -220,6 +221,17 @@ impl Hub {
     /// Whether `node` is reached.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.0.identity.broker.0 || self.links().get(&node).is_some_and(|known| known.link.is_up())
+    }
+
+    /// Who leads a group, as far as this broker knows. A leader that no majority follows any more, or that is not
+    /// reached, does not count: a follower knows the last one for as long as there is no other.
+    pub fn leader_of(&self, members: &Members) -> Option<NodeId> {
+        let leader = members.status().now().leader?;
+        let counts = match leader == self.0.identity.broker.0 {
+            true => members.quorum_age().is_none_or(|age| age <= DESERTED),
+            false => self.is_up(leader),
+        };
+        counts.then_some(leader)
     }
 
     /// How `node` stands.

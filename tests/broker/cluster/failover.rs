@@ -243,6 +243,10 @@ async fn without_a_majority_nothing_is_acknowledged_and_with_one_all_goes_on() {
     })
     .await;
     println!("{stuck}");
+    eventually(PATIENCE, "it is not ready", async || {
+        (cluster.broker(1).health("/health/ready").await.0 == 503).then_some(())
+    })
+    .await;
     let (live, _) = cluster.broker(1).health("/health/live").await;
     assert_eq!(live, 200, "liveness does not depend on others");
     let acknowledged = feed.so_far();
@@ -254,6 +258,68 @@ async fn without_a_majority_nothing_is_acknowledged_and_with_one_all_goes_on() {
     cluster.settled().await;
     let (sent, told) = feed.end().await;
     check(&cluster, "numbers", sent, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_without_a_majority_says_so() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("numbers", PARTITIONS, 3).await;
+    cluster.settled().await;
+    let controller =
+        cluster.status_at(1).await.and_then(|status| status.controller_id).expect("a controller");
+    let left = controller % 3 + 1;
+    let other = 6 - controller - left;
+    // The follower goes first, so that nobody else can lead and the one that is left hears of no other leader.
+    cluster.kill(other);
+    cluster.kill(controller);
+    let broker = cluster.broker(left);
+    let reason = eventually(PATIENCE, "it is not ready", async || {
+        let (status, health) = broker.health("/health/ready").await;
+        (status == 503).then_some(health["reason"].as_str().expect("a reason").to_owned())
+    })
+    .await;
+    assert!(reason.contains("control group has no leader"), "{reason}");
+    // It stays so through the elections that it begins.
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        for path in ["/health", "/health/ready"] {
+            assert_eq!(broker.health(path).await.0, 503, "{path}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster
+        .until(left, "nobody leads", |status| {
+            status.controller_id.is_none()
+                && status.coordinators.iter().all(Option::is_none)
+                && status.problems.len() == PARTITIONS as usize
+                && status.problems.iter().all(|problem| problem.reason.contains("there is no majority"))
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_are_ready_while_the_only_replica_of_a_partition_is_away() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("single", PARTITIONS, 1).await;
+    cluster.settled().await;
+    cluster.kill(3);
+    eventually(PATIENCE, "health names what is missing", async || {
+        let (status, health) = cluster.broker(1).health("/health").await;
+        let reason = health["checks"]["cluster"].as_str().unwrap_or_default();
+        (status == 503 && reason.contains("partitions have no leader")).then_some(())
+    })
+    .await;
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        for (id, broker) in cluster.running() {
+            let (status, health) = broker.health("/health/ready").await;
+            assert_eq!(status, 200, "{id}: {health}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let status = cluster.status_at(1).await.expect("a status");
+    let reason = "brokers 3 are not reached, so there is no majority: start them";
+    assert_eq!(status.problems.iter().map(|problem| &*problem.reason).collect::<Vec<_>>(), [reason]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
