@@ -72,7 +72,11 @@ async fn a_codec_that_the_topic_does_not_allow_is_refused() {
     append(&broker, "orders", 0, batch::compressed(&plain(), Zstd)).await;
     for (batch, name) in [(plain(), "none"), (batch::compressed(&plain(), Lz4), "lz4")] {
         let refusal = Refusal::of(broker.produce().await.produce(produce("orders", 0, batch)).await);
-        refusal.is(Code::InvalidArgument, "CODEC_NOT_ALLOWED").says(name);
+        refusal
+            .is(Code::InvalidArgument, "CODEC_NOT_ALLOWED")
+            .says(name)
+            .says("it allows: zstd")
+            .states(&[("codec", name), ("allowed", "zstd")]);
     }
 }
 
