@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use streambus::record::command::{AppendWriter, Command};
 use streambus::record::{
-    BatchBuilder, Codec, Draft, FrameHeader, Limits, compress_batch, decode, decompress_batch,
+    BatchBuilder, Codec, CodecSet, Draft, FrameHeader, Limits, compress_batch, decode, decompress_batch,
     partition_for_key, skim,
 };
 
@@ -58,10 +58,10 @@ fn batches(c: &mut Criterion) {
         );
     });
     for codec in [Codec::Lz4, Codec::Zstd] {
-        let compressed = compress_batch(&batch, RECORDS, codec).expect("enough memory");
+        let compressed = compress_batch(&batch, RECORDS, codec, CodecSet::ALL).expect("enough memory");
         group.bench_function(format!("skim_{codec}"), |b| b.iter(|| skim(black_box(&compressed), &limits)));
         group.bench_function(format!("compress_{codec}"), |b| {
-            b.iter(|| compress_batch(black_box(&batch), RECORDS, codec));
+            b.iter(|| compress_batch(black_box(&batch), RECORDS, codec, CodecSet::ALL));
         });
         group.bench_function(format!("decompress_{codec}"), |b| {
             b.iter(|| decompress_batch(black_box(&compressed), MAX));

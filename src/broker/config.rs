@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::metadata::Settings;
 use crate::record::CodecSet;
 
+/// The most that `batch_bytes_max` may be on any broker at any time: no stored batch is larger, whatever is set today.
+pub(super) const BATCH_BYTES_LIMIT: u64 = 1 << 30;
+
 /// Limits that protect the broker, and what topics get that do not say otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -69,7 +72,7 @@ impl Config {
         };
         within("topics_max", self.topics_max.into(), 1, 1_000_000);
         within("partitions_max", self.partitions_max.into(), 1, 1_000_000);
-        within("batch_bytes_max", self.batch_bytes_max, 1 << 10, 1 << 30);
+        within("batch_bytes_max", self.batch_bytes_max, 1 << 10, BATCH_BYTES_LIMIT);
         within("fetch_bytes_max", self.fetch_bytes_max, 1 << 10, 1 << 30);
         within("delivery_bytes", self.delivery_bytes, 1 << 10, 1 << 30);
         within("default_partitions", self.default_partitions.into(), 1, self.partitions_max.into());

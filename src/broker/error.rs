@@ -332,6 +332,9 @@ fn batch_facts(error: &record::Error) -> Vec<(&'static str, String)> {
             ("limit_bytes", limit.to_string()),
             ("found", bytes.to_string()),
         ]),
+        record::Error::CodecNotAllowed { codec, allowed } => {
+            facts.extend([("codec", codec.to_string()), ("allowed", allowed.to_string())]);
+        }
         record::Error::TooManyHeaders { record, limit } => {
             facts.extend([("record", record.to_string()), ("limit_headers", limit.to_string())]);
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::config::BATCH_BYTES_LIMIT;
 use super::produce::in_partition;
 use super::{Broker, Error, Room, Share};
 use crate::clock::Timestamp;
@@ -328,7 +329,7 @@ impl Broker {
         }
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let result = match cursor.partition.read(cursor.next, max_bytes).await {
-            Ok(stored) => transcode(stored, accepted, cursor.route.limits.batch_bytes_max, max_bytes).await,
+            Ok(stored) => transcode(stored, accepted, max_bytes).await,
             Err(error) => Err(error),
         };
         match result {
@@ -349,7 +350,6 @@ impl Broker {
 async fn transcode(
     stored: Vec<StoredBatch>,
     accepted: CodecSet,
-    batch_bytes_max: u32,
     max_bytes: usize,
 ) -> Result<Vec<FetchedBatch>, partition::Error> {
     let served = |stored: StoredBatch| FetchedBatch {
@@ -368,7 +368,8 @@ async fn transcode(
         let mut bytes = 0;
         for mut stored in stored {
             if !known(stored.codec) {
-                match decompress_batch(&stored.batch, batch_bytes_max as usize) {
+                // The topic may have allowed larger batches when this one came than it does now.
+                match decompress_batch(&stored.batch, BATCH_BYTES_LIMIT as usize) {
                     Ok(plain) => stored.batch = plain,
                     // What comes before is served; the next read begins here and reports it.
                     Err(_) if !batches.is_empty() => return Ok(batches),

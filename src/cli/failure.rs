@@ -70,6 +70,7 @@ fn advice(error: &anyhow::Error) -> Option<String> {
         ErrorCode::BatchTooLarge => {
             "make batches smaller, or use `streambus topic alter NAME --batch-bytes-max SIZE`"
         }
+        ErrorCode::CodecNotAllowed => "choose one that it allows with --compression",
         ErrorCode::OffsetOutOfRange => "`streambus topic offsets NAME` shows which offsets there are",
         ErrorCode::UnknownGroup => {
             "`streambus group list` names the groups; one is made when its first member joins"

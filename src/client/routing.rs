@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::time::{Instant, timeout_at};
 
+use super::admin::known_codecs;
 use super::connection::{Broker, Connections};
-use super::{ClientConfig, Error, ErrorCode};
+use super::{ClientConfig, CodecSet, Error, ErrorCode};
 use crate::proto::v1;
 
 /// What a topic allows by default, as the protocol says; used if a broker leaves it out.
@@ -21,6 +22,7 @@ pub(super) struct Route {
     pub(super) leaders: Vec<Option<u64>>,
     pub(super) record_bytes_max: usize,
     pub(super) batch_bytes_max: usize,
+    pub(super) codecs: CodecSet,
     pub(super) learned: Instant,
 }
 
@@ -32,6 +34,7 @@ impl Route {
             leaders: routing.leader_ids.into_iter().map(|id| (id != 0).then_some(id)).collect(),
             record_bytes_max: config.record_bytes_max.unwrap_or(RECORD_BYTES_MAX) as usize,
             batch_bytes_max: config.batch_bytes_max.unwrap_or(BATCH_BYTES_MAX) as usize,
+            codecs: config.codecs_allowed.map_or(CodecSet::ALL, known_codecs),
             learned: Instant::now(),
         }
     }

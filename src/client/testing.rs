@@ -71,6 +71,7 @@ pub(super) struct Appended {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) partitions: u32,
+    pub(super) codecs_allowed: Option<v1::AllowedCodecs>,
     pub(super) logs: HashMap<u32, Vec<Appended>>,
     pub(super) log_start: u64,
     pub(super) script: VecDeque<Act>,
@@ -329,7 +330,10 @@ impl ClusterService for Fake {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
-        let partitions = self.state().partitions as usize;
+        let (partitions, codecs_allowed) = {
+            let state = self.state();
+            (state.partitions as usize, state.codecs_allowed.clone())
+        };
         let known = request.into_inner().topics.into_iter().filter(|topic| topic == "t");
         Ok(Response::new(v1::DescribeClusterResponse {
             cluster_id: "fake".into(),
@@ -347,6 +351,7 @@ impl ClusterService for Fake {
                     config: Some(v1::TopicConfig {
                         record_bytes_max: Some(1 << 20),
                         batch_bytes_max: Some(4 << 20),
+                        codecs_allowed: codecs_allowed.clone(),
                         ..v1::TopicConfig::default()
                     }),
                     leader_ids: vec![BROKER; partitions],

@@ -5,7 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::compression::compress_batch;
 use super::fields::{batch, header, record};
 use super::wire::{delimited_len, put_delimited, put_delimiter, put_varint, varint_len, varint_tag};
-use super::{Codec, Error};
+use super::{Codec, CodecSet, Error};
 
 /// A record that is about to be encoded; everything is borrowed. `H` yields the headers' names and values in
 /// order, and the same ones each time it is cloned.
@@ -123,11 +123,21 @@ impl BatchBuilder {
     ///
     /// [`Error::EmptyBatch`] without records; otherwise as [`compress_batch`].
     pub fn finish(&mut self, codec: Codec) -> Result<Bytes, Error> {
+        self.finish_for(codec, CodecSet::ALL)
+    }
+
+    /// As [`finish`](Self::finish), for a topic that takes batches in these codecs: without [`Codec::None`] among them
+    /// the batch is compressed even if that makes it larger.
+    ///
+    /// # Errors
+    ///
+    /// As [`finish`](Self::finish).
+    pub fn finish_for(&mut self, codec: Codec, allowed: CodecSet) -> Result<Bytes, Error> {
         if self.is_empty() {
             return Err(Error::EmptyBatch);
         }
         let records = std::mem::take(&mut self.records);
-        compress_batch(&self.buf.split().freeze(), records, codec)
+        compress_batch(&self.buf.split().freeze(), records, codec, allowed)
     }
 }
 

@@ -124,6 +124,17 @@ impl FromIterator<Codec> for CodecSet {
     }
 }
 
+/// The names, with commas between.
+impl fmt::Display for CodecSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, codec) in self.iter().enumerate() {
+            f.write_str(if at == 0 { "" } else { ", " })?;
+            f.write_str(codec.name())?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for CodecSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
@@ -160,5 +171,6 @@ mod tests {
         assert_eq!(CodecSet::from_bits(0b1000), None);
         assert_eq!(Codec::ALL.into_iter().collect::<CodecSet>(), CodecSet::ALL);
         assert_eq!(format!("{set:?}"), "{None, Zstd}");
+        assert_eq!(set.to_string(), "none, zstd");
     }
 }

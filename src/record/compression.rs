@@ -9,7 +9,7 @@ use zstd::zstd_safe;
 use super::fields::{RecordField, batch};
 use super::skim::{Envelope, walk};
 use super::wire::{Cursor, delimited_len, put_delimited, put_varint, varint_len, varint_tag};
-use super::{Codec, Error};
+use super::{Codec, CodecSet, Error};
 
 /// Zstandard's own default: better compression costs the producer disproportionately more time.
 const ZSTD_LEVEL: i32 = 3;
@@ -18,13 +18,14 @@ const LZ4_MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
 
 /// Compresses an uncompressed batch of `records` records with `codec`.
 ///
-/// Returns the batch as it is if it would not get smaller and with [`Codec::None`].
+/// Returns the batch as it is with [`Codec::None`], and if it would not get smaller, unless `allowed` has no
+/// [`Codec::None`]: whoever takes only compressed batches gets one that grew.
 ///
 /// # Errors
 ///
 /// [`Error::BatchTooLarge`] if the batch does not fit a size of 32 bits, [`Error::NotCompressed`] if the
 /// compressor fails, which takes a lack of memory.
-pub fn compress_batch(batch: &Bytes, records: u32, codec: Codec) -> Result<Bytes, Error> {
+pub fn compress_batch(batch: &Bytes, records: u32, codec: Codec, allowed: CodecSet) -> Result<Bytes, Error> {
     let uncompressed_bytes = u32::try_from(batch.len())
         .map_err(|_| Error::BatchTooLarge { bytes: batch.len(), limit: u32::MAX })?;
     let body = match codec {
@@ -40,7 +41,7 @@ pub fn compress_batch(batch: &Bytes, records: u32, codec: Codec) -> Result<Bytes
     ];
     let numbers_len: usize = numbers.iter().map(|(_, number)| 1 + varint_len(*number)).sum();
     let len = numbers_len + delimited_len(body.len());
-    if len >= batch.len() {
+    if len >= batch.len() && allowed.contains(Codec::None) {
         return Ok(batch.clone());
     }
     let mut compressed = BytesMut::with_capacity(len);
@@ -185,7 +186,7 @@ mod tests {
     }
 
     fn compressed(codec: Codec) -> v1::RecordBatch {
-        let batch = compress_batch(&plain(50), 50, codec).unwrap();
+        let batch = compress_batch(&plain(50), 50, codec, CodecSet::ALL).unwrap();
         v1::RecordBatch::decode(batch).unwrap()
     }
 
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn compressing_is_undone() {
         for codec in CODECS {
-            let batch = compress_batch(&plain(50), 50, codec).unwrap();
+            let batch = compress_batch(&plain(50), 50, codec, CodecSet::ALL).unwrap();
             assert!(batch.len() < plain(50).len() / 10, "{codec}: {} bytes", batch.len());
             assert_eq!(decompress_batch(&batch, MAX), Ok(plain(50)));
         }
@@ -230,7 +231,18 @@ mod tests {
     #[test]
     fn a_batch_that_would_grow_stays_uncompressed() {
         for codec in CODECS {
-            assert_eq!(compress_batch(&Bytes::from_static(&[0x0a, 0]), 1, codec), Ok(vec![0x0a, 0].into()));
+            let plain = Bytes::from_static(&[0x0a, 0]);
+            assert_eq!(compress_batch(&plain, 1, codec, CodecSet::ALL), Ok(plain));
+        }
+    }
+
+    #[test]
+    fn a_batch_that_grows_is_compressed_if_nothing_else_is_allowed() {
+        for codec in CODECS {
+            let plain = Bytes::from_static(&[0x0a, 0]);
+            let batch = compress_batch(&plain, 1, codec, CodecSet::EMPTY.with(codec)).unwrap();
+            assert_eq!(v1::RecordBatch::decode(batch.clone()).unwrap().codec, codec.number());
+            assert_eq!(decompress_batch(&batch, MAX), Ok(plain));
         }
     }
 
@@ -283,7 +295,7 @@ mod tests {
             // Padding makes the nested batch compressible, so that it is nested at all.
             let mut padded = inner.to_vec();
             padded.extend([0x7a, 0xe8, 0x07].into_iter().chain([0; 1000]));
-            let nested = compress_batch(&padded.into(), 50, codec).unwrap();
+            let nested = compress_batch(&padded.into(), 50, codec, CodecSet::ALL).unwrap();
             assert_eq!(decompress_batch(&nested, MAX), Err(Error::NestedField { field: "codec" }));
         }
     }

@@ -143,7 +143,7 @@ fn encode(record: &Record, limits: &Limits) -> Result<Bytes, super::Error> {
     let mut codecs = Codec::ALL.into_iter().filter(|codec| limits.codecs.contains(*codec));
     let mut builder = BatchBuilder::default();
     builder.push(&record.draft());
-    let batch = builder.finish(codecs.next().unwrap_or_default())?;
+    let batch = builder.finish_for(codecs.next().unwrap_or_default(), limits.codecs)?;
     skim(&batch, limits)?;
     Ok(batch)
 }
@@ -294,6 +294,16 @@ mod tests {
             assert_eq!(skim(&batch, &Limits::default()).unwrap().codec, codec);
             let copy = copy_of(&batch, &DEATH, &Limits::default()).unwrap();
             assert_eq!(copy.value, number(1).value);
+        }
+    }
+
+    #[test]
+    fn a_topic_that_takes_only_compressed_batches_gets_one() {
+        for codec in [Codec::Lz4, Codec::Zstd] {
+            let record = Record { value: Some("v".into()), ..Record::default() };
+            let limits = Limits { codecs: CodecSet::EMPTY.with(codec), ..Limits::default() };
+            let batch = encode(&record, &limits).unwrap();
+            assert_eq!(skim(&batch, &limits).unwrap().codec, codec);
         }
     }
 

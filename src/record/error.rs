@@ -1,6 +1,6 @@
 //! Why a batch is refused.
 
-use super::Codec;
+use super::{Codec, CodecSet};
 
 /// Why a batch is refused. `record` and `header` count from 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,10 +69,12 @@ pub enum Error {
         number: i32,
     },
     /// The topic does not allow the codec.
-    #[error("the topic does not allow batches with codec {codec}")]
+    #[error("the topic does not allow batches with codec {codec}; it allows: {allowed}")]
     CodecNotAllowed {
         /// The batch's codec.
         codec: Codec,
+        /// What the topic allows.
+        allowed: CodecSet,
     },
     /// A compressed batch does not say how many records it has.
     #[error("field record_count is missing; it is required with codec {codec}")]

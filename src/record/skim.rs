@@ -152,7 +152,7 @@ impl Envelope<'_> {
     fn check(&self, limits: &Limits) -> Result<(), Error> {
         self.check_fields()?;
         if !limits.codecs.contains(self.codec) {
-            return Err(Error::CodecNotAllowed { codec: self.codec });
+            return Err(Error::CodecNotAllowed { codec: self.codec, allowed: limits.codecs });
         }
         if self.uncompressed_bytes > limits.batch_bytes_max {
             let (bytes, limit) = (self.uncompressed_bytes as usize, limits.batch_bytes_max);
@@ -465,7 +465,7 @@ mod tests {
     #[test]
     fn refuses_codecs_that_the_topic_does_not_allow() {
         let only_lz4 = Limits { codecs: CodecSet::EMPTY.with(Codec::Lz4), ..Limits::default() };
-        let refused = |codec| Err(Error::CodecNotAllowed { codec });
+        let refused = |codec| Err(Error::CodecNotAllowed { codec, allowed: only_lz4.codecs });
         assert_eq!(skim(&compressed().encode_to_vec(), &only_lz4), refused(Codec::Zstd));
         assert_eq!(skim(&encode(vec![record(vec![])]), &only_lz4), refused(Codec::None));
     }

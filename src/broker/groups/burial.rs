@@ -114,8 +114,7 @@ impl Broker {
         };
         let (base, batch) = stored;
         let limits = self.route(topic)?.limits;
-        let most = found.route.limits.batch_bytes_max as usize;
-        let copy = dead_letter::copy(&batch, base, most, &death, &limits).map_err(Error::DeadLetter)?;
+        let copy = dead_letter::copy(&batch, base, batch.len(), &death, &limits).map_err(Error::DeadLetter)?;
         let produce = Produce {
             topic: topic.to_string(),
             partition: 0,

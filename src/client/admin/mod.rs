@@ -22,6 +22,7 @@ pub use groups::{
     CommittedOffset, GroupDescription, GroupKind, GroupListing, GroupMember, GroupPartition, ResetOffset,
     ResetSpec, ResetTo,
 };
+pub(super) use types::known_codecs;
 pub use types::{
     BrokerDescription, ClusterDescription, PartitionDescription, ProducerIdentity, TopicConfig,
     TopicDescription, TopicSpec, TopicSummary,

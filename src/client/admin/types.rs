@@ -46,12 +46,14 @@ impl From<v1::TopicConfig> for TopicConfig {
             retention_bytes: config.retention_bytes,
             record_bytes_max: config.record_bytes_max,
             batch_bytes_max: config.batch_bytes_max,
-            // A codec that this version does not know cannot be named here.
-            codecs_allowed: config.codecs_allowed.map(|allowed| {
-                allowed.codecs.into_iter().filter_map(|codec| Codec::try_from(codec).ok()).collect()
-            }),
+            codecs_allowed: config.codecs_allowed.map(known_codecs),
         }
     }
+}
+
+/// The set that a broker tells. A codec that this version does not know cannot be named in it.
+pub(in crate::client) fn known_codecs(allowed: v1::AllowedCodecs) -> CodecSet {
+    allowed.codecs.into_iter().filter_map(|codec| Codec::try_from(codec).ok()).collect()
 }
 
 /// A topic to be created.

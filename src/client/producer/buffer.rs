@@ -14,7 +14,7 @@ use super::budget::Budget;
 use super::delivery::{Committed, Delivery, Outcome};
 use super::topics::Shared;
 use crate::client::telemetry::{SendSpan, Sending};
-use crate::client::{Codec, Error, RecordMetadata};
+use crate::client::{Codec, CodecSet, Error, RecordMetadata};
 use crate::record::{BatchBuilder, Draft, ProducerSequence};
 
 /// What a program wants to be called with a record's outcome.
@@ -47,7 +47,15 @@ struct State {
 pub(super) struct BatchLimits {
     pub(super) bytes: usize,
     pub(super) records: u32,
+    pub(super) compression: Compression,
+}
+
+/// How batches of a topic are compressed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compression {
     pub(super) codec: Codec,
+    /// What the topic takes. If that is not also uncompressed batches, they are compressed although they grow.
+    pub(super) allowed: CodecSet,
 }
 
 /// A record with what accompanies it into the batch.
@@ -96,7 +104,7 @@ impl Buffer {
                 return Err(Error::Closed { may_have_been_written: false });
             }
             if state.open.as_ref().is_some_and(|open| !open.fits(&entry.draft, limits)) {
-                state.seal(limits.codec);
+                state.seal(limits.compression);
                 filled = Filled::Yes;
             }
             let guess = (state.last_bytes + state.last_bytes / 8).max(CAPACITY_GUESS).min(limits.bytes);
@@ -106,7 +114,7 @@ impl Buffer {
             });
             let delivery = open.push(entry);
             if open.builder.records() >= limits.records || open.builder.len() >= limits.bytes {
-                state.seal(limits.codec);
+                state.seal(limits.compression);
                 filled = Filled::Yes;
             }
             delivery
@@ -132,7 +140,7 @@ impl Buffer {
             if state.open.as_ref().is_none_or(|open| open.fits(draft, limits)) {
                 return Filled::No;
             }
-            state.seal(limits.codec);
+            state.seal(limits.compression);
         }
         self.announce(shared);
         Filled::Yes
@@ -154,9 +162,9 @@ impl Buffer {
     }
 
     /// Takes everything, also the open batch.
-    pub(super) fn take_all(&self, codec: Codec) -> VecDeque<Batch> {
+    pub(super) fn take_all(&self, compression: Compression) -> VecDeque<Batch> {
         let mut state = self.lock();
-        state.seal(codec);
+        state.seal(compression);
         std::mem::take(&mut state.full)
     }
 
@@ -177,11 +185,11 @@ impl Buffer {
 }
 
 impl State {
-    fn seal(&mut self, codec: Codec) {
+    fn seal(&mut self, compression: Compression) {
         let Some(mut open) = self.open.take() else { return };
         self.last_bytes = open.builder.len();
         open.batch.records = open.builder.records();
-        match open.builder.finish(codec) {
+        match open.builder.finish_for(compression.codec, compression.allowed) {
             Ok(payload) => open.batch.payload = payload,
             // Told by the driver: nothing that a program may have given is called under the lock.
             Err(source) => {

@@ -5,10 +5,12 @@ use std::time::Duration;
 use opentelemetry::trace::{SpanKind, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use prost::Message as _;
 
 use super::*;
 use crate::client::testing::{Act, Fake, Kept};
 use crate::client::{Codec, ErrorCode};
+use crate::proto::v1;
 use crate::record::{decode, partition_for_key};
 
 /// Each record is a batch, sent at once.
@@ -279,6 +281,28 @@ async fn compressed_batches_arrive_whole() {
         let state = fake.state();
         assert_eq!(state.values(0), [value.clone(), value.clone()]);
         assert!(state.requests[0].batch.len() < value.len(), "{codec}");
+    }
+}
+
+#[tokio::test]
+async fn a_topic_without_uncompressed_batches_gets_none() {
+    for codec in [Codec::Lz4, Codec::Zstd] {
+        let fake = Fake::start(1).await;
+        fake.state().codecs_allowed = Some(v1::AllowedCodecs { codecs: vec![codec.into()] });
+        let config = ProducerConfig { compression: codec, ..ProducerConfig::default() };
+        let producer = fake.client().await.producer(config).await.expect("started");
+
+        // Too little to become smaller; once a batch that lingered, once one that was flushed.
+        producer.send(ProducerRecord::new("t").value("a")).await.expect("taken").await.expect("delivered");
+        drop(producer.send(ProducerRecord::new("t").value("b")).await.expect("taken"));
+        producer.flush().await;
+
+        let state = fake.state();
+        assert_eq!(state.values(0), ["a", "b"]);
+        for request in &state.requests {
+            let batch = v1::RecordBatch::decode(request.batch.clone()).expect("a batch");
+            assert_eq!(batch.codec(), v1::Codec::try_from(codec.number()).expect("known"));
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use tokio::sync::{Notify, oneshot};
 
 use super::ProducerConfig;
 use super::budget::Budget;
-use super::buffer::{BatchLimits, Buffer, Callback, Entry, Filled};
+use super::buffer::{BatchLimits, Buffer, Callback, Compression, Entry, Filled};
 use super::delivery::Delivery;
 use crate::client::routing::Route;
 use crate::client::telemetry::{SendSpan, Sending, Telemetry};
-use crate::client::{Error, ProducerRecord};
+use crate::client::{Codec, CodecSet, Error, ProducerRecord};
 use crate::record::{Draft, partition_for_key};
 
 /// An upper bound of the bytes that a record takes in a batch beyond its own length: a tag and a length.
@@ -125,6 +125,8 @@ pub(super) struct Topic {
     run: AtomicUsize,
     record_bytes_max: AtomicUsize,
     batch_bytes_max: AtomicUsize,
+    /// Bits of the [`CodecSet`] that the topic allows.
+    codecs: AtomicU32,
     sending: Arc<Sending>,
 }
 
@@ -146,6 +148,7 @@ impl Topic {
             run: AtomicUsize::new(0),
             record_bytes_max: AtomicUsize::new(route.record_bytes_max),
             batch_bytes_max: AtomicUsize::new(route.batch_bytes_max),
+            codecs: AtomicU32::new(route.codecs.bits()),
             sending: Arc::new(sending),
         };
         debug_assert!(config.batch_bytes > 0);
@@ -158,6 +161,7 @@ impl Topic {
     fn update(&self, route: &Route) {
         self.record_bytes_max.store(route.record_bytes_max, Ordering::Relaxed);
         self.batch_bytes_max.store(route.batch_bytes_max, Ordering::Relaxed);
+        self.codecs.store(route.codecs.bits(), Ordering::Relaxed);
         let known = self.partitions();
         if known < route.partitions() {
             let mut buffers = Vec::clone(&self.buffers.load());
@@ -267,11 +271,22 @@ impl Topic {
     }
 
     pub(super) fn batch_limits(&self, shared: &Shared) -> BatchLimits {
-        BatchLimits {
-            bytes: shared.config.batch_bytes.min(self.batch_bytes_max.load(Ordering::Relaxed)),
-            records: shared.config.max_batch_records,
-            codec: shared.config.compression,
+        let compression = self.compression(shared);
+        let mut most = self.batch_bytes_max.load(Ordering::Relaxed);
+        if !compression.allowed.contains(Codec::None) {
+            // Room for what compressing adds to records that do not compress.
+            most = most.saturating_sub(most / 1024 + 64).max(1);
         }
+        BatchLimits {
+            bytes: shared.config.batch_bytes.min(most),
+            records: shared.config.max_batch_records,
+            compression,
+        }
+    }
+
+    pub(super) fn compression(&self, shared: &Shared) -> Compression {
+        let allowed = CodecSet::from_bits(self.codecs.load(Ordering::Relaxed)).unwrap_or_default();
+        Compression { codec: shared.config.compression, allowed }
     }
 
     /// Whether the next batch to become full ends the run.

@@ -72,7 +72,11 @@ async fn a_codec_that_the_topic_does_not_allow_is_refused() {
     append(&broker, "orders", 0, batch::compressed(&plain(), Zstd)).await;
     for (batch, name) in [(plain(), "none"), (batch::compressed(&plain(), Lz4), "lz4")] {
         let refusal = Refusal::of(broker.produce().await.produce(produce("orders", 0, batch)).await);
-        refusal.is(Code::InvalidArgument, "CODEC_NOT_ALLOWED").says(name);
+        refusal
+            .is(Code::InvalidArgument, "CODEC_NOT_ALLOWED")
+            .says(name)
+            .says("it allows: zstd")
+            .states(&[("codec", name), ("allowed", "zstd")]);
     }
 }
 
@@ -115,6 +119,25 @@ async fn a_batch_that_lies_about_itself_is_an_error_that_names_its_offsets() {
         let all = read(&broker, "orders", 0, At::Earliest(()), &[codec]).await;
         assert_eq!(all.batches.len(), 6);
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_was_allowed_is_read_when_the_topic_allows_less() {
+    let broker = orders().await;
+    let plain = batch::values([vec![b'x'; 200_000]]);
+    append(&broker, "orders", 0, batch::compressed(&plain, Zstd)).await;
+    let config = v1::TopicConfig {
+        record_bytes_max: Some(1 << 16),
+        batch_bytes_max: Some(1 << 16),
+        ..Default::default()
+    };
+    let request = v1::AlterTopicRequest { name: "orders".to_owned(), config: Some(config) };
+    broker.topics().await.alter_topic(request).await.expect("altered");
+
+    let records = read(&broker, "orders", 0, At::Earliest(()), &[]).await;
+
+    assert_eq!(records.error, None);
+    assert!(records.batches[0].batch == plain);
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ impl Driver {
         let latch = latch.map(Arc::new);
         for topic in self.shared.topics() {
             for buffer in topic.buffers().iter() {
-                let batches = buffer.take_all(self.shared.config.compression);
+                let batches = buffer.take_all(topic.compression(&self.shared));
                 if !batches.is_empty() {
                     let lane = self.lane_of(buffer);
                     accept(&mut self.slots[lane as usize].lane, batches);
@@ -445,7 +445,7 @@ impl Drop for Driver {
         for topic in self.shared.topics() {
             for buffer in topic.buffers().iter() {
                 buffer.close();
-                drop(buffer.take_all(self.shared.config.compression));
+                drop(buffer.take_all(topic.compression(&self.shared)));
             }
         }
         drop(self.shared.take_inbox());
@@ -456,10 +456,9 @@ impl Slot {
     /// Takes the open batch over although it is not full.
     fn take_open(&mut self, shared: &Shared) {
         self.due = false;
-        accept(&mut self.lane, self.buffer.take_all(shared.config.compression));
-        if let Some(topic) = shared.topic(&self.buffer.topic) {
-            topic.move_on(self.buffer.partition);
-        }
+        let Some(topic) = shared.topic(&self.buffer.topic) else { return };
+        accept(&mut self.lane, self.buffer.take_all(topic.compression(shared)));
+        topic.move_on(self.buffer.partition);
     }
 }
 
