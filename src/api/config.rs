@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Where the broker listens, and what one client may cost it.
 ///
 /// Memory that clients can make the broker hold is bounded by these settings: an idle connection costs some tens of
-/// KiB; a connection whose requests wait holds at most `connection_window_bytes` of unread requests; an answer that its client
-/// does not read holds at most `send_buffer_bytes` per stream.
+/// KiB; a connection whose requests wait holds at most `connection_window_bytes` of unread requests; large messages that
+/// come in part hold at most `receiving_bytes_max`, and small ones 64 KiB per stream; a stream that its client does not read
+/// holds at most `send_buffer_bytes` and one delivery; answers to fetches hold at most `fetched_bytes_max`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -44,6 +45,14 @@ pub struct Config {
     /// Bytes that a client may send on all streams of a connection before the broker has read them.
     #[serde(with = "crate::units::size")]
     pub connection_window_bytes: u64,
+    /// Bytes of messages of clients, of all connections, that have begun to come and are not complete. Only those above 64
+    /// KiB count. One that finds no room for a second is refused with `BUSY`. A single message may exceed it.
+    #[serde(with = "crate::units::size")]
+    pub receiving_bytes_max: u64,
+    /// A message above 64 KiB of which not as much comes in this time ends its call. A client that takes not as much in this
+    /// time, while others wait for the room of the answers to its fetches, is disconnected.
+    #[serde(with = "crate::units::duration")]
+    pub message_timeout: Duration,
     /// Largest HTTP/2 frame that clients may send. Small ones cost time, large ones memory: for a
     /// message that comes in one frame it is asked for twice.
     #[serde(with = "crate::units::size")]
@@ -54,6 +63,10 @@ pub struct Config {
     /// Bytes of an answer that wait for a client to read them, per stream.
     #[serde(with = "crate::units::size")]
     pub send_buffer_bytes: u64,
+    /// Bytes of answers to fetches, of all connections, that are being read from the log or wait for their clients. Further
+    /// fetches wait for room. A single answer may exceed it.
+    #[serde(with = "crate::units::size")]
+    pub fetched_bytes_max: u64,
     /// Batches of one produce stream that may await their commit. When so many wait the broker stops reading the
     /// stream. Their bytes are bounded by the broker's buffer for waiting batches.
     pub stream_window_batches: usize,
@@ -78,9 +91,12 @@ impl Default for Config {
             concurrent_streams_max: 1_000,
             stream_window_bytes: 4 * MIB,
             connection_window_bytes: 16 * MIB,
+            receiving_bytes_max: 256 * MIB,
+            message_timeout: Duration::from_secs(30),
             frame_bytes_max: 256 * KIB,
             header_bytes_max: 16 * KIB,
             send_buffer_bytes: MIB,
+            fetched_bytes_max: 256 * MIB,
             stream_window_batches: 4_096,
             concurrent_scrapes_max: 4,
         }
@@ -105,9 +121,11 @@ impl Config {
         within("concurrent_streams_max", u64::from(self.concurrent_streams_max), 1, 1_000_000);
         within("stream_window_bytes", self.stream_window_bytes, 64 * KIB - 1, WINDOW_BYTES_MAX);
         within("connection_window_bytes", self.connection_window_bytes, 64 * KIB - 1, WINDOW_BYTES_MAX);
+        within("receiving_bytes_max", self.receiving_bytes_max, MIB, u32::MAX.into());
         within("frame_bytes_max", self.frame_bytes_max, 16 * KIB, 16 * MIB - 1);
         within("header_bytes_max", self.header_bytes_max, 4 * KIB, MIB);
         within("send_buffer_bytes", self.send_buffer_bytes, 16 * KIB, 1024 * MIB);
+        within("fetched_bytes_max", self.fetched_bytes_max, MIB, u32::MAX.into());
         within("stream_window_batches", self.stream_window_batches as u64, 1, 1_000_000);
         within("concurrent_scrapes_max", self.concurrent_scrapes_max as u64, 1, 1_000);
         for (name, duration) in [
@@ -115,6 +133,7 @@ impl Config {
             ("http_request_timeout", self.http_request_timeout),
             ("keepalive_interval", self.keepalive_interval),
             ("keepalive_timeout", self.keepalive_timeout),
+            ("message_timeout", self.message_timeout),
         ] {
             if duration.is_zero() {
                 problems.push((name, "must be longer than zero".to_owned()));

@@ -38,8 +38,8 @@ use tonic_health::server::HealthReporter;
 pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
-use self::rpc::{Calls, Ends};
-use crate::broker::{Broker, Check, Health, Phase};
+use self::rpc::{Calls, Ends, Limits};
+use crate::broker::{Broker, Check, Health, Phase, Room};
 use crate::cluster::peers::Hub;
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{
@@ -133,18 +133,24 @@ impl Server {
 
         let message_bytes_max = batch_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
         let (reporter, health) = health::service().await;
+        let fetched_room = Room::new(config.fetched_bytes_max);
         let context = grpc::Context::new(
             broker.clone(),
             metrics.clone(),
             tracer.clone(),
             config.stream_window_batches,
+            fetched_room.clone(),
             grpc_stop.drain.clone(),
         );
         let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
         let routes = grpc::routes(&context, health, peers.service(), decoded_bytes_max)?;
         let ends = Ends::default();
-        let calls =
-            Calls::new(routes, metrics.clone(), tracer, load.clone(), message_bytes_max, ends.clone());
+        let limits = Limits {
+            message_bytes_max,
+            room: Room::new(config.receiving_bytes_max),
+            timeout: config.message_timeout,
+        };
+        let calls = Calls::new(routes, metrics.clone(), tracer, load.clone(), limits, ends.clone());
         let site = http::Site::new(
             config,
             http::Sources::new(config, broker.clone(), scraper, detailer, grpc_address.port()),
@@ -152,7 +158,7 @@ impl Server {
             load.clone(),
         );
 
-        let grpc = Grpc::new(config, calls, http_address.port(), metrics.clone());
+        let grpc = Grpc::new(config, calls, fetched_room, http_address.port(), metrics.clone());
         let http = Http::new(config, site, metrics.clone());
         Ok(Server {
             grpc: Listening {

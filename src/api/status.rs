@@ -152,6 +152,36 @@ impl Failure {
         }
     }
 
+    /// A message for whose bytes there is no room.
+    #[must_use]
+    pub fn no_room() -> Self {
+        Failure {
+            facts: vec![("limit", "api.receiving_bytes_max".to_owned())],
+            ..Failure::new(
+                ErrorCode::Busy,
+                "too many large messages are on their way to this broker (api.receiving_bytes_max): retry, or send smaller batches",
+            )
+        }
+    }
+
+    /// A message that does not come in full.
+    #[must_use]
+    pub fn stalled(came: usize, length: usize, timeout: Duration) -> Self {
+        Failure {
+            facts: vec![
+                ("limit", "api.message_timeout".to_owned()),
+                ("found", came.to_string()),
+                ("expected", length.to_string()),
+            ],
+            ..Failure::new(
+                ErrorCode::Busy,
+                format!(
+                    "{came} of the {length} bytes of a message have come, and hardly any in the last {timeout:?} (api.message_timeout)"
+                ),
+            )
+        }
+    }
+
     /// The broker stops, and nothing of the request was done.
     #[must_use]
     pub fn stopping() -> Self {

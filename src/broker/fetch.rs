@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::produce::in_partition;
-use super::{Broker, Error};
+use super::{Broker, Error, Room, Share};
 use crate::clock::Timestamp;
 use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
@@ -54,6 +54,8 @@ pub struct Fetch {
     pub accepted: CodecSet,
     /// The call's span.
     pub trace: RequestTrace,
+    /// Room for what is read, until the client has it.
+    pub room: Room,
 }
 
 /// A batch for a consumer.
@@ -163,13 +165,23 @@ pub(super) struct Cursor {
     pub(super) next: Offset,
 }
 
+impl Cursor {
+    /// Whether this broker knows of something to read.
+    fn has_more(&self) -> bool {
+        self.next < self.partition.bounds().high_watermark
+    }
+}
+
 impl Broker {
     /// Reads from several partitions; waits until there is enough or `max_wait` is over. If there are batches in the
-    /// answer, what times its way to the client comes with it.
+    /// answer, what times its way to the client comes with it, and its share of the room.
+    ///
+    /// What there is to read waits for room, if need be longer than `max_wait`. Whoever waits for something to read holds
+    /// none.
     ///
     /// # Errors
     /// The broker is not ready. What is wrong with one partition is said in its [`Fetched::error`].
-    pub async fn fetch(&self, request: Fetch) -> Result<(Vec<Fetched>, Option<Responding>), Error> {
+    pub async fn fetch(&self, request: Fetch) -> Result<(Vec<Fetched>, Option<(Responding, Share)>), Error> {
         self.running()?;
         let started = Instant::now();
         let mut cursors = Vec::with_capacity(request.partitions.len());
@@ -183,8 +195,18 @@ impl Broker {
             }
         }
         let max_bytes = u64::from(request.max_bytes).min(self.0.config.fetch_bytes_max);
+        // The last batch of an answer may exceed what is left of `max_bytes`.
+        let batch_bytes_max =
+            cursors.iter().flatten().map(|cursor| cursor.route.limits.batch_bytes_max).max();
+        let answer_bytes_max = max_bytes.saturating_add(batch_bytes_max.unwrap_or(0).into());
         let deadline = tokio::time::Instant::now() + request.max_wait;
+        let mut found = false;
         loop {
+            found |= cursors.iter().flatten().any(Cursor::has_more);
+            let share = match found {
+                true => Some(request.room.clone().take(answer_bytes_max).await),
+                false => None,
+            };
             let read_from = Instant::now();
             let mut fetched = Vec::with_capacity(cursors.len());
             let mut bytes = 0;
@@ -197,16 +219,26 @@ impl Broker {
                 bytes += one.bytes();
                 fetched.push(one);
             }
+            if share.is_none() && bytes > 0 {
+                // It has come just now.
+                found = true;
+                continue;
+            }
             // What did not fit is there already, so waiting would not make the answer larger.
             let settled = |one: &Fetched| one.error.is_some() || one.next_offset < one.high_watermark;
             let enough = bytes >= u64::from(request.min_bytes) || fetched.iter().any(settled);
             let over = tokio::time::Instant::now() >= deadline;
             if enough || over {
                 self.count_deliveries(&cursors, &fetched);
-                let responding =
-                    (bytes > 0).then(|| self.responding(started, read_from, request.trace.ids()));
-                return Ok((fetched, responding));
+                let answer = share.filter(|_| bytes > 0).map(|mut share| {
+                    share.keep(bytes);
+                    (self.responding(started, read_from, request.trace.ids()), share)
+                });
+                return Ok((fetched, answer));
             }
+            // What is too little is read anew when there is more.
+            drop((fetched, share));
+            found = false;
             // Woken by news or by time, look again either way.
             let waiting = self.0.levels.waiting();
             let _ = tokio::time::timeout_at(deadline, signal.wait()).await;

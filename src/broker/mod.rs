@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`produce`] | append a batch |
 //! | [`fetch`], [`subscription`] | read batches, once or as they come |
+//! | [`room`] | bound what is held for clients |
 //! | [`topics`] | manage topics and offsets |
 //! | [`cluster`] | look at the cluster, move replicas and leaderships |
 //! | [`detail`] | levels of each partition, on demand |
@@ -26,6 +27,7 @@ mod levels;
 mod memory;
 mod observe;
 mod produce;
+mod room;
 mod subscription;
 mod topics;
 
@@ -55,6 +57,7 @@ pub use fetch::{Fetch, FetchPartition, Fetched, FetchedBatch, Position, Respondi
 pub use health::{Check, Health, Phase};
 pub use memory::TracedBatch;
 pub use produce::{PendingProduce, Produce, Produced};
+pub use room::{Room, Share};
 pub use subscription::Subscription;
 pub use topics::{PartitionInfo, Topic, TopicChanges, TopicSettings};
 

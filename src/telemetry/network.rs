@@ -31,6 +31,8 @@ label! {
         Accept = "accept",
         /// The peer stopped answering keep-alive probes.
         KeepaliveTimeout = "keepalive_timeout",
+        /// A message began and did not come in full, or an answer was not read.
+        Stalled = "stalled",
     }
 }
 

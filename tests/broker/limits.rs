@@ -7,6 +7,7 @@
 //! | `batches` | batches that are too large or not well-formed change nothing |
 //! | `foreign` | bytes that are not the port's protocol, each kind counted |
 //! | `connections` | many connections, too many connections, clients that do not read |
+//! | `held` | what clients leave unread or unfinished holds bounded memory |
 //! | `disk` | a disk below its reserve stops writes only |
 //! | `settings` | a configuration with mistakes names them all |
 
@@ -14,6 +15,7 @@ mod batches;
 mod connections;
 mod disk;
 mod foreign;
+mod held;
 mod settings;
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use super::{Context, forward, request_trace};
 use crate::api::convert::{self, FetchPlan};
 use crate::api::rpc::{Deadline, Handover};
 use crate::api::status::Failure;
-use crate::broker::{Fetch, Fetched, Responding};
+use crate::broker::{Fetch, Fetched, Responding, Share};
 use crate::proto::v1;
 use crate::proto::v1::consume_service_server::ConsumeService;
 use crate::record::{SpanLink, for_each_traceparent};
@@ -26,18 +26,19 @@ impl Service {
         request: v1::FetchRequest,
         trace: &RequestTrace,
         deadline: Option<Deadline>,
-    ) -> Result<(v1::FetchResponse, Option<Responding>), Failure> {
+    ) -> Result<(v1::FetchResponse, Option<(Responding, Share)>), Failure> {
         let FetchPlan { partitions, min_bytes, max_bytes, max_wait, accepted } = request.try_into()?;
         let max_wait = deadline.map_or(max_wait, |deadline| max_wait.min(deadline.wait_max()));
-        let trace_of_fetch = trace.clone();
-        let fetch = Fetch { partitions, min_bytes, max_bytes, max_wait, accepted, trace: trace_of_fetch };
-        let (fetched, responding) = tokio::select! {
+        let (trace_of_fetch, room) = (trace.clone(), self.0.fetched_room().clone());
+        let fetch =
+            Fetch { partitions, min_bytes, max_bytes, max_wait, accepted, trace: trace_of_fetch, room };
+        let (fetched, answer) = tokio::select! {
             fetched = self.0.broker().fetch(fetch) => fetched?,
             () = self.0.drain().cancelled() => return Err(Failure::stopping()),
         };
         let partitions =
             fetched.into_iter().map(|fetched| deliver(&self.0, fetched, trace, None).0).collect();
-        Ok((v1::FetchResponse { partitions }, responding))
+        Ok((v1::FetchResponse { partitions }, answer))
     }
 }
 
@@ -47,9 +48,12 @@ impl ConsumeService for Service {
         let trace = request_trace(request.extensions());
         let deadline = request.extensions().get::<Deadline>().copied();
         match self.read(request.into_inner(), &trace, deadline).await {
-            Ok((fetched, responding)) => {
+            Ok((fetched, answer)) => {
                 let handover = Handover::default();
-                handover.made(responding);
+                if let Some((responding, share)) = answer {
+                    handover.made(Some(responding));
+                    handover.holds(share);
+                }
                 Ok(with_handover(fetched, handover))
             }
             Err(failure) => Err(self.0.consume_refused(failure).into()),

@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use tonic_reflection::server::Builder as Reflection;
 
 use super::status::{Failure, mapping};
-use crate::broker::Broker;
+use crate::broker::{Broker, Room};
 use crate::cluster::peers::Service;
 use crate::proto::DESCRIPTORS;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
@@ -54,6 +54,8 @@ struct Shared {
     tracer: Tracer,
     /// Batches of one produce stream that may await their commit.
     stream_window_batches: usize,
+    /// For answers to fetches that their clients have not read.
+    fetched_room: Room,
     drain: CancellationToken,
 }
 
@@ -63,9 +65,10 @@ impl Context {
         metrics: Metrics,
         tracer: Tracer,
         stream_window_batches: usize,
+        fetched_room: Room,
         drain: CancellationToken,
     ) -> Self {
-        Context(Arc::new(Shared { broker, metrics, tracer, stream_window_batches, drain }))
+        Context(Arc::new(Shared { broker, metrics, tracer, stream_window_batches, fetched_room, drain }))
     }
 
     fn broker(&self) -> &Broker {
@@ -74,6 +77,10 @@ impl Context {
 
     fn tracer(&self) -> &Tracer {
         &self.0.tracer
+    }
+
+    fn fetched_room(&self) -> &Room {
+        &self.0.fetched_room
     }
 
     fn drain(&self) -> &CancellationToken {

@@ -12,7 +12,8 @@ use super::io::Connection;
 use super::preface::{self, Spoken};
 use super::{Protocol, Stop, until_stopped};
 use crate::api::Config;
-use crate::api::rpc::Calls;
+use crate::api::rpc::{Calls, Unread};
+use crate::broker::Room;
 use crate::telemetry::Metrics;
 use crate::telemetry::NetworkError;
 
@@ -21,13 +22,22 @@ pub(in crate::api) struct Grpc {
     calls: Calls,
     http2: http2::Builder<TokioExecutor>,
     handshake_timeout: Duration,
+    message_timeout: Duration,
+    /// Room for what clients do not read.
+    fetched_room: Room,
     /// Where HTTP is, for those who speak it here.
     http_port: u16,
     metrics: Metrics,
 }
 
 impl Grpc {
-    pub(in crate::api) fn new(config: &Config, calls: Calls, http_port: u16, metrics: Metrics) -> Self {
+    pub(in crate::api) fn new(
+        config: &Config,
+        calls: Calls,
+        fetched_room: Room,
+        http_port: u16,
+        metrics: Metrics,
+    ) -> Self {
         // Each call runs as a task that belongs to its connection and ends with it, so `Tasks` need not know it.
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -41,7 +51,8 @@ impl Grpc {
             .keep_alive_interval(config.keepalive_interval)
             .keep_alive_timeout(config.keepalive_timeout)
             .auto_date_header(false);
-        Grpc { calls, http2, handshake_timeout: config.handshake_timeout, http_port, metrics }
+        let (handshake_timeout, message_timeout) = (config.handshake_timeout, config.message_timeout);
+        Grpc { calls, http2, handshake_timeout, message_timeout, fetched_room, http_port, metrics }
     }
 
     /// Checks that the client speaks HTTP/2. Answers and counts the others.
@@ -112,9 +123,18 @@ impl Protocol for Grpc {
         };
         let Some(mut connection) = greeted else { return };
         connection.linger_in(stop.drain.clone());
-        let (peer, lost) = (connection.peer(), connection.lost());
-        let served = self.http2.serve_connection(TokioIo::new(connection), self.calls.from(peer));
-        let result = until_stopped(served, |served| served.graceful_shutdown(), &stop).await;
+        let (peer, lost, sent) = (connection.peer(), connection.lost(), connection.sent());
+        let unread = Unread::default();
+        let calls = self.calls.from(peer, unread.clone());
+        let served = self.http2.serve_connection(TokioIo::new(connection), calls);
+        let result = tokio::select! {
+            result = until_stopped(served, |served| served.graceful_shutdown(), &stop) => result,
+            () = unread.stall(|| sent.get(), &self.fetched_room, self.message_timeout) => {
+                self.failed(NetworkError::Stalled);
+                debug!(%peer, "the client did not read its answers, and others need their room");
+                return;
+            }
+        };
         if let Some(Err(error)) = result {
             self.note_end(peer, lost.get(), &error);
         }

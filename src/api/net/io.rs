@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub(in crate::api) struct Connection {
     peer: SocketAddr,
     metrics: Metrics,
     lost: Lost,
+    sent: Sent,
     /// How much of the HTTP/2 preface, which was read to recognise the protocol, is still to be read again.
     replay: &'static [u8],
     linger: Linger,
@@ -56,9 +57,27 @@ impl Lost {
     }
 }
 
+/// How many bytes the peer has taken.
+#[derive(Clone, Default)]
+pub(super) struct Sent(Arc<AtomicU64>);
+
+impl Sent {
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Connection {
     pub(super) fn new(stream: TcpStream, peer: SocketAddr, metrics: Metrics) -> Self {
-        Connection { stream, peer, metrics, lost: Lost::default(), replay: &[], linger: Linger::Off }
+        Connection {
+            stream,
+            peer,
+            metrics,
+            lost: Lost::default(),
+            sent: Sent::default(),
+            replay: &[],
+            linger: Linger::Off,
+        }
     }
 
     /// The client's address.
@@ -68,6 +87,10 @@ impl Connection {
 
     pub(super) fn lost(&self) -> Lost {
         self.lost.clone()
+    }
+
+    pub(super) fn sent(&self) -> Sent {
+        self.sent.clone()
     }
 
     /// Makes the next reads yield the HTTP/2 preface again.
@@ -144,7 +167,10 @@ impl Connection {
 
     fn wrote(&self, result: io::Result<usize>) -> io::Result<usize> {
         match &result {
-            Ok(written) => self.metrics.network.sent(*written as u64),
+            Ok(written) => {
+                self.metrics.network.sent(*written as u64);
+                self.sent.0.fetch_add(*written as u64, Ordering::Relaxed);
+            }
             Err(_) => self.lost.set(),
         }
         result

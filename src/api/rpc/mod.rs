@@ -6,6 +6,7 @@ mod handover;
 mod limit;
 mod method;
 mod observed;
+mod unread;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -24,9 +25,10 @@ use tower::Service as _;
 
 pub(super) use self::deadline::Deadline;
 pub(super) use self::handover::Handover;
-pub(super) use self::limit::Limited;
+pub(super) use self::limit::{Limited, Limits};
 pub(super) use self::method::{Kind, Method};
 use self::observed::{Call, Observed};
+pub(super) use self::unread::Unread;
 use super::load::Load;
 use super::status;
 use crate::telemetry::Metrics;
@@ -54,11 +56,13 @@ pub(super) struct Calls {
     metrics: Metrics,
     tracer: Tracer,
     load: Load,
-    message_bytes_max: u64,
+    limits: Limits,
     /// Ends streams that watch for no drain themselves.
     ends: Ends,
     /// The other end of the connection, once there is one.
     peer: Option<SocketAddr>,
+    /// What its client has not read.
+    unread: Unread,
 }
 
 impl Calls {
@@ -67,16 +71,16 @@ impl Calls {
         metrics: Metrics,
         tracer: Tracer,
         load: Load,
-        message_bytes_max: u64,
+        limits: Limits,
         ends: Ends,
     ) -> Self {
         let routes = routes.prepare();
-        Calls { routes, metrics, tracer, load, message_bytes_max, ends, peer: None }
+        Calls { routes, metrics, tracer, load, limits, ends, peer: None, unread: Unread::default() }
     }
 
     /// For the calls of a connection.
-    pub(super) fn from(&self, peer: SocketAddr) -> Self {
-        Calls { peer: Some(peer), ..self.clone() }
+    pub(super) fn from(&self, peer: SocketAddr, unread: Unread) -> Self {
+        Calls { peer: Some(peer), unread, ..self.clone() }
     }
 
     /// Begins the server span of a call.
@@ -103,9 +107,12 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let open = (self.load.request(), (!infrastructure).then(|| self.load.client_call()));
         let started = Instant::now();
         let span = self.span(method, request.headers());
-        // Brokers send each other several batches at once.
-        let limit = if method.is_of_peers() { u64::MAX } else { self.message_bytes_max };
-        let mut request = request.map(|body| Body::new(Limited::new(body, limit, self.metrics.clone())));
+        let mut request = request.map(|body| {
+            Body::new(match method.is_of_peers() {
+                true => Limited::of_peers(body, self.metrics.clone()),
+                false => Limited::new(body, &self.limits, self.metrics.clone()),
+            })
+        });
         request.extensions_mut().insert(span.clone());
         if let (Kind::Unary, Some(peer)) = (method.kind(), self.peer) {
             request.extensions_mut().insert(Peer(peer));
@@ -122,6 +129,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
             method,
             time_is_up: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.at().into()))),
             call: Some(Call::new(method, started, span, open, self.metrics.clone(), end)),
+            unread: self.unread.clone(),
         }
     }
 }
@@ -133,6 +141,7 @@ pub(super) struct Answer {
     /// Set for unary calls with a deadline.
     time_is_up: Option<Pin<Box<Sleep>>>,
     call: Option<Call>,
+    unread: Unread,
 }
 
 impl Future for Answer {
@@ -149,6 +158,6 @@ impl Future for Answer {
             }
         };
         let call = self.call.take().expect("a future is not polled after it is ready");
-        Poll::Ready(Ok(call.observe(response)))
+        Poll::Ready(Ok(call.observe(response, &self.unread)))
     }
 }

@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 
 use super::handover::Handover;
 use super::method::Method;
+use super::unread::Unread;
 use crate::api::load::Open;
 use crate::api::status::Failure;
 use crate::telemetry::Metrics;
@@ -43,12 +44,15 @@ impl Call {
     }
 
     /// Goes on with the response's body, unless its head already has the status.
-    pub(super) fn observe(mut self, mut response: Response<Body>) -> Response<Observed> {
+    pub(super) fn observe(mut self, mut response: Response<Body>, unread: &Unread) -> Response<Observed> {
         if let Some(code) = code_in(response.headers()) {
             self.end(code);
         }
         let end_early = self.end_early.take().map(|end| Box::pin(end.cancelled_owned()));
         let handover = response.extensions_mut().remove::<Handover>();
+        if let Some(handover) = &handover {
+            handover.is_of(unread);
+        }
         response.map(|body| Observed { body, call: self, end_early, handover })
     }
 
@@ -112,9 +116,11 @@ impl http_body::Body for Observed {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_in) {
                     me.call.end(code);
-                } else if let Some(handover) = &me.handover {
-                    handover.framed();
                 }
+                let frame = match &me.handover {
+                    Some(handover) => frame.map_data(|data| handover.framed(data)),
+                    None => frame,
+                };
                 Poll::Ready(Some(Ok(frame)))
             }
             polled => polled,

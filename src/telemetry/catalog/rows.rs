@@ -252,7 +252,7 @@ rows! {
         .help("Total network requests, by protocol and by who is to blame for a failure.")
         .moves(Network, "telemetry/network.rs", "Grows by one when a call or an HTTP request ends.");
     NETWORK_ERRORS = counter("streambus.network.errors", "streambus_network_errors_total", "{error}")
-        .labels(&["kind"], 8)
+        .labels(&["kind"], 9)
         .help("Total network errors, by kind.")
         .moves(Network, "telemetry/network.rs", "Grows by one when a connection is refused, broken or not understood.");
     NETWORK_CONNECTIONS = counter("streambus.network.connections", "streambus_network_connections_total", "{connection}")
