@@ -59,8 +59,6 @@ impl Drop for Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::{Instant, sleep, timeout};
 
     use super::*;
