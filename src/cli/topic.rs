@@ -82,9 +82,9 @@ pub(super) enum Topic {
 pub(super) struct Create {
     /// Topic: 1 to 249 of a-z A-Z 0-9 . _ -
     name: String,
-    /// Number of partitions
-    #[arg(short, long, default_value_t = 1, value_name = "COUNT")]
-    partitions: u32,
+    /// Number of partitions [default: the broker's broker.default_partitions]
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: Option<u32>,
     /// Number of replicas of each partition
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     replication_factor: u32,
@@ -177,7 +177,7 @@ impl Topic {
 impl Create {
     async fn run(self, admin: &Admin, format: Format) -> anyhow::Result<()> {
         let spec = TopicSpec::new(&self.name)
-            .partitions(self.partitions)
+            .partitions(self.partitions.unwrap_or(0))
             .replication_factor(self.replication_factor)
             .config(self.settings.config()?)
             .validate_only(self.validate_only);

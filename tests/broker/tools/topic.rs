@@ -1,0 +1,33 @@
+//! `streambus topic`.
+
+use streambus::proto::v1;
+
+use crate::support::TestBroker;
+use crate::support::tool::streambus;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_gets_as_many_partitions_as_the_broker_says_unless_told() {
+    let broker = TestBroker::with(|config| config.broker.default_partitions = 3).await;
+    for (arguments, partitions) in [(&["a"][..], 3), (&["b", "--partitions", "1"][..], 1)] {
+        let ran = streambus(&broker, &[&["topic", "create", "-o", "json"][..], arguments].concat()).await;
+        assert_eq!(ran.json()["partitions"], partitions, "{ran:?}");
+    }
+    assert!(!streambus(&broker, &["topic", "create", "c", "--partitions", "0"]).await.success);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_allows_one_codec_takes_what_is_produced_with_it() {
+    let broker = TestBroker::start().await;
+    let codecs_allowed = Some(v1::AllowedCodecs { codecs: vec![v1::Codec::Zstd.into()] });
+    broker.create_topic_with("orders", 1, v1::TopicConfig { codecs_allowed, ..Default::default() }).await;
+    let data = tempfile::tempdir().expect("a directory");
+    let file = data.path().join("lines");
+    std::fs::write(&file, "a\n").expect("written");
+    let file = file.to_str().expect("text");
+    let produced = streambus(&broker, &["produce", "orders", file, "--compression", "zstd"]).await;
+    assert!(produced.success, "{produced:?}");
+    let refused = streambus(&broker, &["produce", "orders", file]).await;
+    assert!(!refused.success, "{refused:?}");
+    assert!(refused.errors.contains("it allows: zstd"), "{refused:?}");
+    assert!(refused.errors.contains("with --compression"), "{refused:?}");
+}
