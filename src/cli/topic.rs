@@ -261,17 +261,25 @@ async fn describe(admin: &Admin, name: &str, format: Format) -> anyhow::Result<(
 
 async fn delete(admin: &Admin, names: &[String], if_exists: bool, format: Format) -> anyhow::Result<()> {
     let mut deleted = Vec::new();
+    let mut outcome = Ok(());
     for name in names {
         match admin.delete_topic(name).await {
             Ok(()) => deleted.push(name),
             Err(error) if if_exists && error.code() == Some(ErrorCode::UnknownTopic) => continue,
-            Err(error) => return Err(error).with_context(|| format!("cannot delete topic {name}")),
+            Err(error) => {
+                outcome = Err(error).with_context(|| format!("cannot delete topic {name}"));
+                break;
+            }
         }
         if format == Format::Text {
             line(format_args!("topic {name} deleted"))?;
         }
     }
-    if format == Format::Json { line(json!({"deleted": deleted})) } else { Ok(()) }
+    // Also what went before a failure is gone.
+    if format == Format::Json {
+        line(json!({"deleted": deleted}))?;
+    }
+    outcome
 }
 
 async fn delete_records(

@@ -1,5 +1,6 @@
 //! `streambus topic`.
 
+use serde_json::json;
 use streambus::proto::v1;
 
 use crate::support::TestBroker;
@@ -13,6 +14,25 @@ async fn a_topic_gets_as_many_partitions_as_the_broker_says_unless_told() {
         assert_eq!(ran.json()["partitions"], partitions, "{ran:?}");
     }
     assert!(!streambus(&broker, &["topic", "create", "c", "--partitions", "0"]).await.success);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_before_a_failure_is_told() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("here", 1).await;
+    let ran = streambus(&broker, &["topic", "delete", "here", "missing", "-o", "json"]).await;
+    assert_eq!(ran.json(), json!({"deleted": ["here"]}));
+    assert!(!ran.success && ran.errors.contains("missing"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_without_a_replica_is_told_from_those_that_have_one() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("orders", 1).await;
+    let admin = broker.client().await.admin();
+    let error = admin.transfer_leader("orders", 0, 9).await.expect_err("there is no such broker");
+    let message = error.to_string();
+    assert!(message.contains("broker 9 has no replica; those that have one: 1"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
