@@ -213,10 +213,9 @@ impl Broker {
         let fail = |source| in_partition(topic, partition, source);
         let assignment = &route.topic.partitions[partition as usize];
         if !assignment.replicas.contains(&BrokerId(to)) {
-            return Err(Error::InvalidArgument {
-                field: "broker_id",
-                problem: format!("broker {to} has no replica; those are {:?}", assignment.replicas),
-            });
+            let replicas: Vec<_> = assignment.replicas.iter().map(ToString::to_string).collect();
+            let problem = format!("broker {to} has no replica; those that have one: {}", replicas.join(", "));
+            return Err(Error::InvalidArgument { field: "broker_id", problem });
         }
         if known.leader() == Some(BrokerId(to)) {
             return Ok(());
@@ -225,7 +224,13 @@ impl Broker {
             let leader = known.leader().map(|id| id.0);
             return Err(fail(partition::Error::Raft(raft::Error::NotLeader { leader })));
         }
-        cluster.transfer(known, BrokerId(to)).await.map_err(|error| fail(error.into()))?;
+        cluster.transfer(known, BrokerId(to)).await.map_err(|error| match error {
+            raft::Error::Membership { .. } => Error::InvalidArgument {
+                field: "broker_id",
+                problem: format!("broker {to} cannot lead: its replica has no vote, or not yet"),
+            },
+            error => fail(error.into()),
+        })?;
         let led = async {
             while known.leader() != Some(BrokerId(to)) {
                 tokio::time::sleep(LOOK_EVERY).await;

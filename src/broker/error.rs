@@ -167,6 +167,23 @@ pub enum Error {
         #[source]
         source: partition::Error,
     },
+    /// A producer sent a batch that does not decompress into what it says. It is stored as it was sent.
+    #[error(
+        "{topic}/{partition}: the producer's batch at offset {offset} cannot be decompressed: {source}; read on at {end}"
+    )]
+    UnreadableBatch {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// Offset of the batch.
+        offset: Offset,
+        /// The first offset behind it.
+        end: Offset,
+        /// What is wrong with it.
+        #[source]
+        source: record::Error,
+    },
     /// The control group failed.
     #[error("the change of metadata failed: {0}")]
     Control(#[source] raft::Error),
@@ -251,6 +268,7 @@ impl Error {
             Error::LimitReached { .. } => ErrorCode::LimitReached,
             Error::NotReady(_) => ErrorCode::NotReady,
             Error::Partition { source, .. } => partition_code(source),
+            Error::UnreadableBatch { .. } => ErrorCode::MalformedBatch,
             Error::Control(error) => raft_code(error),
             Error::Metadata(_) => ErrorCode::InvalidArgument,
             Error::UnknownGroup { .. } => ErrorCode::UnknownGroup,
@@ -304,6 +322,12 @@ impl Error {
                 facts.extend(partition_facts(source));
                 facts
             }
+            Error::UnreadableBatch { topic, partition, offset, end, .. } => vec![
+                ("topic", topic.clone()),
+                ("partition", partition.to_string()),
+                ("offset", offset.to_string()),
+                ("end_offset", end.to_string()),
+            ],
             _ => Vec::new(),
         }
     }

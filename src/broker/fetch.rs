@@ -13,7 +13,7 @@ use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
 use crate::partition::signal::Signal;
 use crate::partition::{self, StoredBatch};
-use crate::record::{Codec, CodecSet, Offset, SpanLink, decompress_batch};
+use crate::record::{self, Codec, CodecSet, Offset, SpanLink, decompress_batch};
 use crate::telemetry::{FetchPhases, Metrics, RequestTrace, TraceIds};
 
 /// Where to begin reading.
@@ -330,7 +330,7 @@ impl Broker {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let result = match cursor.partition.read(cursor.next, max_bytes).await {
             Ok(stored) => transcode(stored, accepted, max_bytes).await,
-            Err(error) => Err(error),
+            Err(error) => Err(Unread::Partition(error)),
         };
         match result {
             Ok(batches) => {
@@ -339,9 +339,31 @@ impl Broker {
                 }
                 fetched.batches = batches;
             }
-            Err(source) => fetched.error = Some(in_partition(&fetched.topic, cursor.number, source)),
+            Err(unread) => fetched.error = Some(unread.of(&fetched.topic, cursor.number)),
         }
         fetched
+    }
+}
+
+/// Why nothing can be delivered.
+enum Unread {
+    Partition(partition::Error),
+    /// The bytes are as the producer sent them, and are no batch.
+    Batch {
+        offset: Offset,
+        end: Offset,
+        source: record::Error,
+    },
+}
+
+impl Unread {
+    fn of(self, topic: &str, partition: u32) -> Error {
+        match self {
+            Unread::Partition(source) => in_partition(topic, partition, source),
+            Unread::Batch { offset, end, source } => {
+                Error::UnreadableBatch { topic: topic.to_owned(), partition, offset, end, source }
+            }
+        }
     }
 }
 
@@ -351,7 +373,7 @@ async fn transcode(
     stored: Vec<StoredBatch>,
     accepted: CodecSet,
     max_bytes: usize,
-) -> Result<Vec<FetchedBatch>, partition::Error> {
+) -> Result<Vec<FetchedBatch>, Unread> {
     let served = |stored: StoredBatch| FetchedBatch {
         base_offset: stored.base,
         record_count: stored.records,
@@ -373,9 +395,9 @@ async fn transcode(
                     Ok(plain) => stored.batch = plain,
                     // What comes before is served; the next read begins here and reports it.
                     Err(_) if !batches.is_empty() => return Ok(batches),
-                    Err(error) => {
+                    Err(source) => {
                         let (offset, end) = (stored.base, stored.end());
-                        return Err(partition::Error::Corrupt { offset, end, what: error.to_string() });
+                        return Err(Unread::Batch { offset, end, source });
                     }
                 }
             }
@@ -387,5 +409,6 @@ async fn transcode(
         }
         Ok(batches)
     };
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(partition::Error::Stopped))
+    let stopped = Err(Unread::Partition(partition::Error::Stopped));
+    tokio::task::spawn_blocking(work).await.unwrap_or(stopped)
 }

@@ -82,9 +82,9 @@ pub(super) enum Topic {
 pub(super) struct Create {
     /// Topic: 1 to 249 of a-z A-Z 0-9 . _ -
     name: String,
-    /// Number of partitions
-    #[arg(short, long, default_value_t = 1, value_name = "COUNT")]
-    partitions: u32,
+    /// Number of partitions [default: the broker's broker.default_partitions]
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: Option<u32>,
     /// Number of replicas of each partition
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     replication_factor: u32,
@@ -177,7 +177,7 @@ impl Topic {
 impl Create {
     async fn run(self, admin: &Admin, format: Format) -> anyhow::Result<()> {
         let spec = TopicSpec::new(&self.name)
-            .partitions(self.partitions)
+            .partitions(self.partitions.unwrap_or(0))
             .replication_factor(self.replication_factor)
             .config(self.settings.config()?)
             .validate_only(self.validate_only);
@@ -261,17 +261,25 @@ async fn describe(admin: &Admin, name: &str, format: Format) -> anyhow::Result<(
 
 async fn delete(admin: &Admin, names: &[String], if_exists: bool, format: Format) -> anyhow::Result<()> {
     let mut deleted = Vec::new();
+    let mut outcome = Ok(());
     for name in names {
         match admin.delete_topic(name).await {
             Ok(()) => deleted.push(name),
             Err(error) if if_exists && error.code() == Some(ErrorCode::UnknownTopic) => continue,
-            Err(error) => return Err(error).with_context(|| format!("cannot delete topic {name}")),
+            Err(error) => {
+                outcome = Err(error).with_context(|| format!("cannot delete topic {name}"));
+                break;
+            }
         }
         if format == Format::Text {
             line(format_args!("topic {name} deleted"))?;
         }
     }
-    if format == Format::Json { line(json!({"deleted": deleted})) } else { Ok(()) }
+    // Also what went before a failure is gone.
+    if format == Format::Json {
+        line(json!({"deleted": deleted}))?;
+    }
+    outcome
 }
 
 async fn delete_records(

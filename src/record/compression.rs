@@ -15,6 +15,8 @@ use super::{Codec, CodecSet, Error};
 const ZSTD_LEVEL: i32 = 3;
 /// First bytes of an LZ4 frame. The legacy format and skippable frames start differently.
 const LZ4_MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
+/// First bytes of a Zstandard frame. Skippable frames start differently.
+const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// Compresses an uncompressed batch of `records` records with `codec`.
 ///
@@ -112,8 +114,19 @@ fn check_structure(batch: &[u8]) -> Result<Envelope<'_>, Error> {
     })
 }
 
+/// Checks that `body` starts as a frame of `codec` does.
+pub(super) fn check_frame(codec: Codec, body: &[u8]) -> Result<(), Error> {
+    let (magic, what) = match codec {
+        Codec::None => return Ok(()),
+        Codec::Lz4 => (LZ4_MAGIC, "it does not start with an LZ4 frame"),
+        Codec::Zstd => (ZSTD_MAGIC, "it does not start with a Zstandard frame"),
+    };
+    if body.starts_with(&magic) { Ok(()) } else { Err(Error::Corrupt { codec, reason: what.to_owned() }) }
+}
+
 /// Decompresses `body` into exactly `declared` bytes.
 fn decompress(codec: Codec, body: &[u8], declared: usize) -> Result<Vec<u8>, Error> {
+    check_frame(codec, body)?;
     let bytes = match codec {
         Codec::None => body.to_vec(),
         Codec::Lz4 => decompress_lz4(body, declared)?,
@@ -134,9 +147,6 @@ fn compress_lz4(batch: &[u8]) -> std::io::Result<Vec<u8>> {
 
 fn decompress_lz4(body: &[u8], declared: usize) -> Result<Vec<u8>, Error> {
     let corrupt = |reason: String| Error::Corrupt { codec: Codec::Lz4, reason };
-    if !body.starts_with(&LZ4_MAGIC) {
-        return Err(corrupt("it does not start with an LZ4 frame".into()));
-    }
     let mut decoder = FrameDecoder::new(body);
     // One byte more than declared is enough to tell that there is more, and keeps the buffer from growing.
     let mut bytes = Vec::with_capacity(declared + 1);

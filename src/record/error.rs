@@ -116,7 +116,7 @@ pub enum Error {
         /// The field's name.
         field: &'static str,
     },
-    /// `compressed_records` cannot be decompressed.
+    /// `compressed_records` cannot be decompressed, or does not even start as it should.
     #[error("field compressed_records is not valid {codec}: {reason}")]
     Corrupt {
         /// The batch's codec.

@@ -2,6 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
+use super::compression::check_frame;
 use super::fields::{BatchField, RecordField};
 use super::wire::Cursor;
 use super::{Codec, CodecSet, Error, traceparent};
@@ -56,8 +57,8 @@ pub struct Skim {
 
 /// Checks that `batch` is a `RecordBatch` within `limits` and tells what is in it.
 ///
-/// Of a compressed batch only the envelope is checked; [`decompress_batch`](super::decompress_batch) checks the
-/// rest.
+/// Of a compressed batch only the envelope and the first bytes of the frame in it are checked;
+/// [`decompress_batch`](super::decompress_batch) checks the rest.
 ///
 /// # Errors
 ///
@@ -158,7 +159,7 @@ impl Envelope<'_> {
             let (bytes, limit) = (self.uncompressed_bytes as usize, limits.batch_bytes_max);
             return Err(Error::BatchTooLarge { bytes, limit });
         }
-        Ok(())
+        self.compressed_records.map_or(Ok(()), |body| check_frame(self.codec, body.rest()))
     }
 
     /// Checks that the fields fit together, whatever the limits.
@@ -287,7 +288,7 @@ mod tests {
     fn compressed() -> v1::RecordBatch {
         v1::RecordBatch {
             codec: v1::Codec::Zstd.into(),
-            compressed_records: "anything".into(),
+            compressed_records: b"\x28\xb5\x2f\xfdanything"[..].into(),
             record_count: 10,
             uncompressed_bytes: 20,
             ..Default::default()
@@ -444,6 +445,28 @@ mod tests {
         ] {
             let limits = Limits { batch_bytes_max: 1000, ..Limits::default() };
             assert_eq!(skim(&batch.encode_to_vec(), &limits), Err(error));
+        }
+    }
+
+    #[test]
+    fn refuses_what_does_not_start_as_a_frame_of_its_codec() {
+        let zstd: &[u8] = b"\x28\xb5\x2f\xfd";
+        let lz4: &[u8] = b"\x04\x22\x4d\x18";
+        let skippable: &[u8] = b"\x50\x2a\x4d\x18";
+        for (codec, good, bad) in [
+            (v1::Codec::Zstd, zstd, [lz4, skippable, &zstd[..3], b"garbage"]),
+            (v1::Codec::Lz4, lz4, [zstd, skippable, &lz4[..3], b"garbage"]),
+        ] {
+            let batch = |body: &[u8]| v1::RecordBatch {
+                codec: codec.into(),
+                compressed_records: body.to_vec().into(),
+                ..compressed()
+            };
+            assert!(skim_default(&batch(good).encode_to_vec()).is_ok());
+            for body in bad {
+                let refused = skim_default(&batch(body).encode_to_vec());
+                assert!(matches!(refused, Err(Error::Corrupt { .. })), "{codec:?} {body:?}: {refused:?}");
+            }
         }
     }
 

@@ -4,3 +4,4 @@ mod control;
 mod detailed;
 mod explain;
 mod top;
+mod topic;

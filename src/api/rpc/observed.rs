@@ -17,9 +17,13 @@ use super::method::Method;
 use super::unread::Unread;
 use crate::api::load::Open;
 use crate::api::status::Failure;
+use crate::broker::ErrorCode;
 use crate::telemetry::Metrics;
 use crate::telemetry::RequestTrace;
-use crate::telemetry::{Outcome, Protocol};
+use crate::telemetry::{NetworkError, Outcome, Protocol};
+
+/// How prost begins to say that bytes are not the message that they should be.
+const NOT_DECODED: &str = "failed to decode Protobuf message";
 
 /// A call whose status is not known yet. If it is dropped before, the client has gone and the call is cancelled.
 pub(super) struct Call {
@@ -45,7 +49,7 @@ impl Call {
 
     /// Goes on with the response's body, unless its head already has the status.
     pub(super) fn observe(mut self, mut response: Response<Body>, unread: &Unread) -> Response<Observed> {
-        if let Some(code) = code_in(response.headers()) {
+        if let Some(code) = self.status(response.headers_mut()) {
             self.end(code);
         }
         let end_early = self.end_early.take().map(|end| Box::pin(end.cancelled_owned()));
@@ -54,6 +58,16 @@ impl Call {
             handover.is_of(unread);
         }
         response.map(|body| Observed { body, call: self, end_early, handover })
+    }
+
+    /// The status in `headers`, if it is there. A request that is no message is the client's fault, which tonic does not
+    /// say.
+    fn status(&self, headers: &mut HeaderMap) -> Option<Code> {
+        let code = code_in(headers)?;
+        let Some(status) = undecodable(code, headers) else { return Some(code) };
+        self.metrics.network.failed(NetworkError::Protocol);
+        status.add_header(headers).ok()?;
+        Some(status.code())
     }
 
     fn end(&mut self, code: Code) {
@@ -113,8 +127,8 @@ impl http_body::Body for Observed {
                 me.call.end(Code::Unavailable);
                 Poll::Ready(Some(trailers(Failure::stopping().into()).map(Frame::trailers)))
             }
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(code) = frame.trailers_ref().and_then(code_in) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(code) = frame.trailers_mut().and_then(|trailers| me.call.status(trailers)) {
                     me.call.end(code);
                 }
                 let frame = match &me.handover {
@@ -140,6 +154,20 @@ fn trailers(status: Status) -> Result<HeaderMap, Status> {
     let mut trailers = HeaderMap::with_capacity(3);
     status.add_header(&mut trailers)?;
     Ok(trailers)
+}
+
+/// What to say instead if tonic could not decode the request.
+fn undecodable(code: Code, headers: &HeaderMap) -> Option<Status> {
+    if code != Code::Internal {
+        return None;
+    }
+    let status = Status::from_header_map(headers)?;
+    // The broker's own failures have details.
+    if !status.details().is_empty() || !status.message().starts_with(NOT_DECODED) {
+        return None;
+    }
+    let message = format!("the request is not a well-formed message: {}", status.message());
+    Some(Failure::new(ErrorCode::InvalidArgument, message).into())
 }
 
 fn code_in(headers: &HeaderMap) -> Option<Code> {

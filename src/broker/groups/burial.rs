@@ -114,7 +114,8 @@ impl Broker {
         };
         let (base, batch) = stored;
         let limits = self.route(topic)?.limits;
-        let copy = dead_letter::copy(&batch, base, batch.len(), &death, &limits).map_err(Error::DeadLetter)?;
+        let copy =
+            dead_letter::copy(&batch, base, batch.len(), &death, &limits).map_err(Error::DeadLetter)?;
         let produce = Produce {
             topic: topic.to_string(),
             partition: 0,

@@ -67,20 +67,20 @@ pub struct TopicSpec {
 }
 
 impl TopicSpec {
-    /// A topic with one partition, one replica and the broker's defaults. Names have 1 to 249 of
+    /// A topic with one replica and the broker's defaults. Names have 1 to 249 of
     /// `a-z A-Z 0-9 . _ -` and are not `.` or `..`.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         TopicSpec {
             name: name.into(),
-            partitions: 1,
+            partitions: 0,
             replication_factor: 1,
             config: TopicConfig::default(),
             validate_only: false,
         }
     }
 
-    /// Number of partitions.
+    /// Number of partitions; zero is the broker's `broker.default_partitions`, as if not called.
     #[must_use]
     pub fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = partitions;

@@ -5,6 +5,7 @@ use prost::Message as _;
 use streambus::proto::v1;
 use streambus::proto::v1::Codec::{Lz4, Zstd};
 use streambus::proto::v1::position::At;
+use streambus::telemetry::catalog;
 use tonic::Code;
 
 use crate::support::asking::{append, error, offsets, read};
@@ -88,7 +89,11 @@ async fn a_batch_that_lies_about_itself_is_an_error_that_names_its_offsets() {
             lying(codec, |batch| batch.record_count = 12),
             lying(codec, |batch| batch.uncompressed_bytes += 1),
             lying(codec, |batch| batch.uncompressed_bytes -= 1),
-            lying(codec, |batch| batch.compressed_records = "no such thing".into()),
+            lying(codec, |batch| {
+                let mut body = batch.compressed_records[..4].to_vec();
+                body.extend(b"no such thing");
+                batch.compressed_records = body.into();
+            }),
         ];
         append(&broker, "orders", 0, plain()).await;
         let mut bounds = Vec::new();
@@ -105,12 +110,14 @@ async fn a_batch_that_lies_about_itself_is_an_error_that_names_its_offsets() {
         for (base, behind) in bounds {
             let records = read(&broker, "orders", 0, At::Offset(base), &[]).await;
             let (code, message) = error(&records);
-            assert_eq!(code, v1::ErrorCode::Corrupt);
-            assert!(message.contains(&format!("records {base} to {behind} ")), "{message}");
+            assert_eq!(code, v1::ErrorCode::MalformedBatch);
+            let blamed = format!("the producer's batch at offset {base} cannot be decompressed");
+            assert!(message.contains(&blamed), "{message}");
+            assert!(message.ends_with(&format!("read on at {behind}")), "{message}");
             assert!(records.batches.is_empty());
             let mut subscriber =
                 Subscriber::start(&broker, vec![from("orders", 0, At::Offset(base))], 1 << 20).await;
-            assert_eq!(error(&subscriber.next().await).0, v1::ErrorCode::Corrupt);
+            assert_eq!(error(&subscriber.next().await).0, v1::ErrorCode::MalformedBatch);
             // The stream stays open for what lies behind.
             subscriber.add("orders", 0, At::Offset(end)).await;
             assert_eq!(offsets(&subscriber.delivery().await), [end]);
@@ -118,6 +125,9 @@ async fn a_batch_that_lies_about_itself_is_an_error_that_names_its_offsets() {
         // Who knows the codec gets the bytes and judges them itself.
         let all = read(&broker, "orders", 0, At::Earliest(()), &[codec]).await;
         assert_eq!(all.batches.len(), 6);
+        // Nothing is wrong with what is stored.
+        let view = broker.scrape().await;
+        assert!(view.series_of(&catalog::STORAGE_ERRORS, "").all(|(_, count)| count == 0.0));
     }
 }
 
@@ -148,6 +158,8 @@ async fn envelopes_that_cannot_be_right_are_refused_at_once() {
         (lying(Zstd, |batch| batch.uncompressed_bytes = 0), "uncompressed_bytes"),
         (lying(Zstd, |batch| batch.record_count = u32::MAX), "record_count"),
         (lying(Zstd, |batch| batch.compressed_records = Bytes::new()), "compressed_records"),
+        (lying(Zstd, |batch| batch.compressed_records = "garbage".into()), "not valid zstd"),
+        (lying(Lz4, |batch| batch.compressed_records = "garbage".into()), "not valid lz4"),
         (lying(Zstd, |batch| batch.records.push(batch::record("beside"))), "records"),
         (lying(Zstd, |batch| batch.codec = 9), "codec"),
         (lying(Zstd, |batch| batch.codec = 0), "compressed_records"),

@@ -6,10 +6,11 @@ use streambus::proto::v1;
 use streambus::telemetry::catalog;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tonic::Code;
 
 use super::HELLO;
 use crate::support::endpoint::exchange;
-use crate::support::{Endpoint, PATIENCE, TestBroker, eventually, within};
+use crate::support::{Endpoint, PATIENCE, Refusal, TestBroker, eventually, within};
 
 /// Waits until exactly these network errors are counted, by kind, and no others.
 pub(super) async fn counted(broker: &Endpoint, expected: &[(&str, f64)]) {
@@ -65,6 +66,27 @@ async fn frames_that_break_http2_end_their_connection_with_goaway() {
     }
     serves(&broker).await;
     counted(&broker, &[("protocol", 4.0)]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_its_message_is_the_clients_fault() {
+    let broker = TestBroker::start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", broker.grpc));
+    let channel = channel.expect("an address").connect().await.expect("a connection");
+    for method in ["Produce", "ProduceStream"] {
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        client.ready().await.expect("connected");
+        let path = format!("/streambus.v1.ProduceService/{method}").parse().expect("a path");
+        // Another message, whose field 1 is no text.
+        let wrong = tonic::Request::new(v1::StoredBatch { base_offset: 7, ..Default::default() });
+        let codec = tonic_prost::ProstCodec::<v1::StoredBatch, v1::ProduceResponse>::default();
+        let answer = client.unary(wrong, path, codec).await;
+        Refusal::of(answer)
+            .is(Code::InvalidArgument, "INVALID_ARGUMENT")
+            .says("failed to decode Protobuf message");
+    }
+    serves(&broker).await;
+    counted(&broker, &[("protocol", 2.0)]).await;
 }
 
 /// The kinds of the HTTP/2 frames in `bytes`.
