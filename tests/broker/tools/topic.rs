@@ -11,7 +11,7 @@ async fn a_topic_gets_as_many_partitions_as_the_broker_says_unless_told() {
     let broker = TestBroker::with(|config| config.broker.default_partitions = 3).await;
     for (arguments, partitions) in [(&["a"][..], 3), (&["b", "--partitions", "1"][..], 1)] {
         let ran = streambus(&broker, &[&["topic", "create", "-o", "json"][..], arguments].concat()).await;
-        assert_eq!(ran.json()["partitions"], partitions, "{ran:?}");
+        assert_eq!(ran.json()["partition_count"], partitions, "{ran:?}");
     }
     assert!(!streambus(&broker, &["topic", "create", "c", "--partitions", "0"]).await.success);
 }
