@@ -275,7 +275,7 @@ async fn a_follower_without_a_majority_says_so() {
     let broker = cluster.broker(left);
     let reason = eventually(PATIENCE, "it is not ready", async || {
         let (status, health) = broker.health("/health/ready").await;
-        (status == 503).then_some(health["reason"].as_str().expect("a reason").to_owned())
+        (status == 503).then(|| health["reason"].as_str().expect("a reason").to_owned())
     })
     .await;
     assert!(reason.contains("control group has no leader"), "{reason}");
