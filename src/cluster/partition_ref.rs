@@ -156,11 +156,7 @@ impl PartitionRef {
     /// not count.
     pub fn leader(&self) -> Option<BrokerId> {
         let here = self.replica().and_then(|replica| self.0.hub.leader_of(&replica.members()));
-        let reported = || {
-            let leader = self.reported().leader?;
-            self.0.hub.is_up(leader).then_some(leader)
-        };
-        here.or_else(reported).map(BrokerId)
+        here.or_else(|| self.reported().leader).map(BrokerId)
     }
 
     /// Whether this broker has known the partition for so short a time that it may still await its first leader.
