@@ -8,6 +8,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::{Body, Frame};
 use streambus::proto::v1;
 use streambus::proto::v1::position::At;
+use streambus::telemetry::catalog;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Streaming};
@@ -15,7 +16,7 @@ use tower::ServiceExt as _;
 
 use super::foreign::counted;
 use crate::support::endpoint::{fetch, produce};
-use crate::support::{Endpoint, PATIENCE, Refusal, TestBroker, batch, within};
+use crate::support::{Endpoint, PATIENCE, Refusal, TestBroker, batch, eventually, within};
 
 const MIB: u64 = 1 << 20;
 /// Who waits would have been served in this time.
@@ -129,12 +130,27 @@ async fn unfinished(
         .header("te", "trailers")
         .body(tonic::body::Body::new(Pieces(sent)))
         .expect("a request");
+    let before = received(broker).await;
     let answer = broker.channel().await.oneshot(request);
     let status = async {
         let answer = answer.await.expect("an answer");
         Code::from_bytes(answer.headers()["grpc-status"].as_bytes())
     };
-    (pieces, tokio::spawn(status))
+    let status = tokio::spawn(status);
+    received_more(broker, before).await;
+    (pieces, status)
+}
+
+async fn received(broker: &Endpoint) -> f64 {
+    broker.scrape().await.series_of(&catalog::NETWORK_IN, "").map(|(_, bytes)| bytes).sum()
+}
+
+/// The broker has begun to read a large message.
+async fn received_more(broker: &Endpoint, before: f64) {
+    eventually(PATIENCE, "more is received", async || {
+        (received(broker).await >= before + f64::from(64 << 10)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -146,7 +162,6 @@ async fn messages_that_do_not_come_in_full_hold_bounded_room_for_a_while() {
     .await;
     broker.create_topic("orders", 1).await;
     let (_open, first) = unfinished(&broker, MIB as u32).await;
-    tokio::time::sleep(MOMENT).await;
 
     let large = || produce("orders", 0, batch::noise(1, 1, 900_000));
     let small = produce("orders", 0, batch::values(["small"]));
@@ -161,10 +176,9 @@ async fn messages_that_do_not_come_in_full_hold_bounded_room_for_a_while() {
 
     // One that is given up gives its room back at once; one that waits is taken when there is room.
     let (open, second) = unfinished(&broker, MIB as u32).await;
-    tokio::time::sleep(MOMENT).await;
-    let mut client = broker.produce().await;
+    let (before, mut client) = (received(&broker).await, broker.produce().await);
     let waiting = tokio::spawn(async move { client.produce(large()).await });
-    tokio::time::sleep(MOMENT).await;
+    received_more(&broker, before).await;
     second.abort();
     drop(open);
     within("a commit", waiting).await.expect("no panic").expect("committed");
