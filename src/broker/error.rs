@@ -416,7 +416,7 @@ fn raft_code(error: &raft::Error) -> ErrorCode {
         raft::Error::Busy => ErrorCode::Busy,
         raft::Error::OutcomeUnknown => ErrorCode::OutcomeUnknown,
         raft::Error::Storage(error) => storage_code(error),
-        raft::Error::Stopped => ErrorCode::NotReady,
+        raft::Error::Stopped | raft::Error::UnknownCommand { .. } => ErrorCode::NotReady,
         raft::Error::Corrupt { .. } | raft::Error::Restore { .. } => ErrorCode::Corrupt,
         raft::Error::Membership { .. } | raft::Error::Config { .. } => ErrorCode::Internal,
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::error;
 
 use super::peers::Hub;
 use super::purge::{self, Growth};
@@ -249,12 +248,16 @@ struct Replica {
 impl Machine for Replica {
     type Reply = Result<Outcome, metadata::Error>;
 
-    fn apply(&mut self, index: u64, _term: u64, command: &Bytes, _batch: &mut Batch) -> Self::Reply {
+    fn apply(
+        &mut self,
+        _index: u64,
+        _term: u64,
+        command: &Bytes,
+        _batch: &mut Batch,
+    ) -> Result<Self::Reply, MachineError> {
         self.growth.applied(command);
-        let command = Command::decode(command).inspect_err(|unreadable| {
-            error!(index, error = %unreadable, "control entry left out: it is no command of this version");
-        })?;
-        self.state.apply(command)
+        let command = Command::decode(command).map_err(|e| MachineError { reason: e.to_string() })?;
+        Ok(self.state.apply(command))
     }
 
     fn applied(&mut self) {

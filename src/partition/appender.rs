@@ -189,8 +189,8 @@ fn answer(result: Result<Proposed<Applied>, Error>, waiting: Vec<Waiting>, propo
         }
     };
     let Applied::Appended(appended) = proposal.reply else {
-        let unreadable = || Error::Damaged("the log entry could not be applied".to_owned());
-        return waiting.into_iter().for_each(|w| drop(w.done.send(Err(unreadable()))));
+        let other = || Error::Damaged("an append was answered with something else".to_owned());
+        return waiting.into_iter().for_each(|w| drop(w.done.send(Err(other()))));
     };
     for (outcome, waiter) in appended.outcomes.into_iter().zip(waiting) {
         let committed = |base_offset, duplicate| {

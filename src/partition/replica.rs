@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::error;
 
 use super::index::Entry;
 use super::machine::{Appended, State};
@@ -21,8 +20,6 @@ pub enum Applied {
     Appended(Appended),
     /// Of a trim: the log start.
     Trimmed(Offset),
-    /// The entry is no command that this version knows. It was left out, on every replica alike.
-    Unreadable,
 }
 
 /// A partition's state machine.
@@ -65,9 +62,15 @@ impl Replica {
 impl Machine for Replica {
     type Reply = Applied;
 
-    fn apply(&mut self, index: u64, _term: u64, command: &Bytes, batch: &mut Batch) -> Applied {
-        match Command::decode(command) {
-            Ok(Command::Append(append)) => {
+    fn apply(
+        &mut self,
+        index: u64,
+        _term: u64,
+        command: &Bytes,
+        batch: &mut Batch,
+    ) -> Result<Applied, MachineError> {
+        match Command::decode(command).map_err(|e| MachineError { reason: e.to_string() })? {
+            Command::Append(append) => {
                 let bytes_before = self.state.bytes_end();
                 let appended = self.state.append(index, &append);
                 if let Some(entry) = &appended.entry {
@@ -79,16 +82,12 @@ impl Machine for Replica {
                     }
                     self.fresh.push((Arc::new(entry.clone()), command.clone()));
                 }
-                Applied::Appended(appended)
+                Ok(Applied::Appended(appended))
             }
-            Ok(Command::Trim { before }) => {
+            Command::Trim { before } => {
                 let log_start = self.state.trim(before);
                 self.note_empty();
-                Applied::Trimmed(log_start)
-            }
-            Err(unreadable) => {
-                error!(index, error = %unreadable, "log entry left out: it is no command of this version");
-                Applied::Unreadable
+                Ok(Applied::Trimmed(log_start))
             }
         }
     }

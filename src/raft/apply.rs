@@ -108,7 +108,7 @@ impl Applier {
         self.applied.map(|applied| Checkpoint { applied, members: self.members.clone(), state })
     }
 
-    fn apply_entry(&mut self, entry: Entry, batch: &mut Batch) -> Reply {
+    fn apply_entry(&mut self, entry: Entry, batch: &mut Batch) -> Result<Reply, Error> {
         let log_id = entry.log_id;
         let reply = match entry.payload {
             EntryPayload::Blank => None,
@@ -118,7 +118,11 @@ impl Applier {
                     Command::Proposed(command) => command.payload(),
                 };
                 self.bytes_since_checkpoint += payload.len() as u64;
-                Some(self.machine().apply(log_id.index, log_id.leader_id.term, &payload, batch))
+                let (index, term) = (log_id.index, log_id.leader_id.term);
+                let applied = self.machine().apply(index, term, &payload, batch);
+                Some(applied.map_err(|source| {
+                    Error::UnknownCommand { group: self.shared.group, index, source: Arc::new(source) }
+                })?)
             }
             EntryPayload::Membership(members) => {
                 self.members = StoredMembership::new(Some(log_id), members);
@@ -128,7 +132,7 @@ impl Applier {
         self.applied = Some(log_id);
         #[cfg(test)]
         self.observe();
-        Reply::new(reply)
+        Ok(Reply::new(reply))
     }
 
     /// Shows a simulation which state the machine is in.
@@ -184,15 +188,20 @@ impl RaftStateMachine<Types> for Applier {
     {
         let mut batch = Batch::new();
         let mut answers = Vec::new();
+        let mut outcome = Ok(());
         while let Some(entry) = entries.next().await {
             let (entry, responder) = entry?;
             let index = entry.log_id.index;
-            let reply = self.apply_entry(entry, &mut batch);
-            if let Some(responder) = responder {
-                answers.push((index, responder, reply));
+            match (self.apply_entry(entry, &mut batch), responder) {
+                (Ok(reply), Some(responder)) => answers.push((index, responder, reply)),
+                (Ok(_), None) => {}
+                (Err(error), _) => {
+                    outcome = Err(self.shared.fail(error));
+                    break; // What comes before is applied all the same.
+                }
             }
         }
-        let Some(applied) = self.applied else { return Ok(()) };
+        let Some(applied) = self.applied else { return outcome };
         self.store(batch, applied);
         self.machine().applied();
         {
@@ -210,7 +219,7 @@ impl RaftStateMachine<Types> for Applier {
         for (_, responder, reply) in answers {
             responder.send(reply);
         }
-        Ok(())
+        outcome
     }
 
     async fn try_create_snapshot_builder(&mut self, _: bool) -> Option<Builder> {

@@ -46,6 +46,18 @@ pub enum Error {
         #[source]
         source: Arc<MachineError>,
     },
+    /// An entry that was agreed on is no command that the machine knows: a newer version wrote it. The replica stops before
+    /// it, and goes on when it is opened by a version that knows the command. Nothing was written.
+    #[error("entry {index} of group {group} is no command of this version; a newer one wrote it, and can go on")]
+    UnknownCommand {
+        /// Whose entry.
+        group: GroupId,
+        /// Which one.
+        index: u64,
+        /// What the machine says about it.
+        #[source]
+        source: Arc<MachineError>,
+    },
     /// The change of members is not possible now: another one is under way, or a named node is not known to
     /// the group. Nothing was written.
     #[error("the members cannot be changed: {reason}")]

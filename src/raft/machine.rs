@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::storage::Batch;
 
-/// Why a machine cannot restore a state.
+/// Why a machine cannot restore a state or apply a command.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct MachineError {
-    /// What is wrong with the encoded state.
+    /// What is wrong with the encoded state or command.
     pub reason: String,
 }
 
@@ -25,7 +25,17 @@ pub trait Machine: Send + 'static {
     /// Applies one command. Must give the same state and rows on every replica: no clock, no chance, no I/O;
     /// what it stores goes into `batch`, which is handed to the store after the run of commands it belongs
     /// to.
-    fn apply(&mut self, index: u64, term: u64, command: &Bytes, batch: &mut Batch) -> Self::Reply;
+    ///
+    /// # Errors
+    /// The command is none that this machine knows. Others may know it, so leaving it out would make this replica another
+    /// one than theirs: it stops, before the command.
+    fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        command: &Bytes,
+        batch: &mut Batch,
+    ) -> Result<Self::Reply, MachineError>;
 
     /// Called after a run of commands whose rows have been handed to the store: what readers wait for may be
     /// published.
@@ -43,15 +53,27 @@ pub(super) type AnyReply = Box<dyn Any + Send>;
 
 /// A machine whose reply type is erased, so that the agreement code exists once for all machines.
 pub(super) trait AnyMachine: Send + 'static {
-    fn apply(&mut self, index: u64, term: u64, command: &Bytes, batch: &mut Batch) -> AnyReply;
+    fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        command: &Bytes,
+        batch: &mut Batch,
+    ) -> Result<AnyReply, MachineError>;
     fn applied(&mut self);
     fn encode(&self) -> Vec<u8>;
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError>;
 }
 
 impl<M: Machine> AnyMachine for M {
-    fn apply(&mut self, index: u64, term: u64, command: &Bytes, batch: &mut Batch) -> AnyReply {
-        Box::new(Machine::apply(self, index, term, command, batch))
+    fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        command: &Bytes,
+        batch: &mut Batch,
+    ) -> Result<AnyReply, MachineError> {
+        Ok(Box::new(Machine::apply(self, index, term, command, batch)?))
     }
 
     fn applied(&mut self) {

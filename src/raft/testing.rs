@@ -23,6 +23,8 @@ pub(super) const GROUP: GroupId = GroupId::partition(1, 0);
 #[derive(Clone, Default)]
 pub(super) struct Notebook {
     pub(super) seen: Arc<Mutex<Seen>>,
+    /// A command that this version of the machine does not know.
+    pub(super) unknown: Option<&'static str>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -45,15 +47,24 @@ impl Machine for Notebook {
     /// The command's place, and the command.
     type Reply = (usize, String);
 
-    fn apply(&mut self, index: u64, _: u64, command: &Bytes, batch: &mut Batch) -> Self::Reply {
+    fn apply(
+        &mut self,
+        index: u64,
+        _: u64,
+        command: &Bytes,
+        batch: &mut Batch,
+    ) -> Result<Self::Reply, MachineError> {
         let mut seen = self.seen.lock().unwrap();
         let command = String::from_utf8(command.to_vec()).unwrap();
+        if self.unknown.is_some_and(|unknown| unknown == command) {
+            return Err(MachineError { reason: command });
+        }
         seen.commands.push(command.clone());
         seen.applied.push(index);
         let offset = seen.commands.len() as u64 - 1;
         let row = storage::IndexRow { offset, index, append_time_ms: offset as i64, detail: Bytes::new() };
         batch.put_index_row(GROUP, &row);
-        (offset as usize, command)
+        Ok((offset as usize, command))
     }
 
     fn applied(&mut self) {
@@ -129,7 +140,10 @@ impl Broker {
     }
 
     pub(super) async fn open(&self, node: NodeId) -> (Group<Notebook>, Notebook) {
-        let notebook = Notebook::default();
+        self.open_version(node, Notebook::default()).await
+    }
+
+    pub(super) async fn open_version(&self, node: NodeId, notebook: Notebook) -> (Group<Notebook>, Notebook) {
         let group = Group::open(GROUP, node, notebook.clone(), &self.env).await.unwrap();
         (group, notebook)
     }

@@ -88,6 +88,48 @@ async fn status_tells_what_the_replica_does() {
 }
 
 #[tokio::test]
+async fn a_replica_stops_before_a_command_that_it_does_not_know_until_a_newer_version_opens_it() {
+    let broker = Broker::alone(Config::default());
+    let old = || Notebook { unknown: Some("new"), ..Notebook::default() };
+    let (group, notebook) = broker.open_version(1, old()).await;
+    group.bootstrap([1]).await.unwrap();
+    leads(&group).await;
+
+    let proposals = ["known", "new", "known later"].map(|text| group.propose(command(text)));
+    let [before, new, after] = proposals;
+    let before = before.await.unwrap();
+    for unknown in [new.await, after.await] {
+        assert!(matches!(unknown, Err(Error::OutcomeUnknown)), "{unknown:?}");
+    }
+    let status = eventually(&group, "it stops", |status| status.role == Role::Stopped).await;
+    let stopped = |failed: Option<Error>| {
+        let failed = failed.expect("failed");
+        assert!(!failed.is_damage());
+        assert!(
+            matches!(failed, Error::UnknownCommand { index, .. } if index == before.index + 1),
+            "{failed:?}"
+        );
+    };
+    stopped(status.failed);
+    assert_eq!((notebook.seen().commands, notebook.seen().published), (vec!["known".to_owned()], 1));
+    let refused = group.propose(command("refused")).await;
+    assert!(matches!(refused, Err(Error::UnknownCommand { .. })), "{refused:?}");
+
+    group.shutdown().await;
+    let broker = broker.reopen(group).await;
+    let (group, _) = broker.open_version(1, old()).await;
+    let status = eventually(&group, "it stops again", |status| status.role == Role::Stopped).await;
+    stopped(status.failed);
+
+    group.shutdown().await;
+    let broker = broker.reopen(group).await;
+    let (group, notebook) = broker.open(1).await;
+    leads(&group).await;
+    assert_eq!(notebook.seen().commands, ["known", "new", "known later"]);
+    group.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_group_without_members_writes_nothing() {
     let broker = Broker::alone(Config::default());
     let (group, notebook) = broker.open(1).await;

@@ -4,7 +4,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tracing::error;
 
 use crate::cluster::purge::Growth;
 use crate::coordination::{self, Outcome, State, decode_entry};
@@ -18,8 +17,6 @@ pub(super) enum Applied {
     Commands(Vec<Result<Outcome, coordination::Error>>),
     /// The entry was decided in another term, so it was left out, on every replica alike.
     OtherTerm,
-    /// The entry is none that this version knows. It was left out, on every replica alike.
-    Unreadable(coordination::Error),
 }
 
 /// A shard's state machine.
@@ -33,20 +30,20 @@ pub(super) struct Replica {
 impl Machine for Replica {
     type Reply = Applied;
 
-    fn apply(&mut self, index: u64, term: u64, command: &Bytes, _batch: &mut Batch) -> Applied {
+    fn apply(
+        &mut self,
+        _index: u64,
+        term: u64,
+        command: &Bytes,
+        _batch: &mut Batch,
+    ) -> Result<Applied, MachineError> {
         self.growth.applied(command);
-        let entry = match decode_entry(command) {
-            Ok(entry) => entry,
-            Err(unreadable) => {
-                error!(index, error = %unreadable, "coordinator entry left out: it is none of this version");
-                return Applied::Unreadable(unreadable);
-            }
-        };
+        let entry = decode_entry(command).map_err(|e| MachineError { reason: e.to_string() })?;
         if entry.term.is_some_and(|decided| decided != term) {
-            return Applied::OtherTerm;
+            return Ok(Applied::OtherTerm);
         }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        Applied::Commands(entry.commands.into_iter().map(|command| state.apply(command)).collect())
+        Ok(Applied::Commands(entry.commands.into_iter().map(|command| state.apply(command)).collect()))
     }
 
     fn applied(&mut self) {

@@ -111,7 +111,6 @@ fn answer(result: Result<Proposed<Applied>, raft::Error>, waiting: Vec<Waiting>)
             }
         }
         Ok(Applied::OtherTerm) => same_for_all(raft::Error::NotLeader { leader: None }.into(), waiting),
-        Ok(Applied::Unreadable(unreadable)) => same_for_all(unreadable.into(), waiting),
         Err(error) => same_for_all(error.into(), waiting),
     }
 }
