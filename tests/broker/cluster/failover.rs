@@ -323,6 +323,28 @@ async fn brokers_are_ready_while_the_only_replica_of_a_partition_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_topic_has_no_replicas_on_a_broker_that_is_away() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.settled().await;
+    cluster.kill(2);
+    let away = |status: &ClusterStatus| {
+        status.controller_id.is_some()
+            && status.brokers.iter().any(|broker| broker.broker_id == 2 && !broker.reached)
+    };
+    for id in [1, 3] {
+        cluster.until(id, "the dead broker is missed", away).await;
+    }
+    cluster.create_topic("single", 6, 1).await;
+    cluster.create_topic("double", 6, 2).await;
+    for (topic, partition) in (0..6).flat_map(|partition| [("single", partition), ("double", partition)]) {
+        assert_ne!(cluster.leader(topic, partition).await, 2);
+    }
+    let status = cluster.status_at(1).await.expect("a status");
+    let replicas: Vec<_> = status.brokers.iter().map(|broker| (broker.broker_id, broker.replicas)).collect();
+    assert_eq!(replicas, [(1, 9), (2, 0), (3, 9)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn committed_offsets_survive_their_coordinator() {
     use crate::support::{GroupStream, group};
     let mut cluster = Cluster::start(3).await;
