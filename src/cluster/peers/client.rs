@@ -226,21 +226,9 @@ async fn within<T>(
 /// What a change means that failed on the way: only a connection that did not come about promises that nothing was
 /// written.
 fn written(status: &Status, leader: NodeId) -> raft::Error {
-    let connected = {
-        use std::error::Error as _;
-        let mut source = status.source();
-        let mut refused = false;
-        while let Some(cause) = source {
-            if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-                refused |= io.kind() == std::io::ErrorKind::ConnectionRefused;
-            }
-            source = cause.source();
-        }
-        !refused
-    };
     match status.code() {
         Code::FailedPrecondition | Code::Unimplemented => raft::Error::NotLeader { leader: None },
-        Code::Unavailable if !connected => raft::Error::NotLeader { leader: Some(leader) },
+        _ if link::never_sent(status) => raft::Error::NotLeader { leader: Some(leader) },
         _ => raft::Error::OutcomeUnknown,
     }
 }

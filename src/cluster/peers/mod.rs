@@ -46,6 +46,7 @@ use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{Metrics, TraceIds, Tracer, replication_of};
 
+pub use link::never_sent;
 pub use service::{Newcomer, Service};
 
 pub(super) use client::{identify, join};
