@@ -56,7 +56,9 @@ pub struct BrokerStatus {
 /// What is wrong with a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// It has no leader.
+    /// It has no leader, and none can be elected: a majority of its replicas is on brokers that are not reached.
+    Offline,
+    /// It has no leader, and one may be elected.
     Leaderless,
     /// Replicas lag behind or are not reached.
     UnderReplicated,
@@ -264,7 +266,11 @@ fn problem_of(
         if let Some(damage) = damage {
             reason = format!("{reason}; {damage}");
         }
-        return Some((Problem::Leaderless, away, reason));
+        let problem = match assignment.lacks_majority(&reached) {
+            true => Problem::Offline,
+            false => Problem::Leaderless,
+        };
+        return Some((problem, away, reason));
     }
     let mut lagging = partition.lagging();
     lagging.retain(|id| assignment.replicas.contains(id));
@@ -300,9 +306,6 @@ fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -
     let mut away: Vec<_> = replicas.iter().chain(moving_from).copied().filter(|id| !reached(*id)).collect();
     away.sort();
     away.dedup();
-    let no_majority = |ids: &[BrokerId]| {
-        !ids.is_empty() && ids.iter().filter(|id| away.contains(id)).count() * 2 >= ids.len()
-    };
     let damaged = replicas.iter().filter(|id| assignment.is_damaged(**id)).count();
     if away.is_empty() {
         return match damaged * 2 >= replicas.len() {
@@ -313,7 +316,7 @@ fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -
         }
         .to_owned();
     }
-    let consequence = match no_majority(replicas) || no_majority(moving_from) {
+    let consequence = match assignment.lacks_majority(&reached) {
         true if assignment.is_moving() => ", so there may be no majority: start them",
         true => ", so there is no majority: start them",
         false => "; an election is under way",

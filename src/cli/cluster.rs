@@ -163,12 +163,13 @@ struct Leaderless(usize);
 async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
     let status = admin.cluster_status().await?;
     let count = |kind| status.problems.iter().filter(|problem| problem.kind == kind).count();
-    let leaderless = count(ProblemKind::Leaderless);
+    let offline = count(ProblemKind::Offline);
+    let leaderless = count(ProblemKind::Leaderless) + offline;
     if json {
         line(status_json(&status))?;
     } else {
         line(format_args!(
-            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
+            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}, of which {offline} are offline\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
             id(status.controller_id),
             list(&status.controller_voters),
             status.coordinators.iter().map(|at| id(*at)).collect::<Vec<_>>().join(", "),
@@ -286,6 +287,7 @@ fn status_json(status: &ClusterStatus) -> Value {
 
 fn kind(kind: ProblemKind) -> &'static str {
     match kind {
+        ProblemKind::Offline => "offline",
         ProblemKind::Leaderless => "leaderless",
         ProblemKind::UnderReplicated => "under-replicated",
         ProblemKind::Moving => "moving",

@@ -4,3 +4,4 @@ mod failover;
 mod membership;
 mod repair;
 mod serving;
+mod status;

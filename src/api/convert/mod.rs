@@ -400,6 +400,7 @@ impl From<BrokerStatus> for v1::BrokerStatus {
 impl From<PartitionProblem> for v1::PartitionProblem {
     fn from(problem: PartitionProblem) -> Self {
         let kind = match problem.problem {
+            Problem::Offline => v1::PartitionProblemKind::Offline,
             Problem::Leaderless => v1::PartitionProblemKind::Leaderless,
             Problem::UnderReplicated => v1::PartitionProblemKind::UnderReplicated,
             Problem::Moving => v1::PartitionProblemKind::Moving,

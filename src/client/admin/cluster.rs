@@ -49,7 +49,9 @@ pub struct BrokerStatus {
 /// What is wrong with a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
-    /// It has no leader.
+    /// It has no leader, and none can be elected: a majority of its replicas is on brokers that are not reached.
+    Offline,
+    /// It has no leader, and one may be elected.
     Leaderless,
     /// Replicas lag behind or are not reached.
     UnderReplicated,
@@ -116,6 +118,7 @@ impl From<v1::BrokerStatus> for BrokerStatus {
 impl From<v1::PartitionProblem> for PartitionProblem {
     fn from(problem: v1::PartitionProblem) -> Self {
         let kind = match problem.kind() {
+            v1::PartitionProblemKind::Offline => ProblemKind::Offline,
             v1::PartitionProblemKind::Leaderless => ProblemKind::Leaderless,
             v1::PartitionProblemKind::UnderReplicated => ProblemKind::UnderReplicated,
             v1::PartitionProblemKind::Moving => ProblemKind::Moving,
