@@ -22,6 +22,7 @@ mod http;
 mod load;
 mod net;
 mod open_files;
+mod probes;
 mod rpc;
 pub mod status;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 pub use self::open_files::fit_to_open_files;
+pub use self::probes::Probes;
 use self::rpc::{Calls, Ends, Limits};
 use crate::broker::{Broker, Check, Health, Phase, Room};
 use crate::cluster::peers::Hub;
@@ -73,22 +75,30 @@ pub enum Error {
 
 /// What the API needs from the rest of the process.
 pub struct Environment {
-    /// Answers the requests.
-    pub broker: Broker,
+    /// What HTTP shows.
+    pub watched: Watched,
     /// What other brokers ask.
     pub peers: Hub,
+    /// Traces requests.
+    pub tracer: Tracer,
+    /// Largest batch that any topic may allow (`broker.batch_bytes_max`).
+    pub batch_bytes_max: u64,
+    /// The HTTP port, if it is open already.
+    pub http: Option<TcpListener>,
+}
+
+/// What the HTTP port needs.
+pub struct Watched {
+    /// Answers the requests.
+    pub broker: Broker,
     /// Counts them.
     pub metrics: Metrics,
-    /// Traces them.
-    pub tracer: Tracer,
     /// Answers `/metrics`.
     pub scraper: Scraper,
     /// Answers `/metrics/detailed`.
     pub detailer: Detailer,
     /// Runs listeners and connections.
     pub tasks: Tasks,
-    /// Largest batch that any topic may allow (`broker.batch_bytes_max`).
-    pub batch_bytes_max: u64,
 }
 
 /// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
@@ -124,14 +134,13 @@ impl Server {
     /// # Errors
     /// If an address cannot be listened on.
     pub async fn bind(config: &Config, environment: Environment) -> Result<Self, Error> {
-        let Environment { broker, peers, metrics, tracer, scraper, detailer, tasks, batch_bytes_max } =
-            environment;
+        let Environment { watched, peers, tracer, batch_bytes_max, http } = environment;
+        let (broker, metrics) = (watched.broker.clone(), watched.metrics.clone());
         let (grpc_listener, grpc_address) = listen("api.grpc_listen", config.grpc_listen)?;
-        let (http_listener, http_address) = listen("api.http_listen", config.http_listen)?;
-        let (grpc_tasks, http_tasks) = (tasks.child(), tasks.child());
-        let (grpc_stop, http_stop) = (Stop::of(&grpc_tasks), Stop::of(&http_tasks));
+        let grpc_tasks = watched.tasks.child();
+        let grpc_stop = Stop::of(&grpc_tasks);
         let load = Load::default();
-        observe(&metrics, &broker, &load);
+        let http = Listening::http(config, watched, http, grpc_address.port(), &load)?;
 
         let message_bytes_max = batch_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
         let (reporter, health) = health::service().await;
@@ -153,30 +162,16 @@ impl Server {
             timeout: config.message_timeout,
         };
         let calls = Calls::new(routes, metrics.clone(), tracer, load.clone(), limits, ends.clone());
-        let site = http::Site::new(
-            config,
-            http::Sources::new(config, broker.clone(), scraper, detailer, grpc_address.port()),
-            metrics.clone(),
-            load.clone(),
-        );
-
-        let grpc = Grpc::new(config, calls, fetched_room, http_address.port(), metrics.clone());
-        let http = Http::new(config, site, metrics.clone());
+        let grpc = Grpc::new(config, calls, fetched_room, http.address.port(), metrics.clone());
         Ok(Server {
             grpc: Listening {
                 listener: grpc_listener,
                 address: grpc_address,
-                port: Port::new(grpc, config.connections_max, metrics.clone(), load.clone()),
+                port: Port::new(grpc, config.connections_max, metrics, load.clone()),
                 tasks: grpc_tasks,
                 stop: grpc_stop,
             },
-            http: Listening {
-                listener: http_listener,
-                address: http_address,
-                port: Port::new(http, config.http_connections_max, metrics, load.clone()),
-                tasks: http_tasks,
-                stop: http_stop,
-            },
+            http,
             broker,
             reporter,
             ends,
@@ -214,6 +209,35 @@ impl<P: net::Protocol> Listening<P> {
         let accept = port.accept(listener, tasks.clone(), stop.clone());
         tasks.spawn(task, Criticality::Critical, accept);
         Served { tasks, stop }
+    }
+}
+
+impl Listening<Http> {
+    /// The HTTP port, which shows what is `watched` and what is `load`ed on it.
+    fn http(
+        config: &Config,
+        watched: Watched,
+        open: Option<TcpListener>,
+        grpc_port: u16,
+        load: &Load,
+    ) -> Result<Self, Error> {
+        let Watched { broker, metrics, scraper, detailer, tasks } = watched;
+        let (setting, address) = ("api.http_listen", config.http_listen);
+        let (listener, address) = match open {
+            Some(listener) => {
+                let chosen = listener.local_addr();
+                (listener, chosen.map_err(|source| Error::Listen { setting, address, source })?)
+            }
+            None => listen(setting, address)?,
+        };
+        observe(&metrics, &broker, load);
+        let sources = http::Sources::new(config, broker, scraper, detailer, grpc_port);
+        let site = http::Site::new(config, sources, metrics.clone(), load.clone());
+        let http = Http::new(config, site, metrics.clone());
+        let port = Port::new(http, config.http_connections_max, metrics, load.clone());
+        let tasks = tasks.child();
+        let stop = Stop::of(&tasks);
+        Ok(Listening { listener, address, port, tasks, stop })
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Open<'a> {
     pub hub: Hub,
     /// What partitions share.
     pub env: partition::Env,
+    /// Told what [`Cluster::open`] waits for.
+    pub waiting: watch::Sender<&'static str>,
 }
 
 impl Cluster {
@@ -105,9 +107,10 @@ impl Cluster {
     /// # Errors
     /// The store failed or holds something else, or the cluster does not want this broker (any more).
     pub async fn open(open: Open<'_>, tasks: &Tasks) -> Result<Self, control::Error> {
-        let Open { identity, broker, config, coordinator, hub, env } = open;
+        let Open { identity, broker, config, coordinator, hub, env, waiting } = open;
         let (node, founds) = (identity.broker, identity.founds());
         let tasks = tasks.child();
+        waiting.send_replace("the metadata");
         let control =
             Control::open(node.0, founds, coordinator.log_bytes, hub.clone(), &env.raft, &tasks).await?;
         let book = {
@@ -133,9 +136,11 @@ impl Cluster {
             book,
         };
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
+        waiting.send_replace("a leader of the control group, which a majority of its voters must elect");
         register(&control, &hub, &config.seeds, broker).await?;
         control.ready().await?;
         let shards = fixed_shards(&control, coordinator).await?;
+        waiting.send_replace("leaders of the coordinator shards");
         let alone = [node.0];
         let founders = founds.then_some(&alone[..]);
         let coordinators =
@@ -158,8 +163,10 @@ impl Cluster {
         let verify = verify::run(routing.clone(), env.config.clone());
         tasks.spawn_until_stopped("verify", Criticality::Critical, verify);
         let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
+        waiting.send_replace("what the leader of the control group knows");
         // Topics that were created while this broker was down are known before it says anything about them.
         cluster.control.caught_up().await?;
+        waiting.send_replace("partitions");
         cluster.settled(&cluster.control.state()).await;
         cluster.hub.set_ready(true);
         Ok(cluster)

@@ -219,6 +219,18 @@ impl Hub {
         self.links().iter().map(|(node, known)| (*node, known.link.is_up())).collect()
     }
 
+    /// Names the other brokers that are not reached, and where they were last, as the end of a reason; nothing if there are
+    /// none.
+    pub fn and_away(&self) -> String {
+        let links = self.links();
+        let away = links.iter().filter(|(_, known)| !known.link.is_up());
+        let away: Vec<String> = away.map(|(node, known)| format!("{node} ({})", known.address)).collect();
+        match away.is_empty() {
+            true => String::new(),
+            false => format!("; brokers {} are not reached", away.join(", ")),
+        }
+    }
+
     /// Whether `node` is reached.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.0.identity.broker.0 || self.links().get(&node).is_some_and(|known| known.link.is_up())
