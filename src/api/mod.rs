@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -113,6 +114,8 @@ pub type Detailer = Arc<
 pub struct Server {
     grpc: Listening<Grpc>,
     http: Listening<Http>,
+    /// Ends the streams of clients.
+    streams: CancellationToken,
     broker: Broker,
     reporter: HealthReporter,
     /// Ends the streams of health watchers, after they were told that nothing serves any more.
@@ -139,6 +142,7 @@ impl Server {
         let (grpc_listener, grpc_address) = listen("api.grpc_listen", config.grpc_listen)?;
         let grpc_tasks = watched.tasks.child();
         let grpc_stop = Stop::of(&grpc_tasks);
+        let streams = grpc_stop.drain.child_token();
         let load = Load::default();
         let http = Listening::http(config, watched, http, grpc_address.port(), &load)?;
 
@@ -151,7 +155,7 @@ impl Server {
             tracer.clone(),
             config.stream_window_batches,
             fetched_room.clone(),
-            grpc_stop.drain.clone(),
+            streams.clone(),
         );
         let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
         let routes = grpc::routes(&context, health, peers.service(), decoded_bytes_max)?;
@@ -172,6 +176,7 @@ impl Server {
                 stop: grpc_stop,
             },
             http,
+            streams,
             broker,
             reporter,
             ends,
@@ -198,6 +203,8 @@ impl Server {
         let Ends { watchers, peers: end_peers } = self.ends;
         let follow = health::follow(self.reporter, self.broker.health(), drain, watchers);
         self.grpc.tasks.spawn("grpc health", Criticality::BestEffort, follow);
+        let leaving = end_when_left(self.broker.health(), self.streams);
+        self.grpc.tasks.spawn_until_stopped("leaving", Criticality::BestEffort, leaving);
         let (grpc, http) = (self.grpc.serve("grpc listener"), self.http.serve("http listener"));
         Running { grpc, http, load: self.load, end_peers }
     }
@@ -311,12 +318,19 @@ fn observe(metrics: &Metrics, broker: &Broker, load: &Load) {
     metrics.observe_health(Arc::new(move || Some(checks_of(&health.borrow()))));
 }
 
+/// Ends the streams of clients once the broker does not belong to its cluster any more. New ones are refused.
+async fn end_when_left(mut health: watch::Receiver<Health>, streams: CancellationToken) {
+    if health.wait_for(|health| matches!(health.phase, Phase::Left { .. })).await.is_ok() {
+        streams.cancel();
+    }
+}
+
 fn status_of(phase: &Phase) -> Status {
     match phase {
         Phase::Starting { .. } => Status::Starting,
         Phase::Running => Status::Running,
         Phase::Draining => Status::Stopping,
-        Phase::Stopped => Status::Stopped,
+        Phase::Stopped | Phase::Left { .. } => Status::Stopped,
     }
 }
 

@@ -34,6 +34,11 @@ pub enum Phase {
     Draining,
     /// It is about to end.
     Stopped,
+    /// It does not belong to its cluster any more, and serves nobody.
+    Left {
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
 /// The result of one check.
@@ -126,9 +131,18 @@ impl Reporter {
                 Phase::Running => Check::Ok,
                 Phase::Draining => Check::failing("draining: the broker is stopping"),
                 Phase::Stopped => Check::failing("stopped"),
+                Phase::Left { reason } => Check::failing(reason),
             };
             health.phase = phase;
         });
+    }
+
+    /// Notes that the broker does not belong to its cluster any more.
+    fn leave(&self, reason: String) {
+        let running = self.health.borrow().phase == Phase::Running;
+        if running {
+            self.enter(Phase::Left { reason });
+        }
     }
 
     /// Notes what the broker waits for, as long as it starts.
@@ -181,6 +195,9 @@ impl Broker {
     pub fn check_health(&self) {
         if let Some(open) = self.0.open.get() {
             self.0.health.note(check_storage(open), check_control(open), check_groups(open));
+            if let Some(left) = open.cluster.left() {
+                self.0.health.leave(left);
+            }
         }
     }
 
@@ -270,11 +287,15 @@ fn check_control(open: &Open) -> Control {
         return Control::Agrees;
     }
     let away = cluster.hub().and_away();
-    match control.leader == Some(cluster.identity().broker.0) {
-        true => Control::Stuck(format!(
-            "no majority follows this broker as the leader of the control group{away}"
+    if control.leader == Some(cluster.identity().broker.0) {
+        let reason = format!("no majority follows this broker as the leader of the control group{away}");
+        return Control::Stuck(reason);
+    }
+    match cluster.doubted_controller() {
+        Some(leader) => Control::Stuck(format!(
+            "broker {leader}, which leads the control group, does not say that a majority follows it{away}"
         )),
-        false => Control::Elects(format!("the control group has no leader{away}")),
+        None => Control::Elects(format!("the control group has no leader{away}")),
     }
 }
 

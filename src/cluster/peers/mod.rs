@@ -49,7 +49,7 @@ use crate::telemetry::{Metrics, TraceIds, Tracer, replication_of};
 pub use link::never_sent;
 pub use service::{Newcomer, Service};
 
-pub(super) use client::{identify, join};
+pub(super) use client::{Unconfirmed, identify, join};
 
 /// Metadata of calls between brokers.
 /// The version of what brokers say to each other and of the commands that they agree on. Higher with every release that adds
