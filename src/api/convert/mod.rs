@@ -407,6 +407,7 @@ impl From<PartitionProblem> for v1::PartitionProblem {
             Problem::Damaged => v1::PartitionProblemKind::Damaged,
         };
         v1::PartitionProblem {
+            moving_from_ids: problem.moving_from,
             topic: problem.topic,
             partition: problem.partition,
             kind: kind.into(),

@@ -394,6 +394,7 @@ pub(super) mod tests {
             kind,
             leader: None,
             replicas: vec![1],
+            moving_from: vec![],
             lagging: vec![],
             reason: String::new(),
         };

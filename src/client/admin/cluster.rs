@@ -55,7 +55,7 @@ pub enum ProblemKind {
     Leaderless,
     /// Replicas lag behind or are not reached.
     UnderReplicated,
-    /// Replicas are on their way to other brokers.
+    /// Replicas are on their way to other brokers, or wait until they can leave one that is drained or was replaced.
     Moving,
     /// A replica has lost what it wrote. If there are others, it gets everything from them.
     Damaged,
@@ -76,6 +76,8 @@ pub struct PartitionProblem {
     pub leader: Option<u64>,
     /// Brokers that have its replicas, or are to have them.
     pub replicas: Vec<u64>,
+    /// While they move: brokers that had its replicas before.
+    pub moving_from: Vec<u64>,
     /// Those that lag behind or are not reached.
     pub lagging: Vec<u64>,
     /// Why, and what to do.
@@ -131,6 +133,7 @@ impl From<v1::PartitionProblem> for PartitionProblem {
             kind,
             leader: known(problem.leader_id),
             replicas: problem.replica_ids,
+            moving_from: problem.moving_from_ids,
             lagging: problem.lagging_ids,
             reason: problem.reason,
         }

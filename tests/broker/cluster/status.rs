@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::support::asking::append;
 use crate::support::endpoint::{from, produce};
-use crate::support::tool::streambus;
+use crate::support::tool::{Running, streambus};
 use crate::support::{Cluster, PATIENCE, Subscriber, batch, eventually};
 
 /// The problem of a partition, as soon as it is of the wished kind at broker 1.
@@ -124,4 +124,27 @@ async fn a_broker_that_was_removed_unnoticed_learns_it_and_serves_nobody() {
     cluster.stop(4).await;
     let said = cluster.refuses(4).await;
     assert!(said.contains(wished), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_cannot_go_on_says_why() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic("wide", 1, 1).await;
+    // More replicas than the topic wants, so that the drain is not refused.
+    let admin = cluster.client().await.admin();
+    admin.reassign_partition("wide", 0, vec![1, 2, 3]).await.expect("known");
+    cluster.settled().await;
+    let mut drain = Running::start(cluster.broker(1), &["cluster", "drain", "3"]);
+    let why = "wide/0: replicas are to leave brokers 3 and have nowhere to go: 3 replicas need as many brokers, \
+               and 2 can take one";
+    let told = |lines: &[String]| lines.iter().any(|line| line.contains(why));
+    drain.until_said("it says why it does not go on", told).await;
+    let waits = problem(&cluster, "wide", ProblemKind::Moving).await;
+    assert!(waits.reason.contains("nowhere to go"), "{waits:?}");
+    admin.reassign_partition("wide", 0, vec![1, 2]).await.expect("known");
+    eventually(PATIENCE, "the broker has nothing left", async || {
+        let status = cluster.status_at(1).await?;
+        (status.brokers.iter().any(|one| one.broker_id == 3 && one.replicas == 0)).then_some(())
+    })
+    .await;
 }
