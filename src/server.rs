@@ -1,9 +1,12 @@
 //! One broker process: start, run, drain. Everything that is composed is composed here.
 
+mod search;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::broker::{self, Broker, Phase};
@@ -72,14 +75,7 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, Error> {
         let started = Instant::now();
         let data_dir = config.storage.data_dir.clone();
-        let identity = join::identity(
-            &data_dir,
-            &config.cluster,
-            config.api.grpc_listen,
-            |grpc| describe(&config, BrokerId(0), grpc, config.api.http_listen, crate::clock::Timestamp(0)),
-            waiting_for,
-        )
-        .await?;
+        let (identity, http) = search::identity(&config).await?;
         let telemetry = Telemetry::install(
             &config.telemetry,
             &telemetry::Identity {
@@ -92,26 +88,16 @@ impl Server {
         let (tasks, clock) = (Tasks::new(), Clock::system());
         // The ports outlive the rest: HTTP says how the drain goes.
         let ports = Tasks::new();
-        let broker = Broker::new(broker::Parts {
-            config: config.broker.clone(),
-            storage: config.storage.clone(),
-            metrics: metrics.clone(),
-            tracer: telemetry.tracer().clone(),
-            control: telemetry.control().clone(),
-            clock: clock.clone(),
-        });
+        let broker = new_broker(&config, &telemetry, clock.clone());
         let hub = Hub::new(identity.clone(), metrics.clone(), telemetry.tracer().clone(), &tasks);
         let api = api::Server::bind(
             &api::fit_to_open_files(&config.api),
             api::Environment {
-                broker: broker.clone(),
+                watched: watched(&broker, &telemetry, &ports),
                 peers: hub.clone(),
-                metrics: metrics.clone(),
                 tracer: telemetry.tracer().clone(),
-                scraper: scraper(telemetry.clone()),
-                detailer: detailer(telemetry.clone()),
-                tasks: ports.clone(),
                 batch_bytes_max: config.broker.batch_bytes_max,
+                http,
             },
         )
         .await?;
@@ -126,7 +112,7 @@ impl Server {
             let (identity, store) = (identity.clone(), store.clone());
             blocking(move || identity.establish(&data_dir, &store)).await?;
         }
-        broker.lifecycle().enter(Phase::Starting { waiting_for: "partitions".to_owned() });
+        let (waiting, waiting_for) = watch::channel("the metadata");
         let raft = raft::Env {
             store: store.clone(),
             tasks: tasks.clone(),
@@ -146,10 +132,14 @@ impl Server {
             broker: describe(&config, identity.broker, grpc_addr, http_addr, clock.now()),
             config: config.cluster.clone(),
             coordinator: &config.coordinator,
-            hub,
+            hub: hub.clone(),
             env: partitions.clone(),
+            waiting,
         };
-        let cluster = Cluster::open(open, &tasks).await?;
+        let cluster = tokio::select! {
+            cluster = Cluster::open(open, &tasks) => cluster?,
+            never = broker.tell_waiting(|| format!("{}{}", *waiting_for.borrow(), hub.and_away())) => match never {},
+        };
         let coordinators = cluster.coordinators().clone();
         let groups =
             broker::groups::Groups::new(config.groups.clone(), coordinators, metrics.clone(), tasks.child());
@@ -282,11 +272,26 @@ fn describe(
     }
 }
 
-/// Logs come later: they carry who the broker is, which is what it waits to learn.
-fn waiting_for(what: &str) {
-    use std::io::Write as _;
-    // Nobody may listen.
-    let _ = writeln!(std::io::stderr(), "waiting for {what}");
+fn new_broker(config: &Config, telemetry: &Telemetry, clock: Clock) -> Broker {
+    Broker::new(broker::Parts {
+        config: config.broker.clone(),
+        storage: config.storage.clone(),
+        metrics: telemetry.metrics().clone(),
+        tracer: telemetry.tracer().clone(),
+        control: telemetry.control().clone(),
+        clock,
+    })
+}
+
+/// What the HTTP port shows.
+fn watched(broker: &Broker, telemetry: &Telemetry, tasks: &Tasks) -> api::Watched {
+    api::Watched {
+        broker: broker.clone(),
+        metrics: telemetry.metrics().clone(),
+        scraper: scraper(telemetry.clone()),
+        detailer: detailer(telemetry.clone()),
+        tasks: tasks.clone(),
+    }
 }
 
 fn stopped_early() {

@@ -21,6 +21,7 @@ pub(super) fn not_ready(health: &Health) -> Option<String> {
         Phase::Starting { waiting_for } => return Some(format!("starting: waiting for {waiting_for}")),
         Phase::Draining => return Some("draining".to_owned()),
         Phase::Stopped => return Some("stopped".to_owned()),
+        Phase::Left { reason } => return Some(reason.clone()),
         Phase::Running => {}
     }
     [("broker", &health.broker), ("cluster", &health.majority)].into_iter().find_map(|(name, check)| {
@@ -35,7 +36,7 @@ pub(super) fn not_ready(health: &Health) -> Option<String> {
 pub(super) fn not_started(health: &Health) -> Option<&str> {
     match &health.phase {
         Phase::Starting { waiting_for } => Some(waiting_for),
-        Phase::Running | Phase::Draining | Phase::Stopped => None,
+        Phase::Running | Phase::Draining | Phase::Stopped | Phase::Left { .. } => None,
     }
 }
 

@@ -22,6 +22,7 @@ mod http;
 mod load;
 mod net;
 mod open_files;
+mod probes;
 mod rpc;
 pub mod status;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -40,6 +42,7 @@ pub use self::config::Config;
 use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 pub use self::open_files::fit_to_open_files;
+pub use self::probes::Probes;
 use self::rpc::{Calls, Ends, Limits};
 use crate::broker::{Broker, Check, Health, Phase, Room};
 use crate::cluster::peers::Hub;
@@ -73,22 +76,30 @@ pub enum Error {
 
 /// What the API needs from the rest of the process.
 pub struct Environment {
-    /// Answers the requests.
-    pub broker: Broker,
+    /// What HTTP shows.
+    pub watched: Watched,
     /// What other brokers ask.
     pub peers: Hub,
+    /// Traces requests.
+    pub tracer: Tracer,
+    /// Largest batch that any topic may allow (`broker.batch_bytes_max`).
+    pub batch_bytes_max: u64,
+    /// The HTTP port, if it is open already.
+    pub http: Option<TcpListener>,
+}
+
+/// What the HTTP port needs.
+pub struct Watched {
+    /// Answers the requests.
+    pub broker: Broker,
     /// Counts them.
     pub metrics: Metrics,
-    /// Traces them.
-    pub tracer: Tracer,
     /// Answers `/metrics`.
     pub scraper: Scraper,
     /// Answers `/metrics/detailed`.
     pub detailer: Detailer,
     /// Runs listeners and connections.
     pub tasks: Tasks,
-    /// Largest batch that any topic may allow (`broker.batch_bytes_max`).
-    pub batch_bytes_max: u64,
 }
 
 /// Collects and encodes all metrics for a client's `Accept` and `Accept-Encoding`. It may block.
@@ -103,6 +114,8 @@ pub type Detailer = Arc<
 pub struct Server {
     grpc: Listening<Grpc>,
     http: Listening<Http>,
+    /// Ends the streams of clients.
+    streams: CancellationToken,
     broker: Broker,
     reporter: HealthReporter,
     /// Ends the streams of health watchers, after they were told that nothing serves any more.
@@ -124,14 +137,14 @@ impl Server {
     /// # Errors
     /// If an address cannot be listened on.
     pub async fn bind(config: &Config, environment: Environment) -> Result<Self, Error> {
-        let Environment { broker, peers, metrics, tracer, scraper, detailer, tasks, batch_bytes_max } =
-            environment;
+        let Environment { watched, peers, tracer, batch_bytes_max, http } = environment;
+        let (broker, metrics) = (watched.broker.clone(), watched.metrics.clone());
         let (grpc_listener, grpc_address) = listen("api.grpc_listen", config.grpc_listen)?;
-        let (http_listener, http_address) = listen("api.http_listen", config.http_listen)?;
-        let (grpc_tasks, http_tasks) = (tasks.child(), tasks.child());
-        let (grpc_stop, http_stop) = (Stop::of(&grpc_tasks), Stop::of(&http_tasks));
+        let grpc_tasks = watched.tasks.child();
+        let grpc_stop = Stop::of(&grpc_tasks);
+        let streams = grpc_stop.drain.child_token();
         let load = Load::default();
-        observe(&metrics, &broker, &load);
+        let http = Listening::http(config, watched, http, grpc_address.port(), &load)?;
 
         let message_bytes_max = batch_bytes_max.saturating_add(MESSAGE_OVERHEAD_BYTES);
         let (reporter, health) = health::service().await;
@@ -142,7 +155,7 @@ impl Server {
             tracer.clone(),
             config.stream_window_batches,
             fetched_room.clone(),
-            grpc_stop.drain.clone(),
+            streams.clone(),
         );
         let decoded_bytes_max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
         let routes = grpc::routes(&context, health, peers.service(), decoded_bytes_max)?;
@@ -153,30 +166,17 @@ impl Server {
             timeout: config.message_timeout,
         };
         let calls = Calls::new(routes, metrics.clone(), tracer, load.clone(), limits, ends.clone());
-        let site = http::Site::new(
-            config,
-            http::Sources::new(config, broker.clone(), scraper, detailer, grpc_address.port()),
-            metrics.clone(),
-            load.clone(),
-        );
-
-        let grpc = Grpc::new(config, calls, fetched_room, http_address.port(), metrics.clone());
-        let http = Http::new(config, site, metrics.clone());
+        let grpc = Grpc::new(config, calls, fetched_room, http.address.port(), metrics.clone());
         Ok(Server {
             grpc: Listening {
                 listener: grpc_listener,
                 address: grpc_address,
-                port: Port::new(grpc, config.connections_max, metrics.clone(), load.clone()),
+                port: Port::new(grpc, config.connections_max, metrics, load.clone()),
                 tasks: grpc_tasks,
                 stop: grpc_stop,
             },
-            http: Listening {
-                listener: http_listener,
-                address: http_address,
-                port: Port::new(http, config.http_connections_max, metrics, load.clone()),
-                tasks: http_tasks,
-                stop: http_stop,
-            },
+            http,
+            streams,
             broker,
             reporter,
             ends,
@@ -203,6 +203,8 @@ impl Server {
         let Ends { watchers, peers: end_peers } = self.ends;
         let follow = health::follow(self.reporter, self.broker.health(), drain, watchers);
         self.grpc.tasks.spawn("grpc health", Criticality::BestEffort, follow);
+        let leaving = end_when_left(self.broker.health(), self.streams);
+        self.grpc.tasks.spawn_until_stopped("leaving", Criticality::BestEffort, leaving);
         let (grpc, http) = (self.grpc.serve("grpc listener"), self.http.serve("http listener"));
         Running { grpc, http, load: self.load, end_peers }
     }
@@ -214,6 +216,35 @@ impl<P: net::Protocol> Listening<P> {
         let accept = port.accept(listener, tasks.clone(), stop.clone());
         tasks.spawn(task, Criticality::Critical, accept);
         Served { tasks, stop }
+    }
+}
+
+impl Listening<Http> {
+    /// The HTTP port, which shows what is `watched` and what is `load`ed on it.
+    fn http(
+        config: &Config,
+        watched: Watched,
+        open: Option<TcpListener>,
+        grpc_port: u16,
+        load: &Load,
+    ) -> Result<Self, Error> {
+        let Watched { broker, metrics, scraper, detailer, tasks } = watched;
+        let (setting, address) = ("api.http_listen", config.http_listen);
+        let (listener, address) = match open {
+            Some(listener) => {
+                let chosen = listener.local_addr();
+                (listener, chosen.map_err(|source| Error::Listen { setting, address, source })?)
+            }
+            None => listen(setting, address)?,
+        };
+        observe(&metrics, &broker, load);
+        let sources = http::Sources::new(config, broker, scraper, detailer, grpc_port);
+        let site = http::Site::new(config, sources, metrics.clone(), load.clone());
+        let http = Http::new(config, site, metrics.clone());
+        let port = Port::new(http, config.http_connections_max, metrics, load.clone());
+        let tasks = tasks.child();
+        let stop = Stop::of(&tasks);
+        Ok(Listening { listener, address, port, tasks, stop })
     }
 }
 
@@ -287,12 +318,19 @@ fn observe(metrics: &Metrics, broker: &Broker, load: &Load) {
     metrics.observe_health(Arc::new(move || Some(checks_of(&health.borrow()))));
 }
 
+/// Ends the streams of clients once the broker does not belong to its cluster any more. New ones are refused.
+async fn end_when_left(mut health: watch::Receiver<Health>, streams: CancellationToken) {
+    if health.wait_for(|health| matches!(health.phase, Phase::Left { .. })).await.is_ok() {
+        streams.cancel();
+    }
+}
+
 fn status_of(phase: &Phase) -> Status {
     match phase {
         Phase::Starting { .. } => Status::Starting,
         Phase::Running => Status::Running,
         Phase::Draining => Status::Stopping,
-        Phase::Stopped => Status::Stopped,
+        Phase::Stopped | Phase::Left { .. } => Status::Stopped,
     }
 }
 

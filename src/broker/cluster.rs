@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::produce::in_partition;
 use super::{Broker, Error};
 use crate::cluster::partition_ref::PartitionRef;
+use crate::cluster::placement::{self, Candidate};
 use crate::cluster::turns::can_leave;
 use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage};
 use crate::{partition, raft};
@@ -12,6 +13,8 @@ use crate::{partition, raft};
 /// How long a hand-over may take before it counts as failed.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Why what could begin waits.
+const TURNS: &str = "since no more than cluster.moves_at_once partitions are repaired or move";
 
 /// The cluster as this broker sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +59,13 @@ pub struct BrokerStatus {
 /// What is wrong with a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// It has no leader.
+    /// It has no leader, and none can be elected: a majority of its replicas is on brokers that are not reached.
+    Offline,
+    /// It has no leader, and one may be elected.
     Leaderless,
     /// Replicas lag behind or are not reached.
     UnderReplicated,
-    /// Replicas are on their way to other brokers.
+    /// Replicas are on their way to other brokers, or wait until they can leave one that is drained or was replaced.
     Moving,
     /// A replica has lost what it wrote. If there are others, it gets everything from them.
     Damaged,
@@ -79,6 +84,8 @@ pub struct PartitionProblem {
     pub leader: Option<u64>,
     /// Brokers that have its replicas, or are to have them.
     pub replicas: Vec<u64>,
+    /// While they move: brokers that had its replicas before.
+    pub moving_from: Vec<u64>,
     /// Those that lag behind or are not reached.
     pub lagging: Vec<u64>,
     /// Why, and what to do.
@@ -95,6 +102,7 @@ impl Broker {
         let state = cluster.state();
         let hub = cluster.hub();
         let routes = cluster.routing().all();
+        let candidates = placement::candidates(&state, |id| hub.is_up(id.0));
         let mut problems = Vec::new();
         let mut leaders = std::collections::BTreeMap::<BrokerId, usize>::new();
         let mut names: Vec<_> = routes.keys().collect();
@@ -108,7 +116,7 @@ impl Broker {
                     *leaders.entry(leader).or_default() += 1;
                 }
                 if let Some((problem, lagging, reason)) =
-                    problem_of(assignment, partition, |id| hub.is_up(id.0))
+                    problem_of(assignment, partition, &candidates, |id| hub.is_up(id.0))
                 {
                     problems.push(PartitionProblem {
                         topic: route.topic.name.to_string(),
@@ -116,6 +124,7 @@ impl Broker {
                         problem,
                         leader: leader.map(|id| id.0),
                         replicas: assignment.replicas.iter().map(|id| id.0).collect(),
+                        moving_from: assignment.moving_from.iter().map(|id| id.0).collect(),
                         lagging: lagging.iter().map(|id| id.0).collect(),
                         reason,
                     });
@@ -255,6 +264,7 @@ impl Broker {
 fn problem_of(
     assignment: &PartitionAssignment,
     partition: &PartitionRef,
+    candidates: &[Candidate],
     reached: impl Fn(BrokerId) -> bool,
 ) -> Option<(Problem, Vec<BrokerId>, String)> {
     let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
@@ -264,7 +274,11 @@ fn problem_of(
         if let Some(damage) = damage {
             reason = format!("{reason}; {damage}");
         }
-        return Some((Problem::Leaderless, away, reason));
+        let problem = match assignment.lacks_majority(&reached) {
+            true => Problem::Offline,
+            false => Problem::Leaderless,
+        };
+        return Some((problem, away, reason));
     }
     let mut lagging = partition.lagging();
     lagging.retain(|id| assignment.replicas.contains(id));
@@ -277,9 +291,7 @@ fn problem_of(
     if let Some(reason) = damage {
         return Some((Problem::Damaged, lagging, reason));
     }
-    if assignment.is_moving() {
-        let reason =
-            format!("replicas move from {} to {}", list(&assignment.moving_from), list(&assignment.replicas));
+    if let Some(reason) = move_in_words(assignment, candidates, &reached) {
         return Some((Problem::Moving, lagging, reason));
     }
     if lagging.is_empty() {
@@ -287,6 +299,38 @@ fn problem_of(
     }
     let reason = why_under_replicated(&lagging, &reached);
     Some((Problem::UnderReplicated, lagging, reason))
+}
+
+/// How far a move is, and what it waits for; also one that has still to begin, because a broker is to lose its replicas.
+fn move_in_words(
+    assignment: &PartitionAssignment,
+    candidates: &[Candidate],
+    reached: impl Fn(BrokerId) -> bool,
+) -> Option<String> {
+    let PartitionAssignment { replicas, moving_from, .. } = assignment;
+    if assignment.is_moving() {
+        let away: Vec<BrokerId> = replicas.iter().copied().filter(|id| !reached(*id)).collect();
+        let missing = match away.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; it waits for brokers {}, which are not reached: start them, or reassign the partition",
+                list(&away)
+            ),
+        };
+        return Some(format!("replicas move from {} to {}{missing}", list(moving_from), list(replicas)));
+    }
+    let stays = |id: &BrokerId| candidates.iter().any(|candidate| candidate.id == *id);
+    let leaving: Vec<BrokerId> = replicas.iter().copied().filter(|id| !stays(id)).collect();
+    if leaving.is_empty() {
+        return None;
+    }
+    let waits = match placement::replace(candidates, assignment) {
+        Err(too_few) => {
+            format!("have nowhere to go: {too_few}; add a broker, or reassign the partition to fewer")
+        }
+        Ok(_) => format!("wait for their turn, {TURNS}"),
+    };
+    Some(format!("replicas are to leave brokers {} and {waits}", list(&leaving)))
 }
 
 fn list(ids: &[BrokerId]) -> String {
@@ -300,9 +344,6 @@ fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -
     let mut away: Vec<_> = replicas.iter().chain(moving_from).copied().filter(|id| !reached(*id)).collect();
     away.sort();
     away.dedup();
-    let no_majority = |ids: &[BrokerId]| {
-        !ids.is_empty() && ids.iter().filter(|id| away.contains(id)).count() * 2 >= ids.len()
-    };
     let damaged = replicas.iter().filter(|id| assignment.is_damaged(**id)).count();
     if away.is_empty() {
         return match damaged * 2 >= replicas.len() {
@@ -313,7 +354,7 @@ fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -
         }
         .to_owned();
     }
-    let consequence = match no_majority(replicas) || no_majority(moving_from) {
+    let consequence = match assignment.lacks_majority(&reached) {
         true if assignment.is_moving() => ", so there may be no majority: start them",
         true => ", so there is no majority: start them",
         false => "; an election is under way",
@@ -374,10 +415,7 @@ fn repair_in_words(
             let away: Vec<_> = away.map(ToString::to_string).collect();
             format!("is needed for a majority until brokers {} are reached", away.join(", "))
         }
-        RepairStage::Waiting => {
-            "waits for its turn, since no more than cluster.moves_at_once partitions are repaired or move"
-                .to_owned()
-        }
+        RepairStage::Waiting => format!("waits for its turn, {TURNS}"),
         RepairStage::Leaving => "leaves its group once a majority of the others has everything".to_owned(),
         RepairStage::Emptying => "is emptied".to_owned(),
         RepairStage::Joining => "gets everything from the others".to_owned(),
@@ -411,6 +449,34 @@ mod tests {
         assert_eq!(why(&leaves, &[2]), "an election is under way");
         let last_moves = moving(&[1, 2, 3], &[1, 2, 4]);
         assert_eq!(why(&last_moves, &[3]), "brokers 3 are not reached; an election is under way");
+    }
+
+    #[test]
+    fn a_move_says_what_it_waits_for() {
+        let candidate = |id: u64| Candidate {
+            id: BrokerId(id),
+            reached: true,
+            rack: String::new(),
+            replicas: 0,
+            leaders: 0,
+        };
+        let says = |assignment: &PartitionAssignment, candidates: &[u64], away: u64| {
+            let candidates: Vec<_> = candidates.iter().copied().map(candidate).collect();
+            move_in_words(assignment, &candidates, |id| id.0 != away)
+        };
+        let moves = moving(&[1, 3], &[1, 4]);
+        assert_eq!(says(&moves, &[1, 4], 3).as_deref(), Some("replicas move from 1, 3 to 1, 4"));
+        let waits = says(&moves, &[1, 4], 4).expect("it moves");
+        assert!(waits.contains("waits for brokers 4, which are not reached: start them"), "{waits}");
+        let stays = moving(&[], &[1, 3]);
+        assert_eq!(says(&stays, &[1, 2, 3], 0), None);
+        let drained = says(&stays, &[1, 2], 0).expect("3 is drained");
+        assert!(drained.starts_with("replicas are to leave brokers 3 and wait for their turn"), "{drained}");
+        let stuck = says(&stays, &[1], 0).expect("3 is drained");
+        assert!(
+            stuck.contains("nowhere to go: 2 replicas need as many brokers, and 1 can take one"),
+            "{stuck}"
+        );
     }
 
     #[test]

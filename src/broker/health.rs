@@ -1,5 +1,6 @@
 //! Whether the broker can do its work, and if not, why.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,12 @@ use crate::storage;
 
 /// How often the checks look. Health flips within this time.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// After which time of waiting the log says what a broker that starts waits for, how often it says so again, and how soon
+/// if that has changed.
+const TELL_AFTER: Duration = Duration::from_secs(3);
+const TELL_AGAIN: Duration = Duration::from_secs(30);
+const TELL_CHANGE: Duration = Duration::from_secs(5);
 
 /// Where the broker is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +34,11 @@ pub enum Phase {
     Draining,
     /// It is about to end.
     Stopped,
+    /// It does not belong to its cluster any more, and serves nobody.
+    Left {
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
 /// The result of one check.
@@ -72,7 +84,7 @@ impl Health {
     /// Health of a broker that has just begun to start.
     pub fn starting(waiting_for: &str) -> Self {
         Health {
-            broker: Check::failing(format!("starting: {waiting_for}")),
+            broker: starting(waiting_for),
             storage: Check::failing("not open yet"),
             cluster: Check::failing("not open yet"),
             majority: Check::failing("not open yet"),
@@ -115,13 +127,33 @@ impl Reporter {
     pub fn enter(&self, phase: Phase) {
         self.health.send_modify(|health| {
             health.broker = match &phase {
-                Phase::Starting { waiting_for } => Check::failing(format!("starting: {waiting_for}")),
+                Phase::Starting { waiting_for } => starting(waiting_for),
                 Phase::Running => Check::Ok,
                 Phase::Draining => Check::failing("draining: the broker is stopping"),
                 Phase::Stopped => Check::failing("stopped"),
+                Phase::Left { reason } => Check::failing(reason),
             };
             health.phase = phase;
         });
+    }
+
+    /// Notes that the broker does not belong to its cluster any more.
+    fn leave(&self, reason: String) {
+        let running = self.health.borrow().phase == Phase::Running;
+        if running {
+            self.enter(Phase::Left { reason });
+        }
+    }
+
+    /// Notes what the broker waits for, as long as it starts.
+    fn waits_for(&self, what: String) {
+        let waiting_for = match &self.health.borrow().phase {
+            Phase::Starting { waiting_for } => waiting_for.clone(),
+            _ => return,
+        };
+        if waiting_for != what {
+            self.enter(Phase::Starting { waiting_for: what });
+        }
     }
 
     fn note(&self, storage: Check, control: Control, groups: Check) {
@@ -146,6 +178,10 @@ impl Reporter {
     }
 }
 
+fn starting(waiting_for: &str) -> Check {
+    Check::failing(format!("starting: waiting for {waiting_for}"))
+}
+
 fn report(name: &'static str, before: &Check, now: &Check) {
     match now {
         Check::Failing { reason } if now != before => warn!(check = name, reason, "health check fails"),
@@ -159,6 +195,25 @@ impl Broker {
     pub fn check_health(&self) {
         if let Some(open) = self.0.open.get() {
             self.0.health.note(check_storage(open), check_control(open), check_groups(open));
+            if let Some(left) = open.cluster.left() {
+                self.0.health.leave(left);
+            }
+        }
+    }
+
+    /// Says what a broker that starts waits for: in its health at once, in the log if it takes long.
+    pub async fn tell_waiting(&self, waiting_for: impl Fn() -> String) -> Infallible {
+        let (mut told, started) = (None, Instant::now());
+        let mut tick = tokio::time::interval(INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let waiting_for = waiting_for();
+            self.0.health.waits_for(waiting_for.clone());
+            if is_to_be_told(&waiting_for, told.as_ref(), started) {
+                warn!(name: "broker.waiting", waiting_for, "the broker cannot serve yet: after {} s it is waiting for {waiting_for}", started.elapsed().as_secs());
+                told = Some((waiting_for, Instant::now()));
+            }
         }
     }
 
@@ -170,6 +225,15 @@ impl Broker {
             tick.tick().await;
             self.check_health();
         }
+    }
+}
+
+/// Whether the log is to say what is waited for: at first, if that has changed, and now and then.
+fn is_to_be_told(waiting_for: &str, told: Option<&(String, Instant)>, started: Instant) -> bool {
+    match told {
+        None => started.elapsed() >= TELL_AFTER,
+        Some((before, at)) if before == waiting_for => at.elapsed() >= TELL_AGAIN,
+        Some((_, at)) => at.elapsed() >= TELL_CHANGE,
     }
 }
 
@@ -222,17 +286,16 @@ fn check_control(open: &Open) -> Control {
     if cluster.controller().is_some() {
         return Control::Agrees;
     }
-    let away: Vec<String> =
-        cluster.hub().peers().into_iter().filter(|(_, up)| !up).map(|(id, _)| id.to_string()).collect();
-    let away = match away.is_empty() {
-        true => String::new(),
-        false => format!("; brokers {} are not reached", away.join(", ")),
-    };
-    match control.leader == Some(cluster.identity().broker.0) {
-        true => Control::Stuck(format!(
-            "no majority follows this broker as the leader of the control group{away}"
+    let away = cluster.hub().and_away();
+    if control.leader == Some(cluster.identity().broker.0) {
+        let reason = format!("no majority follows this broker as the leader of the control group{away}");
+        return Control::Stuck(reason);
+    }
+    match cluster.doubted_controller() {
+        Some(leader) => Control::Stuck(format!(
+            "broker {leader}, which leads the control group, does not say that a majority follows it{away}"
         )),
-        false => Control::Elects(format!("the control group has no leader{away}")),
+        None => Control::Elects(format!("the control group has no leader{away}")),
     }
 }
 

@@ -230,16 +230,16 @@ impl Broker {
         self.0.open.get().map(|open| open.cluster.identity().broker.0)
     }
 
-    /// The broker that leads the control group, if it is another one.
+    /// The broker that leads the control group, if it is another one, and this one serves.
     pub fn controller_elsewhere(&self) -> Option<u64> {
-        let cluster = &self.0.open.get()?.cluster;
+        let cluster = &self.running().ok()?.cluster;
         // Also if it is not reached: what cannot be forwarded says so.
         cluster.control_status().now().leader.filter(|id| *id != cluster.identity().broker.0)
     }
 
-    /// The broker that coordinates a group, if it is another one.
+    /// The broker that coordinates a group, if it is another one, and this one serves.
     pub fn coordinator_elsewhere(&self, group: &str) -> Option<u64> {
-        let cluster = &self.0.open.get()?.cluster;
+        let cluster = &self.running().ok()?.cluster;
         let leader = cluster.coordinators().of(group).leader();
         leader.filter(|id| *id != cluster.identity().broker.0)
     }
@@ -291,6 +291,9 @@ impl Broker {
     fn running(&self) -> Result<&Open, Error> {
         match (self.0.health.is_serving(), self.0.open.get()) {
             (true, Some(open)) => Ok(open),
+            (false, Some(open)) if open.cluster.left().is_some() => {
+                Err(Error::NotReady("no member of its cluster any more: use another one"))
+            }
             (false, Some(_)) => Err(Error::NotReady("stopping")),
             (_, None) => Err(Error::NotReady("starting")),
         }

@@ -51,8 +51,7 @@ impl Broker {
                 levels.moving += u64::from(assignment.is_moving());
                 let Some(leader) = partition.leader() else {
                     levels.leaderless += 1;
-                    let here = assignment.replicas.iter().filter(|id| reached(**id)).count();
-                    levels.offline += u64::from(here * 2 <= assignment.replicas.len());
+                    levels.offline += u64::from(assignment.lacks_majority(reached));
                     continue;
                 };
                 if leader == this {

@@ -12,6 +12,9 @@ use crate::client::{Admin, BrokerDescription, BrokerStatus, ClusterStatus, Parti
 
 /// How often the progress of a drain is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// After which time without progress it is said what the partitions wait for, and of how many.
+const STALLED: Duration = Duration::from_secs(3);
+const STALLED_PARTITIONS_MAX: usize = 20;
 
 /// Looks at the cluster, and changes who is in it and who has which replicas.
 #[derive(Debug, Subcommand)]
@@ -163,12 +166,13 @@ struct Leaderless(usize);
 async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
     let status = admin.cluster_status().await?;
     let count = |kind| status.problems.iter().filter(|problem| problem.kind == kind).count();
-    let leaderless = count(ProblemKind::Leaderless);
+    let offline = count(ProblemKind::Offline);
+    let leaderless = count(ProblemKind::Leaderless) + offline;
     if json {
         line(status_json(&status))?;
     } else {
         line(format_args!(
-            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
+            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}, of which {offline} are offline\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
             id(status.controller_id),
             list(&status.controller_voters),
             status.coordinators.iter().map(|at| id(*at)).collect::<Vec<_>>().join(", "),
@@ -226,7 +230,8 @@ async fn brokers(admin: &Admin, json: bool) -> anyhow::Result<()> {
 
 async fn wait_for_drain(admin: &Admin, broker_id: u64, json: bool) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut told = None;
+    let (mut told, mut moved) = (None, started);
+    let mut explained = Vec::new();
     loop {
         let status = admin.cluster_status().await?;
         let broker = status.brokers.iter().find(|broker| broker.broker_id == broker_id);
@@ -243,10 +248,35 @@ async fn wait_for_drain(admin: &Admin, broker_id: u64, json: bool) -> anyhow::Re
         let replicas = broker.map_or(0, |broker| broker.replicas);
         if told != Some(replicas) {
             told = Some(replicas);
+            moved = Instant::now();
             note(format_args!("broker {broker_id}: {replicas} replicas left"));
+        }
+        let waits = what_waits(&status, broker_id);
+        if moved.elapsed() >= STALLED && waits != explained {
+            waits.iter().for_each(note);
+            explained = waits;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// What the partitions wait for of which a broker still has replicas.
+fn what_waits(status: &ClusterStatus, broker_id: u64) -> Vec<String> {
+    let has = |problem: &&PartitionProblem| {
+        problem.replicas.contains(&broker_id) || problem.moving_from.contains(&broker_id)
+    };
+    let mut waits: Vec<String> = status
+        .problems
+        .iter()
+        .filter(has)
+        .map(|PartitionProblem { topic, partition, reason, .. }| format!("{topic}/{partition}: {reason}"))
+        .collect();
+    let more = waits.len().saturating_sub(STALLED_PARTITIONS_MAX);
+    waits.truncate(STALLED_PARTITIONS_MAX);
+    if more > 0 {
+        waits.push(format!("and {more} more; `streambus cluster status` shows all"));
+    }
+    waits
 }
 
 fn status_json(status: &ClusterStatus) -> Value {
@@ -270,6 +300,7 @@ fn status_json(status: &ClusterStatus) -> Value {
             "problem": kind(problem.kind),
             "leader": problem.leader,
             "replicas": problem.replicas,
+            "moving_from": problem.moving_from,
             "lagging": problem.lagging,
             "reason": problem.reason,
         })
@@ -286,6 +317,7 @@ fn status_json(status: &ClusterStatus) -> Value {
 
 fn kind(kind: ProblemKind) -> &'static str {
     match kind {
+        ProblemKind::Offline => "offline",
         ProblemKind::Leaderless => "leaderless",
         ProblemKind::UnderReplicated => "under-replicated",
         ProblemKind::Moving => "moving",

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::Config;
@@ -89,7 +91,7 @@ enum Answer {
     Silent(String),
 }
 
-/// Finds out who this broker is: reads it, founds a cluster or joins one. Waits as long as it takes, and tells `waiting`
+/// Finds out who this broker is: reads it, founds a cluster or joins one. Waits as long as it takes, and says in `waiting`
 /// for what.
 ///
 /// `listen` is where the gRPC port will be; as long as the broker is new, it says so there. `describe` gives what the
@@ -102,7 +104,7 @@ pub async fn identity(
     config: &Config,
     listen: SocketAddr,
     describe: impl Fn(SocketAddr) -> Broker,
-    waiting: impl Fn(&str),
+    waiting: &watch::Sender<String>,
 ) -> Result<Identity, Error> {
     let known = {
         let data_dir = data_dir.to_owned();
@@ -167,11 +169,12 @@ async fn join(
     data_dir: PathBuf,
     config: &Config,
     this: Broker,
-    waiting: impl Fn(&str),
+    waiting: &watch::Sender<String>,
 ) -> Result<Identity, Error> {
     let others: Vec<&String> = config.seeds.iter().filter(|seed| **seed != this.grpc_address).collect();
     let first = config.seeds.first() == Some(&this.grpc_address);
-    let mut told = String::new();
+    let hint = hint(config, &this);
+    let mut hinted = false;
     loop {
         let answers = join_all(others.iter().map(|seed| ask(seed))).await;
         refuse_newer(others.iter().copied().zip(&answers))?;
@@ -195,18 +198,44 @@ async fn join(
         } else if first && answers.iter().all(|answer| matches!(answer, Answer::New)) {
             return blocking(move || Identity::found(&data_dir)).await;
         } else {
-            let silent = others.iter().zip(&answers).find_map(|(seed, answer)| match answer {
-                Answer::Silent(reason) => Some(format!("{seed}: {reason}")),
-                _ => None,
-            });
-            silent.unwrap_or_else(|| format!("{} to found a cluster", config.seeds[0]))
+            let missing = missing(others.iter().copied().zip(&answers), &config.seeds[0]);
+            match &hint {
+                None => missing,
+                Some(hint) => {
+                    // It may wait for ever, so it says so before it has waited for long.
+                    if !std::mem::replace(&mut hinted, true) {
+                        warn!(name: "broker.not_a_seed", "no seed has said that it belongs to a cluster, and {hint}");
+                    }
+                    format!("{missing}; {hint}")
+                }
+            }
         };
-        if wait_for != told {
-            waiting(&wait_for);
-            told = wait_for;
-        }
+        waiting.send_replace(wait_for);
         tokio::time::sleep(ROUND).await;
     }
+}
+
+/// Whom a broker waits for that has found no member of a cluster.
+fn missing<'a>(answers: impl Iterator<Item = (&'a String, &'a Answer)>, founder: &str) -> String {
+    let silent = answers.filter_map(|(seed, answer)| match answer {
+        Answer::Silent(reason) => Some(format!("{seed} ({reason})")),
+        _ => None,
+    });
+    match silent.collect::<Vec<_>>() {
+        silent if silent.is_empty() => format!("{founder} to found a cluster"),
+        silent => format!("seeds to answer: {}", silent.join(", ")),
+    }
+}
+
+/// What to know of a broker that is none of its own seeds: it founds no cluster, and may be meant to.
+fn hint(config: &Config, this: &Broker) -> Option<String> {
+    let address = &this.grpc_address;
+    let listed = config.seeds.contains(address);
+    (!listed).then(|| {
+        format!(
+            "this broker says that it is at {address}, which is not in cluster.seeds, so it founds no cluster: if it is one of the seeds, set server.grpc_advertise to its address there"
+        )
+    })
 }
 
 async fn ask(seed: &str) -> Answer {
@@ -256,6 +285,28 @@ fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_that_are_missing_are_named_with_the_reason() {
+        let seeds = ["a:9092", "b:9092", "c:9092"].map(str::to_owned);
+        let told = |answers: [Answer; 3]| missing(seeds.iter().zip(&answers), "a:9092");
+        let silent = || Answer::Silent("refused".to_owned());
+        let missing = told([Answer::New, silent(), silent()]);
+        assert_eq!(missing, "seeds to answer: b:9092 (refused), c:9092 (refused)");
+        assert_eq!(told([Answer::New, Answer::New, Answer::New]), "a:9092 to found a cluster");
+    }
+
+    #[test]
+    fn a_broker_that_is_none_of_its_seeds_is_told_so() {
+        let seeded = |seeds: &[&str]| Config {
+            seeds: seeds.iter().copied().map(str::to_owned).collect(),
+            ..Config::default()
+        };
+        let this = Broker::fake("b:9092");
+        assert_eq!(hint(&seeded(&["a:9092", "b:9092"]), &this), None);
+        let told = hint(&seeded(&["a:9092", "localhost:9092"]), &this).expect("it is none");
+        assert!(told.contains("b:9092") && told.contains("server.grpc_advertise"), "{told}");
+    }
 
     #[test]
     fn a_seed_of_a_newer_release_is_refused() {

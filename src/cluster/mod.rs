@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | settings |
 //! | [`identity`], [`join`] | who this broker is, and how it became a member of its cluster |
+//! | [`contact`] | whether there is a majority, and whether this broker still belongs to the cluster |
 //! | [`control`] | the group that agrees on metadata |
 //! | [`coordinator`] | the groups that agree on consumer groups and their offsets |
 //! | [`purge`] | keeps the logs of these groups short |
@@ -20,6 +21,7 @@
 //! coordinator shards; some of them vote there. A partition has replicas on those that the metadata names.
 
 pub mod config;
+mod contact;
 pub mod control;
 pub mod coordinator;
 pub mod identity;
@@ -44,6 +46,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
+use contact::Contact;
 use control::Control;
 use coordinator::Coordinators;
 use identity::Identity;
@@ -77,6 +80,7 @@ pub struct Cluster {
     routing: Arc<Routing>,
     hub: Hub,
     reconciled: watch::Receiver<Arc<State>>,
+    contact: watch::Receiver<Contact>,
     /// Of the reconciler and everything below it.
     tasks: Tasks,
 }
@@ -95,6 +99,8 @@ pub struct Open<'a> {
     pub hub: Hub,
     /// What partitions share.
     pub env: partition::Env,
+    /// Told what [`Cluster::open`] waits for.
+    pub waiting: watch::Sender<&'static str>,
 }
 
 impl Cluster {
@@ -105,9 +111,10 @@ impl Cluster {
     /// # Errors
     /// The store failed or holds something else, or the cluster does not want this broker (any more).
     pub async fn open(open: Open<'_>, tasks: &Tasks) -> Result<Self, control::Error> {
-        let Open { identity, broker, config, coordinator, hub, env } = open;
+        let Open { identity, broker, config, coordinator, hub, env, waiting } = open;
         let (node, founds) = (identity.broker, identity.founds());
         let tasks = tasks.child();
+        waiting.send_replace("the metadata");
         let control =
             Control::open(node.0, founds, coordinator.log_bytes, hub.clone(), &env.raft, &tasks).await?;
         let book = {
@@ -133,9 +140,11 @@ impl Cluster {
             book,
         };
         tasks.spawn("reconciler", Criticality::Critical, reconciler.run());
+        waiting.send_replace("a leader of the control group, which a majority of its voters must elect");
         register(&control, &hub, &config.seeds, broker).await?;
         control.ready().await?;
         let shards = fixed_shards(&control, coordinator).await?;
+        waiting.send_replace("leaders of the coordinator shards");
         let alone = [node.0];
         let founders = founds.then_some(&alone[..]);
         let coordinators =
@@ -157,9 +166,16 @@ impl Cluster {
         tasks.spawn_until_stopped("retention", Criticality::Critical, retention);
         let verify = verify::run(routing.clone(), env.config.clone());
         tasks.spawn_until_stopped("verify", Criticality::Critical, verify);
-        let cluster = Cluster { identity, config, control, coordinators, routing, hub, reconciled, tasks };
+        let (keeping, contact) = watch::channel(Contact::default());
+        let cluster =
+            Cluster { identity, config, control, coordinators, routing, hub, reconciled, contact, tasks };
+        waiting.send_replace("what the leader of the control group knows");
         // Topics that were created while this broker was down are known before it says anything about them.
         cluster.control.caught_up().await?;
+        keeping.send_replace(Contact::fresh());
+        let contact = contact::keep(node, cluster.control.clone(), cluster.hub.clone(), keeping);
+        cluster.tasks.spawn_until_stopped("contact", Criticality::Critical, contact);
+        waiting.send_replace("partitions");
         cluster.settled(&cluster.control.state()).await;
         cluster.hub.set_ready(true);
         Ok(cluster)
@@ -278,9 +294,21 @@ impl Cluster {
         self.state().brokers().filter(|broker| broker.takes_replicas()).count() as u32
     }
 
-    /// The broker that leads the control group, as [`Hub::leader_of`] has it.
+    /// The broker that leads the control group, as [`Hub::leader_of`] has it, if it is known that a majority follows.
     pub fn controller(&self) -> Option<BrokerId> {
-        self.hub.leader_of(&self.control.members()).map(BrokerId)
+        let leader = BrokerId(self.hub.leader_of(&self.control.members())?);
+        (leader == self.identity.broker || self.contact.borrow().is_confirmed()).then_some(leader)
+    }
+
+    /// The broker that leads the control group and is reached, if it does not say that a majority follows.
+    pub fn doubted_controller(&self) -> Option<BrokerId> {
+        let leader = self.hub.leader_of(&self.control.members())?;
+        self.contact.borrow().doubts(leader).then_some(BrokerId(leader))
+    }
+
+    /// Why this broker does not belong to the cluster any more, and what to do, if that is so.
+    pub fn left(&self) -> Option<String> {
+        self.contact.borrow().left().map(str::to_owned)
     }
 
     /// Hands the leadership of a partition that this broker leads to another one that has a replica.

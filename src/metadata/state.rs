@@ -325,17 +325,29 @@ impl State {
         }
     }
 
+    /// Why a broker that was in the cluster is not any more, and what to do with it. Nothing for those that are, and those
+    /// that this state does not know yet. It never comes back, so this is true of every later state, too.
+    pub fn has_left(&self, id: BrokerId) -> Option<String> {
+        let why = match self.brokers.get(&id) {
+            Some(Broker { replaced_by: Some(by), .. }) => {
+                format!("replaced by broker {by}, which has its address")
+            }
+            None if id.0 < self.next_broker_id => "removed from the cluster".to_owned(),
+            _ => return None,
+        };
+        Some(format!(
+            "broker {id} was {why}: stop it; with an empty data directory and cluster.seeds it joins again, under another number"
+        ))
+    }
+
     fn register(&mut self, broker: Broker) -> Result<Outcome, Error> {
         let first = self.brokers.is_empty();
+        if let Some(left) = self.has_left(broker.id) {
+            return Err(Error::Refused(left));
+        }
         match self.brokers.get_mut(&broker.id) {
             Some(known) => {
                 let (draining, replaced_by) = (known.draining, known.replaced_by);
-                if let Some(by) = replaced_by {
-                    let id = broker.id;
-                    return Err(Error::Refused(format!(
-                        "broker {id} was replaced by broker {by}, which has its address; empty the data directory to join anew"
-                    )));
-                }
                 *known = Broker { draining, replaced_by, ..broker };
             }
             // The first broker numbers itself.
@@ -514,6 +526,25 @@ mod tests {
         state.apply(Command::DeleteTopic { name: "a".into() }).expect("deleted");
         state.apply(create("a")).expect("created again");
         assert_eq!(state.topic("a").expect("exists").id, TopicId(2));
+    }
+
+    #[test]
+    fn a_broker_that_has_left_is_told_from_one_that_is_not_known_yet() {
+        let mut state = State::default();
+        let left = |state: &State| {
+            (1..=4).filter(|id| state.has_left(BrokerId(*id)).is_some()).collect::<Vec<u64>>()
+        };
+        assert!(left(&state).is_empty());
+        state.apply(Command::RegisterBroker(Broker::fake("a"))).expect("the first");
+        state.apply(Command::AdmitBroker(Broker::fake("b"))).expect("admitted");
+        assert!(left(&state).is_empty());
+        state.apply(Command::AdmitBroker(Broker::fake("b"))).expect("admitted");
+        assert_eq!(left(&state), [2], "replaced");
+        state.apply(Command::RemoveBroker { id: BrokerId(2) }).expect("it has nothing");
+        assert_eq!(left(&state), [2]);
+        let again = Broker { id: BrokerId(2), ..Broker::fake("c") };
+        let refused = state.apply(Command::RegisterBroker(again)).expect_err("it was removed").to_string();
+        assert!(refused.contains("removed from the cluster") && refused.contains("empty data"), "{refused}");
     }
 
     #[test]

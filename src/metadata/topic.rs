@@ -172,6 +172,20 @@ impl PartitionAssignment {
         self.replicas.iter().copied().filter(move |id| !self.repair_of(*id).is_some_and(emptied))
     }
 
+    /// Whether brokers that are not `reached` are needed for a majority, so that nobody can be elected leader without them.
+    ///
+    /// Which replicas vote is known to the leader. While replicas move, those vote that were there before, those that are to
+    /// be there, or both; and one that is repaired votes or does not. So each of these must have a majority.
+    pub fn lacks_majority(&self, reached: impl Fn(BrokerId) -> bool) -> bool {
+        let repaired = self.under_repair().map(|repair| repair.broker);
+        let others = self.replicas.iter().copied().filter(|id| Some(*id) != repaired).collect();
+        let electorates = [self.replicas.clone(), others, self.moving_from.clone()];
+        electorates.iter().any(|voters| {
+            let there = voters.iter().filter(|id| reached(**id)).count();
+            !voters.is_empty() && there * 2 <= voters.len()
+        })
+    }
+
     /// Whether replicas are on their way to other brokers.
     pub fn is_moving(&self) -> bool {
         !self.moving_from.is_empty()
@@ -223,6 +237,29 @@ pub fn validate_name(name: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_majority_is_needed_wherever_the_votes_may_be() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(BrokerId).collect::<Vec<_>>();
+        let lacks = |assignment: &PartitionAssignment, away: &[u64]| {
+            assignment.lacks_majority(|id| !away.contains(&id.0))
+        };
+        let three = PartitionAssignment::new(ids(&[1, 2, 3]));
+        assert!(!lacks(&three, &[]) && !lacks(&three, &[2]) && lacks(&three, &[2, 3]));
+        let two = PartitionAssignment::new(ids(&[1, 2]));
+        assert!(!lacks(&two, &[3]) && lacks(&two, &[1]));
+        let moves = PartitionAssignment { moving_from: ids(&[3]), ..PartitionAssignment::new(ids(&[1])) };
+        assert!(!lacks(&moves, &[2]) && lacks(&moves, &[1]));
+        assert!(lacks(&moves, &[3]), "its only replica has not left it yet");
+        let spreads = PartitionAssignment { moving_from: ids(&[1, 2, 3]), ..two };
+        assert!(!lacks(&spreads, &[3]) && lacks(&spreads, &[2]));
+        let mut repaired = three;
+        repaired.begin_repair(BrokerId(3), "row 7".to_owned());
+        assert!(!lacks(&repaired, &[1]), "it votes until its turn comes");
+        repaired.advance_repair(RepairStage::Waiting);
+        repaired.advance_repair(RepairStage::Leaving);
+        assert!(!lacks(&repaired, &[3]) && lacks(&repaired, &[1]), "two of two are needed");
+    }
 
     #[test]
     fn names_of_allowed_characters_are_valid() {

@@ -27,7 +27,7 @@ pub struct ClusterLevels {
     pub leader: bool,
     /// Partitions without a leader.
     pub leaderless: u64,
-    /// Those of them of whose replicas no majority is reached.
+    /// Those of them of whose replicas no majority is reached, so that none can be elected.
     pub offline: u64,
     /// Partitions that this broker leads and of which replicas do not keep up.
     pub under_replicated: u64,

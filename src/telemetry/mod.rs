@@ -46,6 +46,7 @@ mod storage;
 mod tests;
 mod topics;
 mod trace;
+mod unnamed;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, PeerLevels, RaftLevels, TopicLevels};

@@ -8,8 +8,8 @@ use uuid::Uuid;
 /// The namespace that the semantic conventions assign to names made from stable ids.
 const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
 
-/// The broker's place in the world. Stable over restarts, so that its series are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The broker's place in the world. Stable over restarts, so that its series are. Empty before it has one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster's id.
     pub cluster_id: String,
@@ -30,10 +30,13 @@ pub(super) fn resource(identity: &Identity, env: &dyn Fn(&str) -> Option<String>
         .with_attributes([
             KeyValue::new("service.name", "streambus"),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", identity.instance_id().to_string()),
         ])
         .with_detector(Box::new(TelemetryResourceDetector))
         .with_detector(Box::new(EnvResourceDetector::new()));
+    if *identity != Identity::default() {
+        let id = identity.instance_id().to_string();
+        builder = builder.with_attribute(KeyValue::new("service.instance.id", id));
+    }
     if let Some(name) = env("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()) {
         builder = builder.with_service_name(name);
     }
@@ -58,6 +61,14 @@ mod tests {
         assert_eq!(id.get_version_num(), 5);
         assert_ne!(id, identity("c", "2").instance_id());
         assert_ne!(id, identity("d", "1").instance_id());
+    }
+
+    #[test]
+    fn a_broker_without_a_number_has_no_instance_id() {
+        let id = Key::new("service.instance.id");
+        assert!(resource(&Identity::default(), &|_| None).get(&id).is_none());
+        let identity = Identity { cluster_id: "c".to_owned(), broker_id: "1".to_owned() };
+        assert!(resource(&identity, &|_| None).get(&id).is_some());
     }
 
     #[test]

@@ -4,3 +4,5 @@ mod failover;
 mod membership;
 mod repair;
 mod serving;
+mod starting;
+mod status;

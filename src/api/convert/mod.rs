@@ -400,12 +400,14 @@ impl From<BrokerStatus> for v1::BrokerStatus {
 impl From<PartitionProblem> for v1::PartitionProblem {
     fn from(problem: PartitionProblem) -> Self {
         let kind = match problem.problem {
+            Problem::Offline => v1::PartitionProblemKind::Offline,
             Problem::Leaderless => v1::PartitionProblemKind::Leaderless,
             Problem::UnderReplicated => v1::PartitionProblemKind::UnderReplicated,
             Problem::Moving => v1::PartitionProblemKind::Moving,
             Problem::Damaged => v1::PartitionProblemKind::Damaged,
         };
         v1::PartitionProblem {
+            moving_from_ids: problem.moving_from,
             topic: problem.topic,
             partition: problem.partition,
             kind: kind.into(),

@@ -17,6 +17,7 @@ use super::{Context, request_trace};
 use crate::api::rpc::Deadline;
 use crate::api::status::Failure;
 use crate::broker::ErrorCode;
+use crate::cluster::peers::never_sent;
 use crate::proto::v1;
 use crate::proto::v1::consume_service_client::ConsumeServiceClient;
 
@@ -149,13 +150,13 @@ fn unreachable(to: u64, reason: &str) -> Status {
     Failure::new(ErrorCode::NotReady, text).into()
 }
 
-/// The other broker's refusal as it is; a connection that broke as what it means.
+/// The other broker's refusal as it is; a connection that broke, or did not come about, as what it means.
 fn lost(status: Status, to: u64, writes: bool) -> Status {
     use std::error::Error as _;
     if status.source().is_none() {
         return status;
     }
-    if writes {
+    if writes && !never_sent(&status) {
         let text = format!(
             "the connection to broker {to}, which had the call, broke ({}); it may have been carried out",
             status.message()
@@ -163,4 +164,40 @@ fn lost(status: Status, to: u64, writes: bool) -> Status {
         return Failure::new(ErrorCode::OutcomeUnknown, text).into();
     }
     unreachable(to, status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    /// What a change that goes on to `address` fails with, as the client is told.
+    async fn change_at(address: std::net::SocketAddr) -> (tonic::Code, String) {
+        let channel = Channel::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.expect("it connects with the call");
+        let path = PathAndQuery::from_static("/streambus.v1.TopicService/DeleteTopic");
+        let codec = ProstCodec::<v1::DeleteTopicRequest, v1::DeleteTopicResponse>::default();
+        let failed = client.unary(Request::new(v1::DeleteTopicRequest::default()), path, codec).await;
+        let told = lost(failed.expect_err("nobody answers"), 2, true);
+        let reason = told.get_details_error_info().expect("a reason").reason;
+        (told.code(), reason)
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_never_sent_is_told_from_one_that_may_have_been_carried_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let breaks = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            // The answer to HTTP/2 is the end of the connection once something has come.
+            stream.read_buf(&mut Vec::new()).await.expect("something comes");
+        });
+        assert_eq!(change_at(address).await, (tonic::Code::Unknown, "OUTCOME_UNKNOWN".to_owned()));
+        breaks.await.expect("no panic");
+        assert_eq!(change_at(address).await, (tonic::Code::Unavailable, "NOT_READY".to_owned()));
+    }
 }

@@ -95,6 +95,7 @@ fn phase(health: &Health) -> &'static str {
         Phase::Running => "running",
         Phase::Draining => "draining",
         Phase::Stopped => "stopped",
+        Phase::Left { .. } => "left",
     }
 }
 

@@ -68,17 +68,21 @@ impl Api {
         let config = Config { grpc_listen: any, http_listen: any, ..config };
         let scraped = telemetry.clone();
         let detailed = telemetry.clone();
-        let environment = Environment {
+        let watched = Watched {
             broker: broker.clone(),
-            peers: hub,
             metrics: telemetry.metrics().clone(),
-            tracer: telemetry.tracer().clone(),
             scraper: Arc::new(move |accept, encoding| scraped.scrape(Some(accept), Some(encoding))),
             detailer: Arc::new(move |families, partitions, accept, encoding| {
                 detailed.detail(families, partitions, Some(accept), Some(encoding))
             }),
             tasks,
+        };
+        let environment = Environment {
+            watched,
+            peers: hub,
+            tracer: telemetry.tracer().clone(),
             batch_bytes_max: BATCH_BYTES_MAX,
+            http: None,
         };
         let server = Server::bind(&config, environment).await.unwrap();
         let (grpc, http) = (server.grpc_addr(), server.http_addr());
@@ -181,6 +185,7 @@ async fn open_broker(
         coordinator: &Default::default(),
         hub,
         env: partitions.clone(),
+        waiting: watch::Sender::new(""),
     };
     let cluster = Cluster::open(open, tasks).await.unwrap();
     let coordinators = cluster.coordinators().clone();

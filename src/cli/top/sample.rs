@@ -234,7 +234,7 @@ impl Health {
             reached: status.brokers.iter().filter(|broker| broker.reached).count(),
             controller: status.controller_id,
             partitions: status.partitions,
-            leaderless: count(ProblemKind::Leaderless),
+            leaderless: count(ProblemKind::Leaderless) + count(ProblemKind::Offline),
             under_replicated: count(ProblemKind::UnderReplicated),
             moving: count(ProblemKind::Moving),
         }
@@ -394,6 +394,7 @@ pub(super) mod tests {
             kind,
             leader: None,
             replicas: vec![1],
+            moving_from: vec![],
             lagging: vec![],
             reason: String::new(),
         };
@@ -403,7 +404,8 @@ pub(super) mod tests {
             controller_voters: vec![1, 2, 3],
             coordinators: vec![Some(1)],
             partitions: 12,
-            problems: vec![problem(ProblemKind::Leaderless), problem(ProblemKind::UnderReplicated)],
+            // Who is offline has no leader either.
+            problems: vec![problem(ProblemKind::Offline), problem(ProblemKind::UnderReplicated)],
         }
     }
 

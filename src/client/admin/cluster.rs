@@ -49,11 +49,13 @@ pub struct BrokerStatus {
 /// What is wrong with a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
-    /// It has no leader.
+    /// It has no leader, and none can be elected: a majority of its replicas is on brokers that are not reached.
+    Offline,
+    /// It has no leader, and one may be elected.
     Leaderless,
     /// Replicas lag behind or are not reached.
     UnderReplicated,
-    /// Replicas are on their way to other brokers.
+    /// Replicas are on their way to other brokers, or wait until they can leave one that is drained or was replaced.
     Moving,
     /// A replica has lost what it wrote. If there are others, it gets everything from them.
     Damaged,
@@ -74,6 +76,8 @@ pub struct PartitionProblem {
     pub leader: Option<u64>,
     /// Brokers that have its replicas, or are to have them.
     pub replicas: Vec<u64>,
+    /// While they move: brokers that had its replicas before.
+    pub moving_from: Vec<u64>,
     /// Those that lag behind or are not reached.
     pub lagging: Vec<u64>,
     /// Why, and what to do.
@@ -116,6 +120,7 @@ impl From<v1::BrokerStatus> for BrokerStatus {
 impl From<v1::PartitionProblem> for PartitionProblem {
     fn from(problem: v1::PartitionProblem) -> Self {
         let kind = match problem.kind() {
+            v1::PartitionProblemKind::Offline => ProblemKind::Offline,
             v1::PartitionProblemKind::Leaderless => ProblemKind::Leaderless,
             v1::PartitionProblemKind::UnderReplicated => ProblemKind::UnderReplicated,
             v1::PartitionProblemKind::Moving => ProblemKind::Moving,
@@ -128,6 +133,7 @@ impl From<v1::PartitionProblem> for PartitionProblem {
             kind,
             leader: known(problem.leader_id),
             replicas: problem.replica_ids,
+            moving_from: problem.moving_from_ids,
             lagging: problem.lagging_ids,
             reason: problem.reason,
         }

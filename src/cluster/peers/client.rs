@@ -21,6 +21,8 @@ use crate::storage::GroupId;
 
 /// How long a call may take that changes nothing.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a leader has to say that a majority follows it, which it may have to ask first.
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How long a change may take before its outcome counts as unknown.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -29,6 +31,14 @@ pub(in crate::cluster) struct Forwarded {
     pub(in crate::cluster) base_offset: Offset,
     pub(in crate::cluster) append_time: Timestamp,
     pub(in crate::cluster) duplicate: bool,
+}
+
+/// Why a broker does not say that a majority follows it.
+pub(in crate::cluster) enum Unconfirmed {
+    /// It did not answer, leads no more, or nobody follows.
+    NotSaid,
+    /// It knows that the broker that asked has left the cluster, and says why.
+    Left(String),
 }
 
 impl Hub {
@@ -80,6 +90,22 @@ impl Hub {
                 Err(Some(metadata::Error::Refused(status.message().to_owned())))
             }
             Err(_) => Err(None),
+        }
+    }
+
+    /// Asks `node` whether a majority follows it as the leader of the control group.
+    ///
+    /// # Errors
+    /// Why it does not say so.
+    pub(in crate::cluster) async fn confirm_majority(&self, node: NodeId) -> Result<(), Unconfirmed> {
+        let mut client = self.client(node).map_err(|_| Unconfirmed::NotSaid)?;
+        let request = self.introduce(wire::ChangeMetadataRequest { command: bytes::Bytes::new() });
+        match within(CONFIRM_TIMEOUT, client.change_metadata(request)).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::PermissionDenied => {
+                Err(Unconfirmed::Left(status.message().to_owned()))
+            }
+            Err(_) => Err(Unconfirmed::NotSaid),
         }
     }
 
@@ -226,21 +252,9 @@ async fn within<T>(
 /// What a change means that failed on the way: only a connection that did not come about promises that nothing was
 /// written.
 fn written(status: &Status, leader: NodeId) -> raft::Error {
-    let connected = {
-        use std::error::Error as _;
-        let mut source = status.source();
-        let mut refused = false;
-        while let Some(cause) = source {
-            if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-                refused |= io.kind() == std::io::ErrorKind::ConnectionRefused;
-            }
-            source = cause.source();
-        }
-        !refused
-    };
     match status.code() {
         Code::FailedPrecondition | Code::Unimplemented => raft::Error::NotLeader { leader: None },
-        Code::Unavailable if !connected => raft::Error::NotLeader { leader: Some(leader) },
+        _ if link::never_sent(status) => raft::Error::NotLeader { leader: Some(leader) },
         _ => raft::Error::OutcomeUnknown,
     }
 }

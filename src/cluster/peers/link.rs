@@ -259,6 +259,20 @@ impl Runner {
     }
 }
 
+/// Whether a call failed because there was no connection, so that the other broker has never heard of it. Of a call that
+/// failed in another way nobody knows.
+pub fn never_sent(status: &tonic::Status) -> bool {
+    use std::error::Error as _;
+    let mut source = status.source();
+    while let Some(cause) = source {
+        if cause.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}
+
 /// The text of a status, with the cause that tonic hides behind `transport error`.
 pub(super) fn reason_of(status: &tonic::Status) -> String {
     use std::error::Error as _;

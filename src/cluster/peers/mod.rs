@@ -46,9 +46,10 @@ use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
 use crate::telemetry::{Metrics, TraceIds, Tracer, replication_of};
 
+pub use link::never_sent;
 pub use service::{Newcomer, Service};
 
-pub(super) use client::{identify, join};
+pub(super) use client::{Unconfirmed, identify, join};
 
 /// Metadata of calls between brokers.
 /// The version of what brokers say to each other and of the commands that they agree on. Higher with every release that adds
@@ -216,6 +217,18 @@ impl Hub {
     /// Every other broker, and whether it is reached.
     pub fn peers(&self) -> Vec<(NodeId, bool)> {
         self.links().iter().map(|(node, known)| (*node, known.link.is_up())).collect()
+    }
+
+    /// Names the other brokers that are not reached, and where they were last, as the end of a reason; nothing if there are
+    /// none.
+    pub fn and_away(&self) -> String {
+        let links = self.links();
+        let away = links.iter().filter(|(_, known)| !known.link.is_up());
+        let away: Vec<String> = away.map(|(node, known)| format!("{node} ({})", known.address)).collect();
+        match away.is_empty() {
+            true => String::new(),
+            false => format!("; brokers {} are not reached", away.join(", ")),
+        }
     }
 
     /// Whether `node` is reached.

@@ -16,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::cluster::control;
 use crate::cluster::identity::Identity;
 use crate::metadata::codec::{load_broker, store_broker, store_topic};
-use crate::metadata::{Command, Outcome};
+use crate::metadata::{BrokerId, Command, Outcome};
 use crate::partition::view::Bounds;
 use crate::partition::{self, Partition, StoredBatch};
 use crate::proto::internal as wire;
@@ -51,7 +51,7 @@ pub struct Service(pub(super) Hub);
 pub struct Newcomer;
 
 impl Service {
-    /// Checks that the caller is of this cluster, and gives its number.
+    /// Checks that the caller is of this cluster, and has not left it, and gives its number.
     fn admit<T>(&self, request: &Request<T>) -> Result<raft::NodeId, Status> {
         let Identity { cluster, .. } = &self.0.0.identity;
         let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok());
@@ -62,7 +62,13 @@ impl Service {
             )));
         }
         let caller = text(BROKER).and_then(|id| id.parse().ok());
-        caller.ok_or_else(|| Status::invalid_argument("the caller does not say which broker it is"))
+        let nobody = || Status::invalid_argument("the caller does not say which broker it is");
+        let caller = caller.ok_or_else(nobody)?;
+        let state = self.0.serving().map(|serving| serving.control.state());
+        match state.and_then(|state| state.has_left(BrokerId(caller))) {
+            Some(left) => Err(Status::permission_denied(left)),
+            None => Ok(caller),
+        }
     }
 
     fn serving(&self) -> Result<Arc<Serving>, Status> {

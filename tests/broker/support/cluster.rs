@@ -94,6 +94,16 @@ impl Cluster {
         self.running.insert(id, process);
     }
 
+    /// Starts a broker that is down, and gives it as soon as its ports are open.
+    pub async fn begin_restart(&mut self, id: u64) -> Process {
+        self.down.remove(&id).expect("it is down").start_until("broker.starting").await
+    }
+
+    /// Starts a broker that is down and must not come up, and gives what it says.
+    pub async fn refuses(&mut self, id: u64) -> String {
+        self.down.remove(&id).expect("it is down").fails().await
+    }
+
     /// Starts brokers that are down at the same time.
     pub async fn restart_together(&mut self, ids: &[u64]) {
         let remains: Vec<_> = ids.iter().map(|id| self.down.remove(id).expect("it is down")).collect();

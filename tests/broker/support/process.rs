@@ -37,8 +37,14 @@ impl Deref for Process {
 impl Process {
     /// Starts a broker in a directory of its own. Settings are `section.key` and value, as in the environment.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_until("broker.ready", settings).await
+    }
+
+    /// Starts a broker that may not become ready, and gives it as soon as it has logged `event`, which says where it is.
+    pub async fn start_until(event: &str, settings: &[(&str, &str)]) -> Self {
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self::spawn(settings, Arc::new(tempfile::tempdir().expect("a temporary directory"))).await
+        let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        Self::spawn(event, settings, directory).await
     }
 
     fn run(settings: &[(String, String)], directory: &TempDir) -> (Child, Lines) {
@@ -84,13 +90,13 @@ impl Process {
         (ended, said())
     }
 
-    async fn spawn(settings: Vec<(String, String)>, directory: Arc<TempDir>) -> Self {
+    async fn spawn(event: &str, settings: Vec<(String, String)>, directory: Arc<TempDir>) -> Self {
         let (mut child, lines) = Self::run(&settings, &directory);
-        let ready = eventually(PATIENCE, "the broker is ready", async || {
+        let ready = eventually(PATIENCE, &format!("the broker logs {event}"), async || {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("the broker ended with {status}:\n{}", lines.lock().expect("no panic").join("\n"));
             }
-            find(&lines, "broker.ready").into_iter().next()
+            find(&lines, event).into_iter().next()
         })
         .await;
         let address = |field: &str| -> SocketAddr {
@@ -228,7 +234,12 @@ impl Remains {
 
     /// Starts a broker on the data.
     pub async fn start(self) -> Process {
-        Process::spawn(self.settings, self.directory).await
+        self.start_until("broker.ready").await
+    }
+
+    /// As [`Process::start_until`], on the data.
+    pub async fn start_until(self, event: &str) -> Process {
+        Process::spawn(event, self.settings, self.directory).await
     }
 }
 

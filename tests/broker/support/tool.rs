@@ -65,11 +65,27 @@ impl Running {
 
     /// Waits until what it has printed is as wished, and gives it.
     pub async fn until(&mut self, what: &str, wish: impl Fn(&[String]) -> bool) -> Vec<String> {
+        let lines = Arc::clone(&self.lines);
+        self.wait(what, &lines, wish).await
+    }
+
+    /// The same of what it has said on standard error.
+    pub async fn until_said(&mut self, what: &str, wish: impl Fn(&[String]) -> bool) -> Vec<String> {
+        let errors = Arc::clone(&self.errors);
+        self.wait(what, &errors, wish).await
+    }
+
+    async fn wait(
+        &mut self,
+        what: &str,
+        lines: &Mutex<Vec<String>>,
+        wish: impl Fn(&[String]) -> bool,
+    ) -> Vec<String> {
         eventually(PATIENCE, what, async || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("the command ended with {status}: {:?}", self.errors.lock().expect("no panic"));
             }
-            let lines = self.lines.lock().expect("no panic");
+            let lines = lines.lock().expect("no panic");
             wish(&lines).then(|| lines.clone())
         })
         .await
