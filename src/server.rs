@@ -157,14 +157,17 @@ impl Server {
         tasks.spawn_until_stopped("health", Criticality::Critical, broker.clone().watch_health());
         tasks.spawn_until_stopped("groups", Criticality::Critical, broker.clone().keep_groups());
         tasks.spawn_until_stopped("overrides", Criticality::Critical, broker.clone().keep_overrides());
+        let advertised = config.server.grpc_advertised(grpc_addr);
         info!(
             name: "broker.ready",
+            target: telemetry::NOTICE,
             grpc = %grpc_addr,
             http = %http_addr,
+            %advertised,
             cluster_id = %identity.cluster,
             broker_id = identity.broker.0,
             took_ms = started.elapsed().as_millis() as u64,
-            "ready: gRPC on {grpc_addr}, /metrics and /health on http://{http_addr}"
+            "ready: gRPC on {grpc_addr}, which clients reach at {advertised}; /metrics and /health on http://{http_addr}"
         );
         let drain_timeout = config.server.drain_timeout;
         Ok(Server { telemetry, broker, api, store, tasks, ports, grpc_addr, http_addr, drain_timeout })

@@ -64,6 +64,7 @@ pub use install::{MetricsOff, Scrape, Telemetry};
 pub use instruments::Observer;
 pub use metrics::{Groups, Metrics};
 pub use negotiation::Format;
+pub use live_filter::NOTICE;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};
 pub use produce::{BufferLevels, Phase, ProduceMetrics, ProducePhases};
 pub use resource::Identity;
