@@ -232,11 +232,12 @@ async fn hand_over_what_comes(broker: &Broker) -> std::convert::Infallible {
     }
 }
 
-/// Runs a broker until SIGTERM or SIGINT, and drains it then. A second signal ends the process at once.
+/// Runs a broker until SIGTERM or SIGINT, and drains it then. A second signal ends the process at once. `warnings` of
+/// the configuration are logged once there is a log.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(config: Config) -> Result<(), Error> {
+pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
@@ -251,6 +252,9 @@ pub async fn run(config: Config) -> Result<(), Error> {
             return Ok(());
         }
     };
+    for warning in warnings {
+        warn!(name: "config.no_effect", "{warning}");
+    }
     let failed = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,

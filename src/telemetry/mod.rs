@@ -49,7 +49,9 @@ mod trace;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, PeerLevels, RaftLevels, TopicLevels};
-pub use config::{Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, TraceConfig};
+pub use config::{
+    Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, Route, SignalConfig, TraceConfig,
+};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use control::{
     Change, Control, ControlMetrics, LogOverride, Override, OverrideError, OverrideKind, SamplingOverride,
@@ -62,9 +64,9 @@ pub use groups::{
 };
 pub use install::{MetricsOff, Scrape, Telemetry};
 pub use instruments::Observer;
+pub use live_filter::NOTICE;
 pub use metrics::{Groups, Metrics};
 pub use negotiation::Format;
-pub use live_filter::NOTICE;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};
 pub use produce::{BufferLevels, Phase, ProduceMetrics, ProducePhases};
 pub use resource::Identity;

@@ -1,8 +1,10 @@
 //! Who is speaking: the resource that every signal carries.
 
+use std::collections::BTreeMap;
+
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use uuid::Uuid;
 
 /// The namespace that the semantic conventions assign to names made from stable ids.
@@ -24,20 +26,18 @@ impl Identity {
     }
 }
 
-/// `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` win over what is built in.
-pub(super) fn resource(identity: &Identity, env: &dyn Fn(&str) -> Option<String>) -> Resource {
-    let mut builder = Resource::builder_empty()
+/// What is `configured` wins over what is built in.
+pub(super) fn resource(identity: &Identity, configured: &BTreeMap<String, String>) -> Resource {
+    let configured = configured.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", "streambus"),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("service.instance.id", identity.instance_id().to_string()),
         ])
         .with_detector(Box::new(TelemetryResourceDetector))
-        .with_detector(Box::new(EnvResourceDetector::new()));
-    if let Some(name) = env("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()) {
-        builder = builder.with_service_name(name);
-    }
-    builder.build()
+        .with_attributes(configured)
+        .build()
 }
 
 #[cfg(test)]
@@ -61,12 +61,16 @@ mod tests {
     }
 
     #[test]
-    fn the_service_name_can_be_overridden() {
+    fn what_is_configured_wins_over_what_is_built_in() {
         let identity = Identity { cluster_id: "c".to_owned(), broker_id: "1".to_owned() };
-        let name =
-            |resource: Resource| resource.get(&Key::new("service.name")).map(|value| value.to_string());
-        assert_eq!(name(resource(&identity, &|_| None)).as_deref(), Some("streambus"));
-        let env = |key: &str| (key == "OTEL_SERVICE_NAME").then(|| "orders-bus".to_owned());
-        assert_eq!(name(resource(&identity, &env)).as_deref(), Some("orders-bus"));
+        let get = |configured: &[(&'static str, &str)], key: &'static str| {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let resource = resource(&identity, &configured.iter().map(owned).collect());
+            resource.get(&Key::new(key)).map(|value| value.to_string())
+        };
+        assert_eq!(get(&[], "service.name").as_deref(), Some("streambus"));
+        let configured = [("service.name", "orders-bus"), ("team", "payments")];
+        assert_eq!(get(&configured, "service.name").as_deref(), Some("orders-bus"));
+        assert_eq!(get(&configured, "team").as_deref(), Some("payments"));
     }
 }

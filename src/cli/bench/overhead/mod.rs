@@ -22,12 +22,12 @@ use crate::cli::Global;
 use crate::cli::connect::connect;
 use crate::cli::failure::Usage;
 use crate::cli::output::note;
-use crate::cli::serve::Sync;
+use crate::cli::{Brokers, Global};
 use crate::telemetry::Signal;
 
 use super::{Load, workload};
 use broker::Broker;
-use mode::{MODES, Mode};
+use mode::{MODES, Mode, Sync};
 use report::Summary;
 use scrape::{Counts, Scraper};
 use sink::Sink;
