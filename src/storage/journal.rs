@@ -40,7 +40,7 @@ const TABLES: &str = "keyspaces";
 /// # Errors
 /// [`Error::CorruptJournal`] if replay would lose acknowledged data, [`Error::Storage`] if a file cannot be read or cut.
 pub fn check(directory: &Path) -> Result<(), Error> {
-    let reading = |source| Error::storage("read the journals", source);
+    let reading = |source| Error::path("read the journals in", directory, source);
     if !directory.try_exists().map_err(reading)? {
         return Ok(());
     }
