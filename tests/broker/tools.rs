@@ -3,5 +3,6 @@
 mod control;
 mod detailed;
 mod explain;
+mod silence;
 mod top;
 mod topic;
