@@ -53,6 +53,7 @@ pub enum Error {
 
 /// A running broker.
 pub struct Server {
+    identity: identity::Identity,
     telemetry: Telemetry,
     broker: Broker,
     api: api::Running,
@@ -61,6 +62,8 @@ pub struct Server {
     ports: Tasks,
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
+    /// Where clients reach the gRPC port.
+    advertised: String,
     drain_timeout: Duration,
 }
 
@@ -70,7 +73,6 @@ impl Server {
     /// # Errors
     /// See [`Error`].
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let started = Instant::now();
         let data_dir = config.storage.data_dir.clone();
         let identity = join::identity(
             &data_dir,
@@ -158,19 +160,20 @@ impl Server {
         tasks.spawn_until_stopped("groups", Criticality::Critical, broker.clone().keep_groups());
         tasks.spawn_until_stopped("overrides", Criticality::Critical, broker.clone().keep_overrides());
         let advertised = config.server.grpc_advertised(grpc_addr);
-        info!(
-            name: "broker.ready",
-            target: telemetry::NOTICE,
-            grpc = %grpc_addr,
-            http = %http_addr,
-            %advertised,
-            cluster_id = %identity.cluster,
-            broker_id = identity.broker.0,
-            took_ms = started.elapsed().as_millis() as u64,
-            "ready: gRPC on {grpc_addr}, which clients reach at {advertised}; /metrics and /health on http://{http_addr}"
-        );
         let drain_timeout = config.server.drain_timeout;
-        Ok(Server { telemetry, broker, api, store, tasks, ports, grpc_addr, http_addr, drain_timeout })
+        Ok(Server {
+            identity,
+            telemetry,
+            broker,
+            api,
+            store,
+            tasks,
+            ports,
+            grpc_addr,
+            http_addr,
+            advertised,
+            drain_timeout,
+        })
     }
 
     /// Where gRPC is served.
@@ -181,6 +184,22 @@ impl Server {
     /// Where `/metrics` and `/health` are served.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Tells who starts the broker that it is up, and where.
+    fn announce(&self, took: Duration) {
+        let Server { identity, grpc_addr, http_addr, advertised, .. } = self;
+        info!(
+            name: "broker.ready",
+            target: telemetry::NOTICE,
+            grpc = %grpc_addr,
+            http = %http_addr,
+            %advertised,
+            cluster_id = %identity.cluster,
+            broker_id = identity.broker.0,
+            took_ms = took.as_millis() as u64,
+            "ready: gRPC on {grpc_addr}, which clients reach at {advertised}; /metrics and /health on http://{http_addr}"
+        );
     }
 
     /// Completes when a task has panicked that the broker cannot do without.
@@ -241,6 +260,7 @@ pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let started = Instant::now();
     let server = tokio::select! {
         server = Server::start(config) => server?,
         _ = terminate.recv() => {
@@ -252,6 +272,7 @@ pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
             return Ok(());
         }
     };
+    server.announce(started.elapsed());
     for warning in warnings {
         warn!(name: "config.no_effect", "{warning}");
     }
