@@ -60,6 +60,19 @@ pub fn check(directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// For the fuzz targets: follows a file with these bytes, and checks that what is left without the damage is intact.
+#[cfg(feature = "fuzzing")]
+pub fn follow(bytes: &[u8]) {
+    let (file, mut last_round) = (Path::new("0.jnl"), None);
+    let Ok(Some(damage)) = walk(bytes, file, &mut last_round) else { return };
+    // Whether it is cut off or refused, it is judged without a panic.
+    let _ = judge(file, bytes, &damage, last_round, None);
+    let mut again = None;
+    let left = walk(&bytes[..damage.position], file, &mut again);
+    assert!(matches!(left, Ok(None)), "damage is left after the cut");
+    assert_eq!(again, last_round);
+}
+
 /// Where a file stops making sense.
 struct Damage {
     position: usize,
