@@ -56,6 +56,7 @@ pub enum Error {
 
 /// A running broker.
 pub struct Server {
+    identity: identity::Identity,
     telemetry: Telemetry,
     broker: Broker,
     api: api::Running,
@@ -64,6 +65,8 @@ pub struct Server {
     ports: Tasks,
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
+    /// Where clients reach the gRPC port.
+    advertised: String,
     drain_timeout: Duration,
 }
 
@@ -73,7 +76,6 @@ impl Server {
     /// # Errors
     /// See [`Error`].
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let started = Instant::now();
         let data_dir = config.storage.data_dir.clone();
         let (identity, http) = search::identity(&config).await?;
         let telemetry = Telemetry::install(
@@ -147,17 +149,21 @@ impl Server {
         tasks.spawn_until_stopped("health", Criticality::Critical, broker.clone().watch_health());
         tasks.spawn_until_stopped("groups", Criticality::Critical, broker.clone().keep_groups());
         tasks.spawn_until_stopped("overrides", Criticality::Critical, broker.clone().keep_overrides());
-        info!(
-            name: "broker.ready",
-            grpc = %grpc_addr,
-            http = %http_addr,
-            cluster_id = %identity.cluster,
-            broker_id = identity.broker.0,
-            took_ms = started.elapsed().as_millis() as u64,
-            "ready: gRPC on {grpc_addr}, /metrics and /health on http://{http_addr}"
-        );
+        let advertised = config.server.grpc_advertised(grpc_addr);
         let drain_timeout = config.server.drain_timeout;
-        Ok(Server { telemetry, broker, api, store, tasks, ports, grpc_addr, http_addr, drain_timeout })
+        Ok(Server {
+            identity,
+            telemetry,
+            broker,
+            api,
+            store,
+            tasks,
+            ports,
+            grpc_addr,
+            http_addr,
+            advertised,
+            drain_timeout,
+        })
     }
 
     /// Where gRPC is served.
@@ -168,6 +174,22 @@ impl Server {
     /// Where `/metrics` and `/health` are served.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Tells who starts the broker that it is up, and where.
+    fn announce(&self, took: Duration) {
+        let Server { identity, grpc_addr, http_addr, advertised, .. } = self;
+        info!(
+            name: "broker.ready",
+            target: telemetry::NOTICE,
+            grpc = %grpc_addr,
+            http = %http_addr,
+            %advertised,
+            cluster_id = %identity.cluster,
+            broker_id = identity.broker.0,
+            took_ms = took.as_millis() as u64,
+            "ready: gRPC on {grpc_addr}, which clients reach at {advertised}; /metrics and /health on http://{http_addr}"
+        );
     }
 
     /// Completes when a task has panicked that the broker cannot do without.
@@ -219,14 +241,16 @@ async fn hand_over_what_comes(broker: &Broker) -> std::convert::Infallible {
     }
 }
 
-/// Runs a broker until SIGTERM or SIGINT, and drains it then. A second signal ends the process at once.
+/// Runs a broker until SIGTERM or SIGINT, and drains it then. A second signal ends the process at once. `warnings` of
+/// the configuration are logged once there is a log.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(config: Config) -> Result<(), Error> {
+pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let started = Instant::now();
     let server = tokio::select! {
         server = Server::start(config) => server?,
         _ = terminate.recv() => {
@@ -238,6 +262,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
             return Ok(());
         }
     };
+    server.announce(started.elapsed());
+    for warning in warnings {
+        warn!(name: "config.no_effect", "{warning}");
+    }
     let failed = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,

@@ -1,8 +1,4 @@
 //! A command that is read is written again as the same bytes.
-//!
-//! Seeds:  `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
-//! Run:    `cargo +nightly fuzz run command`
-//! Stable: `RUSTC_BOOTSTRAP=1 cargo fuzz run -s none command`
 
 #![no_main]
 

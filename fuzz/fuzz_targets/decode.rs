@@ -1,8 +1,4 @@
 //! Records that decode are the same after they are encoded and decoded again, however the batch was compressed.
-//!
-//! Seeds:  `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
-//! Run:    `cargo +nightly fuzz run decode`
-//! Stable: `RUSTC_BOOTSTRAP=1 cargo fuzz run -s none decode`
 
 #![no_main]
 

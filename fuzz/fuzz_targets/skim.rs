@@ -1,8 +1,4 @@
 //! A batch that the broker accepts decodes into as many records as it was counted to have.
-//!
-//! Seeds:  `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
-//! Run:    `cargo +nightly fuzz run skim`
-//! Stable: `RUSTC_BOOTSTRAP=1 cargo fuzz run -s none skim`
 
 #![no_main]
 

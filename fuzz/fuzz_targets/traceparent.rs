@@ -1,8 +1,5 @@
 //! A `traceparent` that is accepted is written back as it was read, up to what W3C Trace Context leaves out of a
 //! version 00 header.
-//!
-//! Run:    `cargo +nightly fuzz run traceparent`
-//! Stable: `RUSTC_BOOTSTRAP=1 cargo fuzz run -s none traceparent`
 
 #![no_main]
 

@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Where the broker listens, and what one client may cost it.
 ///
@@ -15,8 +16,10 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address of the gRPC port. Port 0 lets the system choose.
+    #[serde(deserialize_with = "listening_address")]
     pub grpc_listen: SocketAddr,
     /// Address of the HTTP port (`/metrics`, `/health`). Port 0 lets the system choose.
+    #[serde(deserialize_with = "listening_address")]
     pub http_listen: SocketAddr,
     /// Most connections to the gRPC port at a time. A further one is told so in an HTTP/2 GOAWAY and closed.
     pub connections_max: usize,
@@ -76,6 +79,17 @@ pub struct Config {
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+
+/// Reads an address, or says what is one: a name, which can stand for several addresses and change, is none.
+fn listening_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        D::Error::custom(format!(
+            "\"{text}\" is not IP:PORT of this machine, such as 127.0.0.1:9092, or 0.0.0.0:9092 or [::]:9092 for all its \
+             addresses; a host name cannot be listened on"
+        ))
+    })
+}
 
 impl Default for Config {
     fn default() -> Self {

@@ -165,8 +165,10 @@ impl Server {
             room: Room::new(config.receiving_bytes_max),
             timeout: config.message_timeout,
         };
-        let calls = Calls::new(routes, metrics.clone(), tracer, load.clone(), limits, ends.clone());
-        let grpc = Grpc::new(config, calls, fetched_room, http.address.port(), metrics.clone());
+        let http_port = http.address.port();
+        let calls =
+            Calls::new(routes, metrics.clone(), tracer, load.clone(), limits, ends.clone(), http_port);
+        let grpc = Grpc::new(config, calls, fetched_room, http_port, metrics.clone());
         Ok(Server {
             grpc: Listening {
                 listener: grpc_listener,
@@ -296,6 +298,13 @@ impl Stop {
     fn of(tasks: &Tasks) -> Self {
         Stop { drain: tasks.token().clone(), ..Stop::default() }
     }
+}
+
+/// For those who come to the gRPC port with something else.
+fn where_http_is(http_port: u16) -> String {
+    format!(
+        "This is the gRPC port of StreamBus, which takes gRPC over HTTP/2 only. HTTP (/metrics, /health) is on port {http_port}.\n"
+    )
 }
 
 fn listen(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {

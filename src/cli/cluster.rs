@@ -138,13 +138,14 @@ async fn describe(admin: &Admin, json: bool) -> anyhow::Result<()> {
             broker.broker_id.to_string(),
             broker.grpc_address.clone(),
             broker.http_address.clone(),
+            broker.rack.clone(),
             broker.version.clone(),
             if broker.storage_sync.is_empty() { "?".to_owned() } else { broker.storage_sync.clone() },
             broker.started.map_or_else(|| "unknown".to_owned(), output::time),
         ]
     };
     let rows: Vec<_> = cluster.brokers.iter().map(row).collect();
-    table(["BROKER", "GRPC", "HTTP", "VERSION", "SYNC", "STARTED"], &rows)
+    table(["BROKER", "GRPC", "HTTP", "RACK", "VERSION", "SYNC", "STARTED"], &rows)
 }
 
 fn broker_json(broker: &BrokerDescription) -> Value {
@@ -152,6 +153,7 @@ fn broker_json(broker: &BrokerDescription) -> Value {
         "broker_id": broker.broker_id,
         "grpc_address": broker.grpc_address,
         "http_address": broker.http_address,
+        "rack": (!broker.rack.is_empty()).then_some(&broker.rack),
         "version": broker.version,
         "storage_sync": (!broker.storage_sync.is_empty()).then_some(&broker.storage_sync),
         "started": broker.started.map(output::time),

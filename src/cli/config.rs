@@ -3,9 +3,9 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::config::Entry;
+use crate::config::{Entry, Loaded};
 
-use super::output::{Format, line, table};
+use super::output::{Format, line, note, table};
 use super::serve::Settings;
 
 /// Looks at the configuration that `serve` would run with, given the same file, environment and flags.
@@ -23,17 +23,14 @@ pub(super) enum Config {
     },
 }
 
-/// Settings below it may hold credentials.
-const SECRETS: &str = "telemetry.otlp.headers";
-
 impl Config {
     pub(super) fn run(self, format: Format) -> anyhow::Result<()> {
         match self {
-            Config::Show { settings } => show(&settings.load()?.entries, format),
+            Config::Show { settings } => show(&load(settings)?, format),
             Config::Check { settings } => {
-                settings.load()?;
+                let loaded = load(settings)?;
                 match format {
-                    Format::Json => line(json!({"ok": true})),
+                    Format::Json => line(json!({"ok": true, "warnings": loaded.warnings})),
                     Format::Text => line("the configuration is valid"),
                 }
             }
@@ -41,7 +38,16 @@ impl Config {
     }
 }
 
-fn show(entries: &[Entry], format: Format) -> anyhow::Result<()> {
+fn load(settings: Settings) -> anyhow::Result<Loaded> {
+    let loaded = settings.load()?;
+    for warning in &loaded.warnings {
+        note(format_args!("warning: {warning}"));
+    }
+    Ok(loaded)
+}
+
+fn show(loaded: &Loaded, format: Format) -> anyhow::Result<()> {
+    let entries = &loaded.entries;
     match format {
         Format::Json => {
             let entry = |entry: &Entry| json!({"key": entry.key, "value": shown(entry), "origin": entry.origin.to_string()});
@@ -55,9 +61,9 @@ fn show(entries: &[Entry], format: Format) -> anyhow::Result<()> {
     }
 }
 
-/// The value, unless it is nobody's business.
+/// The value, unless it is nobody's business: headers may hold credentials.
 fn shown(entry: &Entry) -> Value {
-    let is_secret = entry.key.strip_prefix(SECRETS).is_some_and(|rest| rest.starts_with('.'));
+    let is_secret = entry.key.starts_with("telemetry.otlp.") && entry.key.contains(".headers.");
     if is_secret { Value::from("***") } else { entry.value.clone() }
 }
 
@@ -71,6 +77,7 @@ mod tests {
     fn credentials_are_not_shown() {
         let entry = |key: &str, value: Value| Entry { key: key.to_owned(), value, origin: Origin::Default };
         assert_eq!(shown(&entry("telemetry.otlp.headers.api-key", json!("secret"))), json!("***"));
+        assert_eq!(shown(&entry("telemetry.otlp.logs.headers.api-key", json!("secret"))), json!("***"));
         assert_eq!(shown(&entry("telemetry.otlp.headers", json!({}))), json!({}));
         assert_eq!(shown(&entry("storage.sync", json!("always"))), json!("always"));
     }

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use crate::client::{Client, ClientBuilder, ClientConfig};
 
 use super::Global;
+use super::output::note;
 
 /// A client of the broker that the command line names.
 ///
@@ -25,12 +26,19 @@ pub(super) fn builder(global: &Global) -> ClientBuilder {
         client_id: Some("streambus-cli".to_owned()),
         ..ClientConfig::default()
     };
-    Client::builder().bootstrap(&global.broker).config(config)
+    let builder = Client::builder().config(config);
+    global.broker.0.iter().fold(builder, ClientBuilder::bootstrap)
 }
 
 /// Prints what the client library has to say, by default warnings only; `RUST_LOG` chooses.
 fn log_to_standard_error() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(text) if !text.is_empty() => EnvFilter::builder().parse(&text).unwrap_or_else(|error| {
+            note(format_args!("warning: RUST_LOG is `{text}`, and is not used: {error}"));
+            EnvFilter::new("warn")
+        }),
+        _ => EnvFilter::new("warn"),
+    };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -58,6 +58,13 @@ fn advice(error: &anyhow::Error) -> Option<String> {
     if let client::Error::Status { .. } | client::Error::Connection { .. } = error {
         return Some("is this the gRPC port of a StreamBus broker? It is 9092 by default".to_owned());
     }
+    if let client::Error::Timeout { .. } | client::Error::DeliveryTimeout { .. } = error {
+        return Some(
+            "it may be stopped, cut off or overloaded: look at /health on its HTTP port and at `streambus cluster status` \
+             through another broker (--broker HOST:PORT), or wait longer with --timeout"
+                .to_owned(),
+        );
+    }
     let text = match error.code()? {
         ErrorCode::UnknownTopic => {
             "`streambus topic list` names the topics; `streambus topic create NAME` makes one"
@@ -84,8 +91,9 @@ fn advice(error: &anyhow::Error) -> Option<String> {
             "the partition or the member's place was given to somebody else; what was not committed is read again"
         }
         ErrorCode::DiskFull => "free some space on the broker's disk; it recovers by itself",
-        ErrorCode::NotReady | ErrorCode::NotLeader => {
-            "the broker is starting or stopping; try again in a moment"
+        ErrorCode::NotReady => "the broker is starting or stopping; try again in a moment",
+        ErrorCode::NotLeader => {
+            "no leader was found in time: `streambus cluster status` shows which brokers are away and what has no leader"
         }
         _ => return None,
     };

@@ -45,17 +45,17 @@ struct Cli {
 /// What every command understands.
 #[derive(Clone, Debug, Args)]
 struct Global {
-    /// The broker to talk to. Any broker of a cluster will do
+    /// The broker to talk to. Any broker of a cluster will do; of several, with commas between, the first that is reached
     #[arg(
         long,
         global = true,
         env = "STREAMBUS_BROKER",
         default_value = "localhost:9092",
-        value_name = "HOST:PORT",
-        value_parser = host_and_port,
+        value_name = "HOST:PORT,...",
+        value_parser = brokers,
         help_heading = "Global options"
     )]
-    broker: String,
+    broker: Brokers,
     /// How long to wait for an answer, retries included
     #[arg(
         long,
@@ -116,12 +116,28 @@ enum Command {
     Completions(completions::Completions),
 }
 
-fn host_and_port(text: &str) -> Result<String, &'static str> {
-    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-    match port.map(str::parse::<u16>) {
-        Some(Ok(1..)) => Ok(text.to_owned()),
-        _ => Err("write HOST:PORT, such as localhost:9092"),
+/// Addresses of brokers; at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Brokers(Vec<String>);
+
+impl Brokers {
+    fn first(&self) -> &str {
+        &self.0[0]
     }
+}
+
+fn brokers(text: &str) -> Result<Brokers, String> {
+    let addresses: Vec<_> = text.split(',').map(|address| address.trim().to_owned()).collect();
+    match addresses.iter().find(|address| !is_host_and_port(address)) {
+        Some(wrong) => Err(format!("`{wrong}` is not HOST:PORT, such as localhost:9092")),
+        None => Ok(Brokers(addresses)),
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains([' ', '/']) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 /// Worker threads of a command that talks to a broker. The command itself runs on the main thread.
@@ -189,18 +205,26 @@ mod tests {
     #[test]
     fn a_broker_needs_a_host_and_a_port() {
         for right in ["localhost:9092", "10.0.0.1:1", "[::1]:9092"] {
-            assert!(host_and_port(right).is_ok(), "{right}");
+            assert!(brokers(right).is_ok(), "{right}");
         }
-        for wrong in ["", "localhost", ":9092", "localhost:", "localhost:0", "localhost:70000"] {
-            assert!(host_and_port(wrong).is_err(), "{wrong}");
+        for wrong in ["", "localhost", ":9092", "localhost:", "localhost:0", "localhost:70000", "http://b:1"]
+        {
+            assert!(brokers(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn of_several_brokers_the_wrong_one_is_named() {
+        let several = brokers("a:1, b:2").expect("two");
+        assert_eq!((several.first(), &several.0[1][..]), ("a:1", "b:2"));
+        assert!(brokers("a:1,b").expect_err("no port").starts_with("`b` is not HOST:PORT"));
     }
 
     #[test]
     fn global_options_may_follow_the_command() {
         let cli = Cli::try_parse_from(["streambus", "topic", "list", "-o", "json", "--broker", "b:1"])
             .expect("parses");
-        assert_eq!(cli.global.broker, "b:1");
+        assert_eq!(cli.global.broker.first(), "b:1");
         assert_eq!(cli.global.output, output::Format::Json);
     }
 }

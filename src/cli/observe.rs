@@ -1,24 +1,25 @@
 //! The telemetry of the command itself.
 //!
 //! With `OTEL_EXPORTER_OTLP_ENDPOINT` set, the spans and metrics that the client library makes go there over gRPC, and
-//! are flushed before the command ends. The other standard `OTEL_*` variables count too.
+//! are flushed before the command ends. The other standard `OTEL_*` variables count as they do for a broker.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use opentelemetry::trace::{Span as _, SpanKind, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{MetricExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
-use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
 
 use crate::client::ClientBuilder;
+use crate::config::{Mistakes, Sources, load};
+use crate::telemetry::{self, Signal};
 
 use super::output::note;
 
-const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const SPAN_QUEUE: &str = "OTEL_BSP_MAX_QUEUE_SIZE";
 /// Spans that may wait for export unless the environment says otherwise. A traced run makes one per record, faster than
 /// most collectors take them.
@@ -48,14 +49,12 @@ impl Telemetry {
     /// # Errors
     /// If an exporter cannot be made of what the environment says.
     pub(super) fn start(roots: Roots) -> anyhow::Result<Telemetry> {
-        let set = |name| std::env::var(name).is_ok_and(|value: String| !value.is_empty());
-        let disabled =
-            std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
-        let exports = set(ENDPOINT) && !disabled;
-        if !exports && roots == Roots::None {
+        let settings = settings()?;
+        let (traces, metrics) = (settings.route(Signal::Traces), settings.route(Signal::Metrics));
+        if traces.is_none() && metrics.is_none() && roots == Roots::None {
             return Ok(Telemetry::default());
         }
-        let resource = resource();
+        let resource = resource(settings.resource);
         let sampler = match roots {
             Roots::None => Sampler::AlwaysOff,
             Roots::All => Sampler::AlwaysOn,
@@ -63,18 +62,19 @@ impl Telemetry {
         let mut tracers = SdkTracerProvider::builder()
             .with_resource(resource.clone())
             .with_sampler(Sampler::ParentBased(Box::new(sampler)));
-        let mut meters = None;
-        if exports {
-            let unusable = || format!("cannot export to what {ENDPOINT} names");
-            let spans = SpanExporter::builder().with_tonic().build().with_context(unusable)?;
+        if let Some(route) = traces {
+            let exporter = route.applied_to(SpanExporter::builder().with_tonic()).build()?;
             let mut batches = BatchConfigBuilder::default();
-            if !set(SPAN_QUEUE) {
+            if std::env::var_os(SPAN_QUEUE).is_none_or(|size| size.is_empty()) {
                 batches = batches.with_max_queue_size(SPAN_QUEUE_DEFAULT);
             }
-            let processor = BatchSpanProcessor::builder(spans).with_batch_config(batches.build()).build();
+            let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches.build()).build();
             tracers = tracers.with_span_processor(processor);
-            let metrics = MetricExporter::builder().with_tonic().build().with_context(unusable)?;
-            let reader = PeriodicReader::builder(metrics).build();
+        }
+        let mut meters = None;
+        if let Some(route) = metrics {
+            let exporter = route.applied_to(MetricExporter::builder().with_tonic()).build()?;
+            let reader = PeriodicReader::builder(exporter).build();
             meters = Some(SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build());
         }
         Ok(Telemetry { tracers: Some(tracers.build()), meters })
@@ -120,18 +120,24 @@ impl Telemetry {
     }
 }
 
-fn resource() -> Resource {
-    let mut builder = Resource::builder_empty()
+/// What the standard's variables say. Settings of a broker are none of this command's business.
+fn settings() -> Result<telemetry::Config, Mistakes> {
+    let is_standard = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with("OTEL_"));
+    let environment = std::env::vars_os().filter(|(name, _)| is_standard(name)).collect();
+    let loaded = load(Sources { environment, ..Sources::default() })?;
+    for warning in &loaded.warnings {
+        note(format_args!("warning: {warning}"));
+    }
+    Ok(loaded.config.telemetry)
+}
+
+fn resource(configured: BTreeMap<String, String>) -> Resource {
+    Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", "streambus-cli"),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
         ])
         .with_detector(Box::new(TelemetryResourceDetector))
-        .with_detector(Box::new(EnvResourceDetector::new()));
-    if let Ok(name) = std::env::var("OTEL_SERVICE_NAME")
-        && !name.is_empty()
-    {
-        builder = builder.with_service_name(name);
-    }
-    builder.build()
+        .with_attributes(configured.into_iter().map(|(name, value)| KeyValue::new(name, value)))
+        .build()
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::config::{Loaded, Mistakes, Setting, Sources, load};
 
@@ -31,38 +31,16 @@ pub(super) struct Settings {
     otlp_endpoint: Option<String>,
     /// Whether records are on the disk before they are acknowledged, or up to an interval later [storage.sync;
     /// default: always]
-    #[arg(long, value_name = "WHEN")]
-    sync: Option<Sync>,
+    // Checked with all other settings, so that a mistake here hides none there.
+    #[arg(long, value_name = "always|interval")]
+    sync: Option<String>,
     /// gRPC addresses of the brokers of a cluster to join, with commas between [cluster.seeds; default: none, which founds
     /// a cluster]
     #[arg(long, value_name = "HOST:PORT,...")]
     seeds: Option<String>,
     /// How log lines look [telemetry.log.format; default: json]
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<LogFormat>,
-}
-
-/// When records are forced to the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Sync {
-    Always,
-    Interval,
-}
-
-impl Sync {
-    /// The value of `storage.sync`.
-    pub(super) fn setting(self) -> &'static str {
-        match self {
-            Sync::Always => "always",
-            Sync::Interval => "interval",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Json,
-    Text,
+    #[arg(long, value_name = "json|text")]
+    log_format: Option<String>,
 }
 
 impl Settings {
@@ -83,19 +61,14 @@ impl Settings {
                 Err(mistake) => sources.flag_mistakes.push(mistake),
             }
         }
-        let sync = self.sync.map(|sync| sync.setting().to_owned());
-        let log_format = self.log_format.map(|format| match format {
-            LogFormat::Json => "json".to_owned(),
-            LogFormat::Text => "text".to_owned(),
-        });
         let flags = [
             ("--data-dir", "storage.data_dir", self.data_dir),
             ("--grpc-listen", "api.grpc_listen", self.grpc_listen),
             ("--http-listen", "api.http_listen", self.http_listen),
             ("--otlp-endpoint", "telemetry.otlp.endpoint", self.otlp_endpoint),
-            ("--sync", "storage.sync", sync),
+            ("--sync", "storage.sync", self.sync),
             ("--seeds", "cluster.seeds", self.seeds),
-            ("--log-format", "telemetry.log.format", log_format),
+            ("--log-format", "telemetry.log.format", self.log_format),
         ];
         for (flag, key, value) in flags {
             sources.flags.extend(value.map(|value| Setting::flag(flag, key, value)));
@@ -113,14 +86,14 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let config = self.settings.load()?.config;
+        let Loaded { config, warnings, .. } = self.settings.load()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.server.effective_worker_threads())
             .thread_name("streambus")
             .enable_all()
             .build()
             .context("the runtime cannot be started")?;
-        Ok(runtime.block_on(crate::server::run(config))?)
+        Ok(runtime.block_on(crate::server::run(config, &warnings))?)
     }
 }
 
@@ -133,14 +106,21 @@ mod tests {
         let settings = Settings {
             set: vec!["storage.sync=always".to_owned(), "nonsense".to_owned(), "no.such=1".to_owned()],
             grpc_listen: Some("nowhere".to_owned()),
-            sync: Some(Sync::Interval),
+            sync: Some("bogus".to_owned()),
+            log_format: Some("zzz".to_owned()),
             ..Settings::default()
         };
         let sources = Sources { environment: Vec::new(), ..settings.into_sources() };
         let mistakes = load(sources).expect_err("mistakes");
         let told = mistakes.to_string();
-        assert_eq!(mistakes.0.len(), 3, "{told}");
-        for part in ["--set: nonsense", "--set: no.such", "--grpc-listen: api.grpc_listen"] {
+        assert_eq!(mistakes.0.len(), 5, "{told}");
+        for part in [
+            "--set: nonsense",
+            "--set: no.such",
+            "--grpc-listen: api.grpc_listen",
+            "--sync: storage.sync: unknown variant `bogus`, expected `always` or `interval`",
+            "--log-format: telemetry.log.format: unknown variant `zzz`, expected `json` or `text`",
+        ] {
             assert!(told.contains(part), "{told}");
         }
     }

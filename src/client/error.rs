@@ -55,8 +55,10 @@ pub enum Error {
         message: String,
     },
     /// The answer did not come in time. The request may have been served.
-    #[error("no answer within {after:?}")]
+    #[error("no answer {}within {after:?}", from.as_ref().map(|from| format!("from {from} ")).unwrap_or_default())]
     Timeout {
+        /// The address of the broker that did not answer, where a single one was asked.
+        from: Option<String>,
         /// How long was waited.
         after: Duration,
     },

@@ -143,7 +143,8 @@ async fn join(
             }
         }
     };
-    timeout_at(Instant::now() + limit, joining).await.unwrap_or(Err(Error::Timeout { after: limit }))
+    let silence = || Error::Timeout { from: Some(address.clone()), after: limit };
+    timeout_at(Instant::now() + limit, joining).await.unwrap_or_else(|_| Err(silence()))
 }
 
 /// What a member reads from a stream that ended without a status.

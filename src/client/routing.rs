@@ -219,7 +219,9 @@ impl Router {
             };
             let result = match timeout_at(deadline, call(broker)).await {
                 Ok(result) => result.map_err(Error::from),
-                Err(_) => Err(Error::Timeout { after: self.config.request_timeout }),
+                Err(_) => {
+                    Err(Error::Timeout { from: Some(address.clone()), after: self.config.request_timeout })
+                }
             };
             return match result {
                 Ok(response) => {

@@ -52,14 +52,26 @@ fn collect<'a>(prefix: &str, at: &'a Value, found: &mut Vec<(String, &'a Value)>
     }
 }
 
-/// Puts `value` at `key`, making the maps on the way.
-pub(super) fn put(tree: &mut Value, key: &str, value: Value) {
-    let mut at = tree;
-    for name in key.split('.') {
+/// Puts `value` at `key`. In a map whose entries are the user's to name, what is left of the key is one name.
+pub(super) fn put(defaults: &Value, tree: &mut Value, key: &str, value: Value) {
+    let (mut at, mut defaults, mut rest) = (tree, Some(defaults), Some(key));
+    while let Some(key) = rest {
+        let is_users = defaults.and_then(Value::as_object).is_some_and(serde_json::Map::is_empty);
+        let name = match key.split_once('.') {
+            Some((name, inner)) if !is_users => {
+                rest = Some(inner);
+                name
+            }
+            _ => {
+                rest = None;
+                key
+            }
+        };
         if !at.is_object() {
             *at = Value::Object(serde_json::Map::new());
         }
         at = &mut at[name];
+        defaults = defaults.and_then(|defaults| defaults.get(name));
     }
     *at = value;
 }
@@ -119,6 +131,18 @@ mod tests {
         assert_eq!(kind("telemetry.otlp"), Kind::Section);
         assert_eq!(kind("storage.sync.x"), Kind::Unknown);
         assert_eq!(kind("storag.sync"), Kind::Unknown);
+    }
+
+    #[test]
+    fn what_follows_the_name_of_a_map_is_one_name() {
+        let mut tree = defaults();
+        for (key, value) in [("storage.sync", "never"), ("telemetry.resource.team.name", "payments")] {
+            put(&defaults(), &mut tree, key, Value::from(value));
+        }
+        put(&defaults(), &mut tree, "telemetry.resource.service.name", Value::from("bus"));
+        assert_eq!(tree["storage"]["sync"], "never");
+        let expected = serde_json::json!({"team.name": "payments", "service.name": "bus"});
+        assert_eq!(tree["telemetry"]["resource"], expected);
     }
 
     #[test]

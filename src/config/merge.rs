@@ -46,7 +46,7 @@ where
     for setting in settings {
         match accept::<C>(&defaults, &setting) {
             Ok(Some(value)) => {
-                known::put(&mut tree, &setting.key, value);
+                known::put(&defaults, &mut tree, &setting.key, value);
                 origins.insert(setting.key, setting.origin);
             }
             Ok(None) => {}
@@ -125,7 +125,7 @@ fn accept<C: DeserializeOwned>(defaults: &Value, setting: &Setting) -> Result<Op
 fn try_on<C: DeserializeOwned>(defaults: &Value, key: &str, given: &Given) -> Result<Value, String> {
     let attempt = |value: Value| {
         let mut tree = defaults.clone();
-        known::put(&mut tree, key, value.clone());
+        known::put(defaults, &mut tree, key, value.clone());
         match serde_json::from_value::<C>(tree) {
             Ok(_) => Ok(value),
             Err(error) => Err(in_words(&error.to_string())),

@@ -1,6 +1,6 @@
 //! The settings of a broker: every module's own `Config`, composed, and filled from four sources.
 //!
-//! Later sources win: the defaults, a TOML file, the environment (`STREAMBUS_SECTION__KEY`, two underscores between
+//! Later sources win: the defaults, the standard's variables (`OTEL_…` and `RUST_LOG`), a TOML file, the environment (`STREAMBUS_SECTION__KEY`, two underscores between
 //! levels), flags (`--set section.key=value` and the few flags that stand for one setting). Nothing is ignored: a
 //! [`load`] that finds mistakes reports all of them, from all sources, and gives no configuration.
 //!
@@ -15,6 +15,7 @@ mod merge;
 mod mistake;
 mod server;
 mod source;
+mod standard;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -93,6 +94,8 @@ pub struct Loaded {
     pub config: Config,
     /// Every setting in the order of keys.
     pub entries: Vec<Entry>,
+    /// What was given and has no effect.
+    pub warnings: Vec<String>,
 }
 
 /// Merges all sources.
@@ -103,6 +106,7 @@ pub struct Loaded {
 pub fn load(sources: Sources) -> Result<Loaded, Mistakes> {
     let mut settings = Vec::new();
     let mut mistakes = Vec::new();
+    let mut warnings = standard::read(&sources.environment, &mut settings, &mut mistakes);
     if let Some(path) = &sources.file {
         file::read(path, &mut settings, &mut mistakes);
     }
@@ -110,7 +114,8 @@ pub fn load(sources: Sources) -> Result<Loaded, Mistakes> {
     settings.extend(sources.flags);
     mistakes.extend(sources.flag_mistakes);
     let merged = merge::merge::<Config>(settings, mistakes, Config::problems)?;
-    Ok(Loaded { config: merged.config, entries: merged.entries })
+    warnings.extend(standard::without_endpoint(&merged));
+    Ok(Loaded { config: merged.config, entries: merged.entries, warnings })
 }
 
 #[cfg(test)]

@@ -187,7 +187,7 @@ impl State {
         let state = stored::ControlState::decode(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
         let brokers: BTreeMap<BrokerId, Broker> =
             state.brokers.into_iter().map(load_broker).map(|broker| (broker.id, broker)).collect();
-        let after_last = brokers.keys().next_back().map_or(1, |last| last.0 + 1);
+        let after_last = brokers.keys().next_back().map_or(1, |last| last.0.saturating_add(1));
         let topics = state
             .topics
             .into_iter()

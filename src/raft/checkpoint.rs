@@ -21,7 +21,7 @@ use super::types::{LogId, SnapshotMeta, StoredMembership, log_id, position};
 use crate::storage::Position;
 
 const VERSION: u8 = 1;
-const CRC_BYTES: usize = 4;
+pub(super) const CRC_BYTES: usize = 4;
 const HEADER_BYTES: usize = 60;
 
 /// The state of a group as of one entry.

@@ -10,7 +10,7 @@ use crate::storage::{self, GroupId};
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// This replica does not lead the group. Nothing was written.
-    #[error("this node does not lead the group; the leader is {}", name(*leader))]
+    #[error("this broker does not lead the group; {}", name(*leader))]
     NotLeader {
         /// Who leads, as far as this replica knows.
         leader: Option<NodeId>,
@@ -85,5 +85,8 @@ impl Error {
 }
 
 fn name(leader: Option<NodeId>) -> String {
-    leader.map_or_else(|| "unknown".to_owned(), |node| format!("node {node}"))
+    match leader {
+        Some(broker) => format!("broker {broker} did when it was last heard of, and may be away by now"),
+        None => "nobody is known to".to_owned(),
+    }
 }

@@ -35,6 +35,8 @@ mod config;
 #[cfg(test)]
 mod conformance;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod group;
 mod hand_over;
 mod log_store;

@@ -75,7 +75,7 @@ impl Engine {
             .manual_journal_persist(true)
             .worker_threads(config.flush_threads)
             .open()
-            .map_err(|source| Error::storage("open the tables", source))?;
+            .map_err(|source| Error::path("open the tables in", directory, source))?;
         Self::on(database, config)
     }
 

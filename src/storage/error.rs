@@ -1,6 +1,6 @@
 //! What can go wrong on the disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::GroupId;
@@ -95,6 +95,18 @@ pub enum Error {
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
 
+    /// A file or directory cannot be used.
+    #[error("cannot {doing} {}", path.display())]
+    Path {
+        /// What was being done to it.
+        doing: &'static str,
+        /// It.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+
     /// An earlier write or sync failed, so nothing more is written until the process is restarted.
     #[error("the store has failed and accepts no more writes")]
     Failed {
@@ -119,5 +131,13 @@ impl Error {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
         Self::Storage { doing, source: Arc::new(source) }
+    }
+
+    pub(super) fn path(
+        doing: &'static str,
+        path: &Path,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Path { doing, path: path.to_owned(), source: Arc::new(source) }
     }
 }

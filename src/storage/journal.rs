@@ -40,7 +40,7 @@ const TABLES: &str = "keyspaces";
 /// # Errors
 /// [`Error::CorruptJournal`] if replay would lose acknowledged data, [`Error::Storage`] if a file cannot be read or cut.
 pub fn check(directory: &Path) -> Result<(), Error> {
-    let reading = |source| Error::storage("read the journals", source);
+    let reading = |source| Error::path("read the journals in", directory, source);
     if !directory.try_exists().map_err(reading)? {
         return Ok(());
     }
@@ -58,6 +58,19 @@ pub fn check(directory: &Path) -> Result<(), Error> {
         cut(file, &damage).map_err(|source| Error::storage("cut a torn journal", source))?;
     }
     Ok(())
+}
+
+/// For the fuzz targets: follows a file with these bytes, and checks that what is left without the damage is intact.
+#[cfg(feature = "fuzzing")]
+pub fn follow(bytes: &[u8]) {
+    let (file, mut last_round) = (Path::new("0.jnl"), None);
+    let Ok(Some(damage)) = walk(bytes, file, &mut last_round) else { return };
+    // Whether it is cut off or refused, it is judged without a panic.
+    let _ = judge(file, bytes, &damage, last_round, None);
+    let mut again = None;
+    let left = walk(&bytes[..damage.position], file, &mut again);
+    assert!(matches!(left, Ok(None)), "damage is left after the cut");
+    assert_eq!(again, last_round);
 }
 
 /// Where a file stops making sense.

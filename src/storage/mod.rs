@@ -46,6 +46,8 @@ pub use batch::Batch;
 pub use committer::{Permit, Stats, SyncObservation, SyncObserver};
 pub use config::{Config, Sync};
 pub use error::Error;
+#[cfg(feature = "fuzzing")]
+pub use journal::follow as follow_journal;
 pub use keys::{GroupId, IndexRow, Position};
 pub use log::Log;
 pub use log_row::{Command, CommandBuf, HEADER_BYTES, Kind, Row};

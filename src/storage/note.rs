@@ -9,12 +9,13 @@ use super::Error;
 /// Reads the file `name` of the data directory, if there is one. Blocking.
 ///
 /// # Errors
-/// [`Error::Storage`]: the file system failed.
+/// [`Error::Path`]: the file system failed.
 pub fn read_note(data_dir: &Path, name: &str) -> Result<Option<String>, Error> {
-    match fs::read_to_string(data_dir.join(name)) {
+    let path = data_dir.join(name);
+    match fs::read_to_string(&path) {
         Ok(text) => Ok(Some(text)),
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::storage("read what the broker keeps beside its tables", source)),
+        Err(source) => Err(Error::path("read", &path, source)),
     }
 }
 
@@ -22,14 +23,14 @@ pub fn read_note(data_dir: &Path, name: &str) -> Result<Option<String>, Error> {
 /// several processes that do so at once one wins, and all get its content. Blocking.
 ///
 /// # Errors
-/// [`Error::Storage`]: the file system failed.
+/// [`Error::Path`]: the file system failed.
 pub fn read_or_write_note(
     data_dir: &Path,
     name: &str,
     make: impl FnOnce() -> String,
 ) -> Result<String, Error> {
     let path = data_dir.join(name);
-    let fail = |source: io::Error| Error::storage("keep the broker's identity", source);
+    let fail = |source: io::Error| Error::path("keep the broker's identity in", &path, source);
     match fs::read_to_string(&path) {
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
         other => return other.map_err(fail),

@@ -115,7 +115,7 @@ impl Store {
         }
         let data_dir = &config.data_dir;
         std::fs::create_dir_all(data_dir)
-            .map_err(|source| Error::storage("create the data directory", source))?;
+            .map_err(|source| Error::path("create the data directory", data_dir, source))?;
         let lock = lock(data_dir)?;
         check_format(data_dir)?;
         let tables_dir = data_dir.join(TABLES_DIR);
@@ -123,8 +123,9 @@ impl Store {
         // The engine asserts where it finds its own files inconsistent; a broker should say so instead of aborting.
         let engine =
             catch_unwind(AssertUnwindSafe(|| Engine::open(&tables_dir, config))).unwrap_or_else(|_| {
-                Err(Error::storage(
-                    "open the tables",
+                Err(Error::path(
+                    "open the tables in",
+                    &tables_dir,
                     std::io::Error::other("the files contradict each other"),
                 ))
             })?;
@@ -553,23 +554,24 @@ fn last_round(engine: &Engine) -> Result<u64, Error> {
 }
 
 fn lock(data_dir: &Path) -> Result<File, Error> {
+    let path = data_dir.join(LOCK_FILE);
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(data_dir.join(LOCK_FILE))
-        .map_err(|source| Error::storage("open the lock file", source))?;
+        .open(&path)
+        .map_err(|source| Error::path("open the lock file", &path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::Locked { data_dir: data_dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(Error::storage("lock the data directory", source)),
+        Err(TryLockError::Error(source)) => Err(Error::path("lock", &path, source)),
     }
 }
 
 /// Reads the format record, or writes it into a new directory.
 fn check_format(data_dir: &Path) -> Result<(), Error> {
     let path = data_dir.join(FORMAT_FILE);
-    let bad = || Error::storage("read the format record", std::io::Error::other("it is not a number"));
+    let bad = || Error::path("read the format record", &path, std::io::Error::other("it is not a number"));
     match std::fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse::<u32>().map_err(|_| bad())? {
             found if found > FORMAT => {
@@ -577,10 +579,9 @@ fn check_format(data_dir: &Path) -> Result<(), Error> {
             }
             _ => Ok(()),
         },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            write_format(data_dir, &path).map_err(|source| Error::storage("write the format record", source))
-        }
-        Err(source) => Err(Error::storage("read the format record", source)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_format(data_dir, &path)
+            .map_err(|source| Error::path("write the format record", &path, source)),
+        Err(source) => Err(Error::path("read the format record", &path, source)),
     }
 }
 

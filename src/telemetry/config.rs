@@ -1,22 +1,22 @@
-//! Configuration of telemetry, and how it combines with the standard `OTEL_*` variables.
+//! Configuration of telemetry.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use serde::{Deserialize, Serialize};
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
+use super::exporting::Signal;
 use super::sampling::Sampling;
 
-/// What is logged when nothing says otherwise: of the agreement library, whose steps are many, only errors.
-const DEFAULT_FILTER: &str = "info,openraft=error";
-
 /// Configuration of telemetry.
-///
-/// Where a field is unset, the standard OpenTelemetry variable counts, then the default. Where both are set, the
-/// configuration wins, with one exception: `OTEL_SDK_DISABLED=true` always turns export off.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Attributes of the resource that every signal carries, besides and before those that are built in, such as
+    /// `deployment.environment.name`, or `service.name` if it is to be another than `streambus`.
+    pub resource: BTreeMap<String, String>,
     /// Metrics.
     pub metrics: MetricsConfig,
     /// Export to a collector.
@@ -28,21 +28,92 @@ pub struct Config {
 }
 
 impl Config {
-    /// What is wrong with these settings, by name. Variables are not looked at.
+    /// Everything that is wrong with these settings, by name.
     #[must_use]
     pub fn problems(&self) -> Vec<(String, String)> {
-        let problem = match Settings::resolve(self, &|_| None) {
-            Ok(settings) => match super::logs::env_filter(&settings.filter) {
-                Ok(_) => return Vec::new(),
-                Err(error) => ("log.filter".to_owned(), error.to_string()),
-            },
-            Err(Error::Setting { name, value, reason }) => {
-                let name = name.strip_prefix("telemetry.").unwrap_or(&name).to_owned();
-                (name, format!("is `{value}`: {reason}"))
-            }
-            Err(other) => ("otlp".to_owned(), other.to_string()),
+        let mut problems = self.otlp.problems();
+        let mut complain = |name: &str, what: String| problems.push((name.to_owned(), what));
+        if self.resource.contains_key("") {
+            complain("resource", "an attribute has no name".to_owned());
+        }
+        let ratio = self.trace.sample_ratio;
+        if !(0.0..=1.0).contains(&ratio) {
+            complain("trace.sample_ratio", format!("is {ratio}: expected a number from 0 to 1"));
+        }
+        if let Err(error) = super::logs::env_filter(&self.log.filter) {
+            complain("log.filter", error.in_full());
+        }
+        problems
+    }
+
+    /// How a signal leaves the process; none if it does not. Relies on there being no [`problems`](Self::problems).
+    #[must_use]
+    pub fn route(&self, signal: Signal) -> Option<Route> {
+        let is_made = match signal {
+            Signal::Traces => self.makes_traces(),
+            Signal::Metrics => self.metrics.enabled,
+            Signal::Logs => true,
         };
-        vec![problem]
+        let (otlp, own) = (&self.otlp, self.otlp.of(signal));
+        let endpoint = if own.endpoint.is_empty() { &otlp.endpoint } else { &own.endpoint };
+        if !is_made || !otlp.enabled || !own.enabled || endpoint.is_empty() {
+            return None;
+        }
+        let headers = if own.headers.is_empty() { &otlp.headers } else { &own.headers };
+        Some(Route {
+            endpoint: with_scheme(endpoint),
+            headers: headers.iter().map(|(name, value)| header(name, value).expect("no problem")).collect(),
+            timeout: otlp.timeout(signal),
+        })
+    }
+
+    /// Which traces are recorded.
+    pub(super) fn sampling(&self) -> Sampling {
+        if !self.makes_traces() {
+            return Sampling::NEVER;
+        }
+        if self.route(Signal::Traces).is_none() {
+            // Nobody could ever see a trace that begins here and is not exported. The caller's traces still count: their
+            // ids belong into logs and exemplars.
+            return Sampling { parent_based: true, ratio: 0.0 };
+        }
+        Sampling { parent_based: self.trace.follow_callers, ratio: self.trace.sample_ratio }
+    }
+
+    fn makes_traces(&self) -> bool {
+        self.trace.enabled && (self.trace.follow_callers || self.trace.sample_ratio > 0.0)
+    }
+}
+
+/// The way of a signal to its collector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// The collector, with its scheme.
+    pub endpoint: String,
+    headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
+    /// The longest that one export may take.
+    pub timeout: Duration,
+}
+
+impl Route {
+    /// The headers of an export.
+    pub(super) fn metadata(&self) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        for (name, value) in &self.headers {
+            metadata.insert(name.clone(), value.clone());
+        }
+        metadata
+    }
+
+    /// Lets an exporter go this way.
+    pub fn applied_to<B: WithExportConfig + WithTonicConfig>(&self, builder: B) -> B {
+        let metadata = self.metadata();
+        // In place of headers that are given to the builder, which adds those of the environment once more.
+        let intercept = move |mut request: tonic::Request<()>| {
+            *request.metadata_mut() = metadata.clone();
+            Ok::<_, tonic::Status>(request)
+        };
+        builder.with_endpoint(&self.endpoint).with_timeout(self.timeout).with_interceptor(intercept)
     }
 }
 
@@ -62,30 +133,166 @@ impl Default for MetricsConfig {
 }
 
 /// Export of metrics, traces and logs over OTLP/gRPC.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OtlpConfig {
-    /// The collector, for example `http://localhost:4317`; no TLS. Empty: `OTEL_EXPORTER_OTLP_ENDPOINT` (or the
-    /// variable of a single signal), and without that nothing is exported.
+    /// Off: nothing is exported, whatever endpoint is named.
+    pub enabled: bool,
+    /// The collector, for example `http://localhost:4317`; no TLS. Empty: only signals with an endpoint of their own are
+    /// exported.
     pub endpoint: String,
-    /// Headers of every export. Names and values that the collector asks for, such as an API key. Those of
-    /// `OTEL_EXPORTER_OTLP_HEADERS` are sent as well.
+    /// Headers of every export. Names and values that the collector asks for, such as an API key.
     pub headers: BTreeMap<String, String>,
-    /// The longest that one export may take, retries included. Default `10s`; `OTEL_EXPORTER_OTLP_TIMEOUT`.
-    #[serde(with = "duration")]
+    /// The longest that one export may take, retries included.
+    #[serde(with = "crate::units::duration")]
+    pub timeout: Duration,
+    /// Time between two exports of metrics.
+    #[serde(with = "crate::units::duration")]
+    pub metrics_interval: Duration,
+    /// Spans that may wait for export; more are dropped and counted.
+    pub span_queue: usize,
+    /// Log records that may wait for export; more are dropped and counted.
+    pub log_queue: usize,
+    /// The most spans or log records in one export.
+    pub batch: usize,
+    /// The most spans in one export, if that is to be another number.
+    pub span_batch: Option<usize>,
+    /// The most log records in one export, if that is to be another number.
+    pub log_batch: Option<usize>,
+    /// How long the first span or log record of a batch waits for others.
+    #[serde(with = "crate::units::duration")]
+    pub batch_delay: Duration,
+    /// The same for spans, if it is to be another time.
+    #[serde(with = "crate::units::optional_duration")]
+    pub span_batch_delay: Option<Duration>,
+    /// The same for log records, if it is to be another time.
+    #[serde(with = "crate::units::optional_duration")]
+    pub log_batch_delay: Option<Duration>,
+    /// What is different for traces.
+    pub traces: SignalConfig,
+    /// What is different for metrics.
+    pub metrics: SignalConfig,
+    /// What is different for logs.
+    pub logs: SignalConfig,
+}
+
+impl Default for OtlpConfig {
+    fn default() -> Self {
+        OtlpConfig {
+            enabled: true,
+            endpoint: String::new(),
+            headers: BTreeMap::new(),
+            timeout: Duration::from_secs(10),
+            metrics_interval: Duration::from_secs(15),
+            span_queue: 8192,
+            log_queue: 8192,
+            batch: 512,
+            span_batch: None,
+            log_batch: None,
+            batch_delay: Duration::from_secs(1),
+            span_batch_delay: None,
+            log_batch_delay: None,
+            traces: SignalConfig::default(),
+            metrics: SignalConfig::default(),
+            logs: SignalConfig::default(),
+        }
+    }
+}
+
+/// Far above what makes sense, and far below what a queue could not represent.
+const QUEUE_MAX: usize = 1 << 24;
+
+impl OtlpConfig {
+    fn of(&self, signal: Signal) -> &SignalConfig {
+        match signal {
+            Signal::Traces => &self.traces,
+            Signal::Metrics => &self.metrics,
+            Signal::Logs => &self.logs,
+        }
+    }
+
+    /// The longest that one export of a signal may take.
+    pub(super) fn timeout(&self, signal: Signal) -> Duration {
+        self.of(signal).timeout.unwrap_or(self.timeout)
+    }
+
+    /// How spans gather before they are exported: the most in one export, and how long the first one waits.
+    pub(super) fn span_batches(&self) -> (usize, Duration) {
+        (self.span_batch.unwrap_or(self.batch), self.span_batch_delay.unwrap_or(self.batch_delay))
+    }
+
+    /// The same for log records.
+    pub(super) fn log_batches(&self) -> (usize, Duration) {
+        (self.log_batch.unwrap_or(self.batch), self.log_batch_delay.unwrap_or(self.batch_delay))
+    }
+
+    fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let [traces, metrics, logs] = [&self.traces, &self.metrics, &self.logs];
+        for (section, endpoint, headers) in [
+            ("otlp", &self.endpoint, &self.headers),
+            ("otlp.traces", &traces.endpoint, &traces.headers),
+            ("otlp.metrics", &metrics.endpoint, &metrics.headers),
+            ("otlp.logs", &logs.endpoint, &logs.headers),
+        ] {
+            if let Err(what) = check_endpoint(endpoint) {
+                problems.push((format!("{section}.endpoint"), format!("is `{endpoint}`: {what}")));
+            }
+            for (name, value) in headers {
+                // The value may be a secret and is not repeated.
+                if let Err(what) = header(name, value) {
+                    problems.push((format!("{section}.headers.{name}"), what.to_owned()));
+                }
+            }
+        }
+        for (name, time) in [
+            ("otlp.timeout", Some(self.timeout)),
+            ("otlp.traces.timeout", traces.timeout),
+            ("otlp.metrics.timeout", metrics.timeout),
+            ("otlp.logs.timeout", logs.timeout),
+            ("otlp.metrics_interval", Some(self.metrics_interval)),
+            ("otlp.batch_delay", Some(self.batch_delay)),
+            ("otlp.span_batch_delay", self.span_batch_delay),
+            ("otlp.log_batch_delay", self.log_batch_delay),
+        ] {
+            if time.is_some_and(|time| time.is_zero()) {
+                problems.push((name.to_owned(), "must be longer than zero".to_owned()));
+            }
+        }
+        for (name, size) in [
+            ("otlp.span_queue", Some(self.span_queue)),
+            ("otlp.log_queue", Some(self.log_queue)),
+            ("otlp.batch", Some(self.batch)),
+            ("otlp.span_batch", self.span_batch),
+            ("otlp.log_batch", self.log_batch),
+        ] {
+            if let Some(size) = size.filter(|size| !(1..=QUEUE_MAX).contains(size)) {
+                problems.push((name.to_owned(), format!("is {size}: expected 1 to {QUEUE_MAX}")));
+            }
+        }
+        problems
+    }
+}
+
+/// Export of one signal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SignalConfig {
+    /// Off: this signal is not exported.
+    pub enabled: bool,
+    /// A collector of its own, in place of `otlp.endpoint`.
+    pub endpoint: String,
+    /// Headers of its own: if there are any, those of `otlp.headers` are not sent.
+    pub headers: BTreeMap<String, String>,
+    /// A time of its own, in place of `otlp.timeout`.
+    #[serde(with = "crate::units::optional_duration")]
     pub timeout: Option<Duration>,
-    /// Time between two exports of metrics. Default `15s`; `OTEL_METRIC_EXPORT_INTERVAL`.
-    #[serde(with = "duration")]
-    pub metrics_interval: Option<Duration>,
-    /// Spans that may wait for export; more are dropped and counted. Default 8192; `OTEL_BSP_MAX_QUEUE_SIZE`.
-    pub span_queue: Option<usize>,
-    /// Log records that may wait for export; more are dropped and counted. Default 8192; `OTEL_BLRP_MAX_QUEUE_SIZE`.
-    pub log_queue: Option<usize>,
-    /// The most spans or log records in one export. Default 512; `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`.
-    pub batch: Option<usize>,
-    /// How long the first span or log record of a batch waits for others. Default `1s`; `OTEL_BSP_SCHEDULE_DELAY`.
-    #[serde(with = "duration")]
-    pub batch_delay: Option<Duration>,
+}
+
+impl Default for SignalConfig {
+    fn default() -> Self {
+        SignalConfig { enabled: true, endpoint: String::new(), headers: BTreeMap::new(), timeout: None }
+    }
 }
 
 /// Which traces are recorded.
@@ -94,26 +301,33 @@ pub struct OtlpConfig {
 pub struct TraceConfig {
     /// Off: no span is made, whatever callers ask for.
     pub enabled: bool,
-    /// The share, from 0 to 1, of requests without a caller's decision that are traced. Default 0.01;
-    /// `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. A caller's decision is always followed when this is set.
-    pub sample_ratio: Option<f64>,
+    /// The share, from 0 to 1, of requests that are traced where this process decides.
+    pub sample_ratio: f64,
+    /// Whether the decision of a caller that has taken one is followed. Off: this process decides always.
+    pub follow_callers: bool,
 }
 
 impl Default for TraceConfig {
     fn default() -> Self {
-        TraceConfig { enabled: true, sample_ratio: None }
+        TraceConfig { enabled: true, sample_ratio: 0.01, follow_callers: true }
     }
 }
 
 /// What is logged and how.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// A level (`info`) or directives (`info,streambus::raft=debug`). Empty: `RUST_LOG`, and without that `info`
-    /// (and of the agreement library only errors).
+    /// A level (`info`) or directives (`info,streambus::raft=debug`). Of the agreement library, whose steps are many,
+    /// only errors are logged unless a directive names it (`openraft=info`).
     pub filter: String,
     /// How a line on standard error looks.
     pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { filter: "info".to_owned(), format: LogFormat::default() }
+    }
 }
 
 /// How a log line on standard error looks.
@@ -131,14 +345,12 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A setting has a value that cannot be used.
-    #[error("{name} is `{value}`: {reason}")]
+    #[error("telemetry.{name}: {what}")]
     Setting {
-        /// The configuration key or environment variable.
+        /// Its name below `telemetry`.
         name: String,
-        /// What it is set to.
-        value: String,
-        /// What is wrong, and what would be right.
-        reason: String,
+        /// What is wrong.
+        what: String,
     },
     /// The log filter is malformed.
     #[error("log filter `{filter}` is malformed")]
@@ -163,366 +375,130 @@ pub enum Error {
     Thread(#[source] std::io::Error),
 }
 
-/// What the configuration and the environment say together.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Settings {
-    /// Endpoints of traces, metrics and logs; none is exported where absent.
-    pub(super) traces: Option<String>,
-    pub(super) metrics: Option<String>,
-    pub(super) logs: Option<String>,
-    /// Whether anything is measured, exported or not.
-    pub(super) measures: bool,
-    pub(super) headers: BTreeMap<String, String>,
-    /// `headers` with those of the environment, which the other exporters add by themselves.
-    pub(super) metrics_headers: BTreeMap<String, String>,
-    pub(super) timeout: Duration,
-    pub(super) metrics_interval: Duration,
-    pub(super) span_queue: usize,
-    pub(super) log_queue: usize,
-    pub(super) batch: usize,
-    pub(super) batch_delay: Duration,
-    pub(super) sampling: Sampling,
-    pub(super) filter: String,
-    pub(super) format: LogFormat,
-}
-
-impl Settings {
-    /// Combines `config` with the variables that `env` reads.
-    pub(super) fn resolve(config: &Config, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
-        let env = Environment(env);
-        let disabled = env.text("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        let endpoint = |signal: &str| {
-            if disabled {
-                return Ok(None);
-            }
-            let variable = format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT");
-            let (name, value) = if !config.otlp.endpoint.is_empty() {
-                ("telemetry.otlp.endpoint", config.otlp.endpoint.clone())
-            } else if let Some(value) = env.text(&variable) {
-                (variable.as_str(), value)
-            } else if let Some(value) = env.text("OTEL_EXPORTER_OTLP_ENDPOINT") {
-                ("OTEL_EXPORTER_OTLP_ENDPOINT", value)
-            } else {
-                return Ok(None);
-            };
-            endpoint(name, value).map(Some)
-        };
-        let otlp = &config.otlp;
-        let settings = Settings {
-            traces: endpoint("TRACES")?,
-            metrics: endpoint("METRICS")?,
-            logs: endpoint("LOGS")?,
-            measures: config.metrics.enabled,
-            headers: otlp.headers.clone(),
-            metrics_headers: env.with_headers(&otlp.headers, "METRICS"),
-            timeout: env.millis(otlp.timeout, "OTEL_EXPORTER_OTLP_TIMEOUT", Duration::from_secs(10))?,
-            metrics_interval: env.millis(
-                otlp.metrics_interval,
-                "OTEL_METRIC_EXPORT_INTERVAL",
-                Duration::from_secs(15),
-            )?,
-            span_queue: env.size(otlp.span_queue, "OTEL_BSP_MAX_QUEUE_SIZE", 8192)?,
-            log_queue: env.size(otlp.log_queue, "OTEL_BLRP_MAX_QUEUE_SIZE", 8192)?,
-            batch: env.size(otlp.batch, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)?,
-            batch_delay: env.millis(otlp.batch_delay, "OTEL_BSP_SCHEDULE_DELAY", Duration::from_secs(1))?,
-            sampling: env.sampling(config.trace.sample_ratio)?,
-            filter: match config.log.filter.as_str() {
-                "" => env.text("RUST_LOG").unwrap_or_else(|| DEFAULT_FILTER.to_owned()),
-                filter => filter.to_owned(),
-            },
-            format: config.log.format,
-        };
-        Ok(settings.without_what_is_off(config).without_pointless_traces())
-    }
-
-    /// What is switched off is not exported either, whoever names an endpoint.
-    fn without_what_is_off(mut self, config: &Config) -> Self {
-        if !config.metrics.enabled {
-            self.metrics = None;
+impl Error {
+    /// What it says, and what its cause says.
+    pub(super) fn in_full(&self) -> String {
+        use std::error::Error as _;
+        match self.source() {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
         }
-        if !config.trace.enabled {
-            self.sampling = Sampling::NEVER;
-        }
-        if self.sampling == Sampling::NEVER {
-            self.traces = None;
-        }
-        self
-    }
-
-    /// Nobody could ever see a trace that begins here and is not exported. The caller's traces still count: their
-    /// ids belong into logs and exemplars.
-    fn without_pointless_traces(mut self) -> Self {
-        if self.traces.is_none() && self.sampling != Sampling::NEVER {
-            self.sampling = Sampling { parent_based: true, ratio: 0.0 };
-        }
-        self
     }
 }
 
-fn invalid(name: &str, value: impl ToString, reason: &str) -> Error {
-    Error::Setting { name: name.to_owned(), value: value.to_string(), reason: reason.to_owned() }
+/// An endpoint without a scheme is plain text.
+fn with_scheme(endpoint: &str) -> String {
+    if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 
-/// Checks an endpoint. Without a scheme it is plain text.
-fn endpoint(name: &str, value: String) -> Result<String, Error> {
-    if value.starts_with("https://") {
-        let reason =
-            "this build has no TLS for OTLP; use http:// and a collector on the same host or network";
-        return Err(invalid(name, value, reason));
+fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
+    if endpoint.starts_with("https://") {
+        return Err(
+            "this build has no TLS for OTLP; use http:// and a collector on the same host or network",
+        );
     }
-    let uri = if value.contains("://") { value.clone() } else { format!("http://{value}") };
-    let usable = uri
-        .parse::<http::Uri>()
-        .is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()));
-    if usable { Ok(uri) } else { Err(invalid(name, value, "expected http://host:port")) }
-}
-
-/// `text` with each `%41` replaced; none if it is malformed.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let (byte, tail) = match (first, tail) {
-            (b'%', [high, low, tail @ ..]) => {
-                let digits = [*high, *low];
-                (u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?, tail)
-            }
-            (b'%', _) => return None,
-            _ => (first, tail),
-        };
-        bytes.push(byte);
-        rest = tail;
-    }
-    String::from_utf8(bytes).ok()
-}
-
-struct Environment<'a>(&'a dyn Fn(&str) -> Option<String>);
-
-impl Environment<'_> {
-    /// An empty variable counts as unset, as the OpenTelemetry specification demands.
-    fn text(&self, name: &str) -> Option<String> {
-        (self.0)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
-    }
-
-    /// `headers` and those that the environment names for `signal`, which win. What is not `name=value` is passed over.
-    fn with_headers(&self, headers: &BTreeMap<String, String>, signal: &str) -> BTreeMap<String, String> {
-        let lower = |(name, value): (&String, &String)| (name.to_ascii_lowercase(), value.clone());
-        let mut headers: BTreeMap<_, _> = headers.iter().map(lower).collect();
-        let listed = self
-            .text(&format!("OTEL_EXPORTER_OTLP_{signal}_HEADERS"))
-            .or_else(|| self.text("OTEL_EXPORTER_OTLP_HEADERS"))
-            .unwrap_or_default();
-        for (name, value) in listed.split(',').filter_map(|header| header.split_once('=')) {
-            if let Some(value) = percent_decoded(value.trim()) {
-                headers.insert(name.trim().to_ascii_lowercase(), value);
-            }
-        }
-        headers
-    }
-
-    fn number(&self, name: &str) -> Result<Option<u64>, Error> {
-        let parse =
-            |value: String| value.parse().map_err(|_| invalid(name, &value, "expected a whole number"));
-        self.text(name).map(parse).transpose()
-    }
-
-    fn millis(&self, set: Option<Duration>, name: &str, default: Duration) -> Result<Duration, Error> {
-        let duration = match set {
-            Some(duration) => duration,
-            None => self.number(name)?.map_or(default, Duration::from_millis),
-        };
-        if duration.is_zero() { Err(invalid(name, "0", "expected more than zero")) } else { Ok(duration) }
-    }
-
-    fn size(&self, set: Option<usize>, name: &str, default: usize) -> Result<usize, Error> {
-        let size = match set {
-            Some(size) => size,
-            None => self.number(name)?.map_or(default, |size| usize::try_from(size).unwrap_or(usize::MAX)),
-        };
-        // The upper bound is far above what makes sense and far below what the queue could not represent.
-        if (1..=1 << 24).contains(&size) {
-            Ok(size)
-        } else {
-            Err(invalid(name, size, "expected 1 to 16777216"))
-        }
-    }
-
-    fn sampling(&self, set: Option<f64>) -> Result<Sampling, Error> {
-        if let Some(ratio) = set {
-            return Ok(Sampling { parent_based: true, ratio: share("telemetry.trace.sample_ratio", ratio)? });
-        }
-        let Some(sampler) = self.text("OTEL_TRACES_SAMPLER") else {
-            return Ok(Sampling { parent_based: true, ratio: 0.01 });
-        };
-        let (parent_based, root) = match sampler.strip_prefix("parentbased_") {
-            Some(root) => (true, root),
-            None => (false, sampler.as_str()),
-        };
-        let ratio = match root {
-            "always_on" => 1.0,
-            "always_off" => 0.0,
-            "traceidratio" => {
-                const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
-                let text = self.text(ARGUMENT).unwrap_or_else(|| "1".to_owned());
-                let ratio =
-                    text.parse().map_err(|_| invalid(ARGUMENT, &text, "expected a number from 0 to 1"))?;
-                share(ARGUMENT, ratio)?
-            }
-            _ => {
-                let reason =
-                    "expected always_on, always_off or traceidratio, each also with the prefix parentbased_";
-                return Err(invalid("OTEL_TRACES_SAMPLER", sampler, reason));
-            }
-        };
-        Ok(Sampling { parent_based, ratio })
-    }
-}
-
-fn share(name: &str, ratio: f64) -> Result<f64, Error> {
-    if (0.0..=1.0).contains(&ratio) {
-        Ok(ratio)
+    let is_usable =
+        |uri: http::Uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty());
+    if endpoint.is_empty() || with_scheme(endpoint).parse().is_ok_and(is_usable) {
+        Ok(())
     } else {
-        Err(invalid(name, ratio, "expected a number from 0 to 1"))
+        Err("expected http://host:port")
     }
 }
 
-/// Durations as text: a whole number and `ms`, `s`, `m` or `h`.
-mod duration {
-    use std::time::Duration;
-
-    use serde::de::Error as _;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(
-        value: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => serializer.serialize_some(&format!("{}ms", value.as_millis())),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        let Some(text) = Option::<String>::deserialize(deserializer)? else {
-            return Ok(None);
-        };
-        let unit_at = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-        let millis = match text[unit_at..].trim() {
-            "ms" => Some(1),
-            "s" => Some(1_000),
-            "m" => Some(60_000),
-            "h" => Some(3_600_000),
-            _ => None,
-        };
-        let number = text[..unit_at].parse::<u64>().ok();
-        match number.zip(millis).and_then(|(number, millis)| number.checked_mul(millis)) {
-            Some(millis) => Ok(Some(Duration::from_millis(millis))),
-            None => Err(D::Error::custom(format!(
-                "`{text}` is no duration: expected for example 250ms, 10s or 5m"
-            ))),
-        }
-    }
+fn header(name: &str, value: &str) -> Result<(MetadataKey<Ascii>, MetadataValue<Ascii>), &'static str> {
+    let name = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
+        .map_err(|_| "the name is no valid header name")?;
+    let value = MetadataValue::try_from(value).map_err(|_| "the value is not printable ASCII")?;
+    Ok((name, value))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn resolve(config: &str, env: &[(&str, &str)]) -> Result<Settings, Error> {
-        let config = toml::from_str(config).expect("valid configuration");
-        let read =
-            |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        Settings::resolve(&config, &read)
+    fn config(text: &str) -> Config {
+        toml::from_str(text).expect("well-formed")
+    }
+
+    fn endpoint(config: &Config, signal: Signal) -> Option<String> {
+        config.route(signal).map(|route| route.endpoint)
     }
 
     #[test]
     fn nothing_is_exported_by_default() {
-        let settings = resolve("", &[]).expect("valid");
-        assert_eq!((settings.traces, settings.metrics, settings.logs), (None, None, None));
-        assert_eq!(settings.sampling, Sampling { parent_based: true, ratio: 0.0 });
-        assert_eq!(settings.filter, DEFAULT_FILTER);
+        let config = config("");
+        assert!(Signal::ALL.into_iter().all(|signal| config.route(signal).is_none()));
+        assert_eq!(config.sampling(), Sampling { parent_based: true, ratio: 0.0 });
+        assert_eq!(config.problems(), []);
     }
 
     #[test]
-    fn standard_variables_count_where_the_configuration_is_silent() {
-        let env = [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
-            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs:4317"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
-            ("OTEL_TRACES_SAMPLER", "traceidratio"),
-            ("OTEL_TRACES_SAMPLER_ARG", "0.5"),
-        ];
-        let settings = resolve("", &env).expect("valid");
-        assert_eq!(settings.traces.as_deref(), Some("http://collector:4317"));
-        assert_eq!(settings.logs.as_deref(), Some("http://logs:4317"));
-        assert_eq!(settings.timeout, Duration::from_millis(2500));
-        assert_eq!(settings.sampling, Sampling { parent_based: false, ratio: 0.5 });
+    fn a_signal_of_its_own_mind_goes_another_way() {
+        let config = config(
+            "otlp.endpoint = 'collector:4317'\notlp.headers = { Key = 'a', x = 'b' }\notlp.timeout = '3s'\n\
+             otlp.logs = { endpoint = 'http://logs:4317', headers = { only = 'c' }, timeout = '1s' }\n\
+             otlp.metrics.enabled = false",
+        );
+        let (traces, logs) =
+            (config.route(Signal::Traces).expect("one"), config.route(Signal::Logs).expect("one"));
+        let headers =
+            |route: &Route| route.metadata().into_headers().keys().map(ToString::to_string).collect();
+        let (of_traces, of_logs): (Vec<String>, Vec<String>) = (headers(&traces), headers(&logs));
+        assert_eq!((&traces.endpoint[..], traces.timeout.as_secs()), ("http://collector:4317", 3));
+        assert_eq!((&logs.endpoint[..], logs.timeout.as_secs()), ("http://logs:4317", 1));
+        assert_eq!(of_traces.len(), 2);
+        assert_eq!(of_logs, ["only"], "what is meant for one collector is not told to another");
+        assert_eq!(config.route(Signal::Metrics), None);
     }
 
     #[test]
-    fn the_configuration_wins_over_the_variables() {
-        let config = "otlp.endpoint = 'http://ours:4317'\notlp.timeout = '3s'\ntrace.sample_ratio = 0.1";
-        let env = [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://theirs:4317"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1"),
-            ("OTEL_TRACES_SAMPLER", "always_off"),
-        ];
-        let settings = resolve(config, &env).expect("valid");
-        assert_eq!(settings.metrics.as_deref(), Some("http://ours:4317"));
-        assert_eq!(settings.timeout, Duration::from_secs(3));
-        assert_eq!(settings.sampling, Sampling { parent_based: true, ratio: 0.1 });
+    fn batches_of_spans_and_of_logs_may_differ() {
+        let otlp = config("otlp.batch = 7\notlp.log_batch = 8\notlp.span_batch_delay = '2s'").otlp;
+        assert_eq!(otlp.span_batches(), (7, Duration::from_secs(2)));
+        assert_eq!(otlp.log_batches(), (8, Duration::from_secs(1)));
     }
 
     #[test]
-    fn headers_of_the_environment_are_sent_with_metrics_too() {
-        let config = "otlp.headers = { Ours = '1', both = 'ours' }";
-        let env = [("OTEL_EXPORTER_OTLP_HEADERS", " Both = the%20irs%2C ,theirs=2,nonsense,bad=%f")];
-        let settings = resolve(config, &env).expect("valid");
-        let headers: Vec<_> =
-            settings.metrics_headers.iter().map(|(name, value)| (&name[..], &value[..])).collect();
-        assert_eq!(headers, [("both", "the irs,"), ("ours", "1"), ("theirs", "2")]);
-        let env = [env[0], ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "only=3")];
-        let settings = resolve("", &env).expect("valid");
-        assert_eq!(settings.metrics_headers, BTreeMap::from([("only".to_owned(), "3".to_owned())]));
-    }
-
-    #[test]
-    fn the_kill_switch_turns_export_off() {
-        let settings = resolve("otlp.endpoint = 'http://ours:4317'", &[("OTEL_SDK_DISABLED", "TRUE")]);
-        assert_eq!(settings.expect("valid").traces, None);
+    fn export_can_be_off_as_a_whole() {
+        let config = config("otlp.endpoint = 'http://ours:4317'\notlp.enabled = false");
+        assert!(Signal::ALL.into_iter().all(|signal| config.route(signal).is_none()));
     }
 
     #[test]
     fn what_is_off_is_not_exported_whoever_names_an_endpoint() {
-        let env = [
-            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://theirs:4317"),
-            ("OTEL_TRACES_SAMPLER", "always_on"),
-        ];
-        let config = "metrics.enabled = false\ntrace.enabled = false\notlp.endpoint = 'http://ours:4317'";
-        let settings = resolve(config, &env).expect("valid");
-        assert_eq!((settings.metrics, settings.traces), (None, None));
-        assert_eq!((settings.measures, settings.sampling), (false, Sampling::NEVER));
-        assert_eq!(settings.logs.as_deref(), Some("http://ours:4317"), "logs are not switched off");
-        let off = resolve("trace.enabled = false", &[]).expect("valid");
-        assert_eq!(off.sampling, Sampling::NEVER, "no caller is followed, not even without an endpoint");
+        let text = "metrics.enabled = false\ntrace.enabled = false\notlp.endpoint = 'http://ours:4317'";
+        let off = config(text);
+        assert_eq!((endpoint(&off, Signal::Metrics), endpoint(&off, Signal::Traces)), (None, None));
+        assert_eq!(off.sampling(), Sampling::NEVER);
+        let logs = endpoint(&off, Signal::Logs);
+        assert_eq!(logs.as_deref(), Some("http://ours:4317"), "logs are not switched off");
+        let off = config("trace.enabled = false");
+        assert_eq!(off.sampling(), Sampling::NEVER, "no caller is followed, not even without an endpoint");
     }
 
     #[test]
-    fn refuses_what_it_cannot_do_and_says_why() {
-        let tls = resolve("otlp.endpoint = 'https://collector'", &[]).expect_err("no TLS").to_string();
-        assert!(tls.contains("no TLS"), "{tls}");
-        for (config, env) in [
-            ("otlp.endpoint = 'ftp://collector'", ("", "")),
-            ("trace.sample_ratio = 1.5", ("", "")),
-            ("otlp.batch = 0", ("", "")),
-            ("", ("OTEL_TRACES_SAMPLER", "xray")),
-            ("", ("OTEL_BSP_MAX_QUEUE_SIZE", "many")),
-        ] {
-            assert!(matches!(resolve(config, &[env]), Err(Error::Setting { .. })), "{config} {env:?}");
-        }
+    fn every_value_that_cannot_be_used_is_named() {
+        let config = config(
+            "otlp.endpoint = 'https://collector'\notlp.logs.endpoint = 'ftp://collector'\notlp.batch = 0\n\
+             otlp.timeout = '0s'\notlp.traces.timeout = '0s'\notlp.headers = { 'a b' = 'secret' }\n\
+             trace.sample_ratio = 1.5\nlog.filter = 'info,streambus=loud'",
+        );
+        let problems = config.problems();
+        let names: Vec<_> = problems.iter().map(|(name, _)| &name[..]).collect();
+        let expected = [
+            "otlp.endpoint",
+            "otlp.headers.a b",
+            "otlp.logs.endpoint",
+            "otlp.timeout",
+            "otlp.traces.timeout",
+            "otlp.batch",
+            "trace.sample_ratio",
+            "log.filter",
+        ];
+        assert_eq!(names, expected);
+        assert!(problems[0].1.contains("no TLS"), "{problems:?}");
+        assert!(problems.iter().all(|(_, what)| !what.contains("secret")), "{problems:?}");
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::catalog;
-use super::config::Error;
 use super::instruments::{Instruments, Label, label, lock};
 use super::live_filter::LiveFilters;
 use super::metrics::Metrics;
@@ -188,7 +187,7 @@ impl Control {
             ));
         }
         let mut active = lock(&self.0.active);
-        self.0.filters.replace(filter).map_err(|error| OverrideError::Filter(in_full(&error)))?;
+        self.0.filters.replace(filter).map_err(|error| OverrideError::Filter(error.in_full()))?;
         let old = active.log.replace(LogOverride { filter: filter.to_owned(), terms });
         self.0.metrics.control.set(OverrideKind::Log, 1);
         let old = old.map_or_else(|| self.0.filters.configured().to_owned(), |old| old.filter);
@@ -319,14 +318,6 @@ impl Control {
             expires = expires.map(crate::units::rfc3339_seconds).unwrap_or_default(),
             "a setting of telemetry was changed at run time"
         );
-    }
-}
-
-fn in_full(error: &Error) -> String {
-    use std::error::Error as _;
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

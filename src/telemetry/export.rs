@@ -3,13 +3,12 @@
 //! Requests never wait for it. While the collector is away, queues fill up to their limits, what does not fit or
 //! cannot be delivered is dropped and counted, and one log line says so; another one says when it is over.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use opentelemetry::Context;
-use opentelemetry_otlp::{ExporterBuildError, LogExporter, SpanExporter, WithExportConfig, WithTonicConfig};
+use opentelemetry_otlp::{ExporterBuildError, LogExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::logs::{LogBatch, LogExporter as _};
@@ -21,11 +20,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tracing::dispatcher::WeakDispatch;
 use tracing::{info, warn};
 
-use super::config::{Error, Settings};
+use super::config::{Config, Error, OtlpConfig};
 use super::exporting::{Loss, Signal};
 use super::instruments::Collection;
 use super::metric_export::MetricExporter;
@@ -41,31 +39,28 @@ pub(super) struct Exporters {
 }
 
 impl Exporters {
-    /// Builds an exporter per configured signal. None if there is no signal to export.
-    pub(super) fn build(settings: &Settings, resource: &Resource) -> Result<Option<Self>, Error> {
-        if settings.traces.is_none() && settings.metrics.is_none() && settings.logs.is_none() {
+    /// Builds an exporter per exported signal. None if there is no signal to export.
+    pub(super) fn build(config: &Config, resource: &Resource) -> Result<Option<Self>, Error> {
+        let [traces, metrics, logs] = Signal::ALL.map(|signal| config.route(signal));
+        if traces.is_none() && metrics.is_none() && logs.is_none() {
             return Ok(None);
         }
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // The channels are bound to the runtime in which they are made.
         let entered = runtime.enter();
-        let for_metrics = metadata(&settings.metrics_headers)?;
-        let metadata = metadata(&settings.headers)?;
-        let spans = settings.traces.as_ref().map(|endpoint| {
-            let builder = SpanExporter::builder().with_tonic();
-            let mut exporter = configure(builder, endpoint, settings, &metadata).build()?;
+        let spans = traces.map(|route| {
+            let mut exporter = route.applied_to(SpanExporter::builder().with_tonic()).build()?;
             exporter.set_resource(resource);
             Ok(exporter)
         });
-        let logs = settings.logs.as_ref().map(|endpoint| {
-            let builder = LogExporter::builder().with_tonic();
-            let mut exporter = configure(builder, endpoint, settings, &metadata).build()?;
+        let logs = logs.map(|route| {
+            let mut exporter = route.applied_to(LogExporter::builder().with_tonic()).build()?;
             exporter.set_resource(resource);
             Ok(exporter)
         });
-        let metrics = settings.metrics.as_ref().map(|endpoint| {
-            let exporter = MetricExporter::new(endpoint, settings.timeout, for_metrics)?;
+        let metrics = metrics.map(|route| {
+            let exporter = MetricExporter::new(&route)?;
             let reader = ManualReader::builder().with_temporality(Temporality::Cumulative).build();
             Ok((exporter, SharedReader(Arc::new(reader))))
         });
@@ -88,7 +83,7 @@ impl Exporters {
     /// Starts the thread.
     pub(super) fn run(
         self,
-        settings: &Settings,
+        otlp: &OtlpConfig,
         metrics: &Metrics,
         collection: &Arc<Collection>,
         spans: Option<mpsc::Receiver<SpanData>>,
@@ -100,26 +95,26 @@ impl Exporters {
         let report = Report {
             metrics: metrics.clone(),
             failing: AtomicU8::new(0),
-            timeout: settings.timeout,
+            timeouts: Signal::ALL.map(|signal| otlp.timeout(signal)),
             dispatch,
         };
-        let settings = settings.clone();
+        let otlp = otlp.clone();
         let (token, collection) = (stop.clone(), collection.clone());
         let Exporters { runtime, spans: span_exporter, logs: log_exporter, metrics: metric_exporter } = self;
         let work = async move {
             let spans = async {
                 if let (Some(exporter), Some(queue)) = (span_exporter, spans) {
-                    export_spans(&exporter, queue, &settings, token.clone(), &report).await;
+                    export_spans(&exporter, queue, &otlp, token.clone(), &report).await;
                 }
             };
             let logs = async {
                 if let (Some(exporter), Some(queue)) = (log_exporter, logs) {
-                    export_logs(&exporter, queue, &settings, token.clone(), &report).await;
+                    export_logs(&exporter, queue, &otlp, token.clone(), &report).await;
                 }
             };
             let metrics = async {
                 if let Some((exporter, reader)) = metric_exporter {
-                    export_metrics(&exporter, &reader, &collection, &settings, token.clone(), &report).await;
+                    export_metrics(&exporter, &reader, &collection, &otlp, token.clone(), &report).await;
                 }
             };
             tokio::join!(spans, logs, metrics);
@@ -152,39 +147,13 @@ impl Running {
     }
 }
 
-fn configure<B: WithExportConfig + WithTonicConfig>(
-    builder: B,
-    endpoint: &str,
-    settings: &Settings,
-    metadata: &MetadataMap,
-) -> B {
-    builder.with_endpoint(endpoint).with_timeout(settings.timeout).with_metadata(metadata.clone())
-}
-
-fn metadata(headers: &BTreeMap<String, String>) -> Result<MetadataMap, Error> {
-    let mut metadata = MetadataMap::new();
-    for (name, value) in headers {
-        // The value may be a secret and is not repeated.
-        let malformed = |reason: &str| Error::Setting {
-            name: format!("telemetry.otlp.headers.{name}"),
-            value: "…".to_owned(),
-            reason: reason.to_owned(),
-        };
-        let key = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
-            .map_err(|_| malformed("the name is no valid header name"))?;
-        let value =
-            MetadataValue::try_from(value).map_err(|_| malformed("the value is not printable ASCII"))?;
-        metadata.insert(key, value);
-    }
-    Ok(metadata)
-}
-
 /// Counts what becomes of exports, and says once when they begin to fail and once when they work again.
 struct Report {
     metrics: Metrics,
     /// One bit per signal whose last export failed.
     failing: AtomicU8,
-    timeout: Duration,
+    /// The longest that one export may take, by signal.
+    timeouts: [Duration; 3],
     /// Where log lines go: the export thread is outside of any scope that a test sets up.
     dispatch: WeakDispatch,
 }
@@ -193,9 +162,10 @@ impl Report {
     /// Waits for one export of `items` items and accounts for it.
     async fn of(&self, signal: Signal, items: u64, export: impl Future<Output = OTelSdkResult>) {
         // The exporter's own time limit covers each attempt; this one covers all of them.
-        let result = match timeout(self.timeout, export).await {
+        let limit = self.timeouts[signal as usize];
+        let result = match timeout(limit, export).await {
             Ok(result) => result,
-            Err(_) => Err(OTelSdkError::Timeout(self.timeout)),
+            Err(_) => Err(OTelSdkError::Timeout(limit)),
         };
         let bit = 1 << signal as u8;
         match result {
@@ -236,11 +206,12 @@ impl Report {
 async fn export_spans(
     exporter: &SpanExporter,
     queue: mpsc::Receiver<SpanData>,
-    settings: &Settings,
+    otlp: &OtlpConfig,
     stop: CancellationToken,
     report: &Report,
 ) {
-    drain(queue, settings.batch, settings.batch_delay, stop, |batch| {
+    let (size, delay) = otlp.span_batches();
+    drain(queue, size, delay, stop, |batch| {
         report.of(Signal::Traces, batch.len() as u64, exporter.export(batch))
     })
     .await;
@@ -249,11 +220,12 @@ async fn export_spans(
 async fn export_logs(
     exporter: &LogExporter,
     queue: mpsc::Receiver<LogItem>,
-    settings: &Settings,
+    otlp: &OtlpConfig,
     stop: CancellationToken,
     report: &Report,
 ) {
-    drain(queue, settings.batch, settings.batch_delay, stop, |batch: Vec<LogItem>| async move {
+    let (size, delay) = otlp.log_batches();
+    drain(queue, size, delay, stop, |batch: Vec<LogItem>| async move {
         let borrowed: Vec<_> = batch.iter().map(|item| (&item.0, &item.1)).collect();
         report.of(Signal::Logs, borrowed.len() as u64, exporter.export(LogBatch::new(&borrowed))).await;
     })
@@ -264,13 +236,13 @@ async fn export_metrics(
     exporter: &MetricExporter,
     reader: &SharedReader,
     collection: &Collection,
-    settings: &Settings,
+    otlp: &OtlpConfig,
     stop: CancellationToken,
     report: &Report,
 ) {
     let seen = AtomicU64::new(0);
-    let first = tokio::time::Instant::now() + settings.metrics_interval;
-    let mut ticks = interval_at(first, settings.metrics_interval);
+    let first = tokio::time::Instant::now() + otlp.metrics_interval;
+    let mut ticks = interval_at(first, otlp.metrics_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

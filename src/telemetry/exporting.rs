@@ -21,6 +21,11 @@ label! {
     }
 }
 
+impl Signal {
+    /// Every kind, in the order of their indices.
+    pub const ALL: [Signal; 3] = [Signal::Traces, Signal::Metrics, Signal::Logs];
+}
+
 label! {
     /// Why telemetry was lost.
     Loss, "reason" {

@@ -21,7 +21,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::catalog::ROWS;
-use super::config::{Config, Error, Settings};
+use super::config::{Config, Error};
 use super::control::Control;
 use super::detailed::{self, DetailedFamilies, PartitionLevels};
 use super::exemplars::Store;
@@ -99,7 +99,7 @@ impl Telemetry {
     /// Only the first call in a process can do the latter, because the subscriber of `tracing` is global; later ones
     /// (in tests) have everything else. Does not wait for the collector.
     pub fn install(config: &Config, identity: &Identity) -> Result<Self, Error> {
-        let (telemetry, dispatch) = Telemetry::build(config, identity, &environment, logs::standard_error)?;
+        let (telemetry, dispatch) = Telemetry::build(config, identity, logs::standard_error)?;
         // An earlier subscriber stays; see above.
         let _ = tracing::dispatcher::set_global_default(dispatch);
         Ok(telemetry)
@@ -108,7 +108,7 @@ impl Telemetry {
     /// Telemetry without export and without a subscriber. A caller's sampled trace is followed.
     pub fn for_tests() -> Self {
         let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
-        let (telemetry, _) = Telemetry::build(&Config::default(), &identity, &|_| None, logs::standard_error)
+        let (telemetry, _) = Telemetry::build(&Config::default(), &identity, logs::standard_error)
             .expect("the default configuration is valid");
         telemetry
     }
@@ -117,35 +117,39 @@ impl Telemetry {
     pub(super) fn build(
         config: &Config,
         identity: &Identity,
-        env: &dyn Fn(&str) -> Option<String>,
         output: impl Fn(&[u8]) + Send + Sync + 'static,
     ) -> Result<(Self, Dispatch), Error> {
-        let settings = Settings::resolve(config, env)?;
-        let filters = LiveFilters::new(&settings.filter)?;
-        let sampler = Sampler::new(settings.sampling);
-        let resource = resource(identity, env);
-        let exporters = Exporters::build(&settings, &resource)?;
-        let meters = match settings.measures {
+        if let Some((name, what)) = config.problems().into_iter().next() {
+            return Err(Error::Setting { name, what });
+        }
+        let filters = LiveFilters::new(&config.log.filter)?;
+        let sampler = Sampler::new(config.sampling());
+        let resource = resource(identity, &config.resource);
+        let exporters = Exporters::build(config, &resource)?;
+        let exports = |signal| config.route(signal).is_some();
+        let meters = match config.metrics.enabled {
             true => Some(Meters::new(exporters.as_ref(), resource.clone())?),
             false => None,
         };
         let metrics = meters.as_ref().map_or_else(Metrics::detached, Meters::metrics);
 
-        let (span_entrance, spans) = SpanEntrance::new(Signal::Traces, settings.span_queue, metrics.clone());
-        let (log_entrance, log_items) = LogEntrance::new(Signal::Logs, settings.log_queue, metrics.clone());
+        let (span_entrance, spans) =
+            SpanEntrance::new(Signal::Traces, config.otlp.span_queue, metrics.clone());
+        let (log_entrance, log_items) =
+            LogEntrance::new(Signal::Logs, config.otlp.log_queue, metrics.clone());
         let mut tracers = SdkTracerProvider::builder()
             .with_id_generator(Ids::default())
             .with_resource(resource.clone())
             .with_sampler(sampler.clone());
-        if settings.traces.is_some() {
+        if exports(Signal::Traces) {
             tracers = tracers.with_span_processor(span_entrance.clone());
         }
         let tracers = tracers.build();
         let tracer = Tracer::new(&tracers, sampler.clone());
         let control =
-            Control::new(filters.clone(), sampler, config.trace.enabled, settings.traces.is_some(), &metrics);
+            Control::new(filters.clone(), sampler, config.trace.enabled, exports(Signal::Traces), &metrics);
 
-        let bridged_spans = settings.traces.is_some().then(|| {
+        let bridged_spans = exports(Signal::Traces).then(|| {
             tracing_opentelemetry::layer()
                 .with_tracer(tracers.tracer_with_scope(scope()))
                 .with_location(false)
@@ -153,32 +157,23 @@ impl Telemetry {
                 .with_tracked_inactivity(false)
                 .with_filter(filters.export_layer())
         });
-        let bridged_logs = match &settings.logs {
-            Some(_) => {
-                let provider = SdkLoggerProvider::builder()
-                    .with_resource(resource)
-                    .with_log_processor(log_entrance.clone())
-                    .build();
-                let bridge = OpenTelemetryTracingBridge::new(&provider);
-                Some(bridge.with_filter(filters.export_layer()))
-            }
-            None => None,
-        };
+        let bridged_logs = exports(Signal::Logs).then(|| {
+            let provider = SdkLoggerProvider::builder()
+                .with_resource(resource)
+                .with_log_processor(log_entrance.clone())
+                .build();
+            OpenTelemetryTracingBridge::new(&provider).with_filter(filters.export_layer())
+        });
         let subscriber = tracing_subscriber::registry()
             .with(bridged_spans)
             .with(bridged_logs)
             .with(logs::Counting(metrics.clone()).with_filter(LevelFilter::WARN).with_filter(filters.layer()))
-            .with(logs::Lines::new(settings.format, output).with_filter(filters.layer()));
+            .with(logs::Lines::new(config.log.format, output).with_filter(filters.layer()));
         let dispatch = Dispatch::new(subscriber);
 
         let running = match exporters {
             Some(exporters) => {
-                let signals = [
-                    (Signal::Traces, &settings.traces),
-                    (Signal::Metrics, &settings.metrics),
-                    (Signal::Logs, &settings.logs),
-                ];
-                for (signal, _) in signals.into_iter().filter(|(_, endpoint)| endpoint.is_some()) {
+                for signal in Signal::ALL.into_iter().filter(|signal| exports(*signal)) {
                     metrics.exporting.activated(signal);
                 }
                 metrics.exporting.queues.set(Arc::new(move || {
@@ -186,7 +181,14 @@ impl Telemetry {
                 }));
                 let weak = dispatch.downgrade();
                 let collection = meters.as_ref().map(|meters| meters.collection.clone()).unwrap_or_default();
-                Some(exporters.run(&settings, &metrics, &collection, Some(spans), Some(log_items), weak)?)
+                Some(exporters.run(
+                    &config.otlp,
+                    &metrics,
+                    &collection,
+                    Some(spans),
+                    Some(log_items),
+                    weak,
+                )?)
             }
             None => None,
         };
@@ -275,10 +277,6 @@ impl Meters {
         let meter = self.provider.meter_with_scope(scope());
         Metrics::new(meter, self.collection.clone(), self.exemplars.clone())
     }
-}
-
-fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 fn meter_provider(

@@ -20,6 +20,13 @@ use super::logs::{env_filter, feeds_back};
 /// Events of this target are logged whatever the filter says: who changed what must not be lost in the change.
 pub(super) const AUDIT: &str = "streambus::audit";
 
+/// Events of this target are logged whatever the filter says: what everybody wants to know who starts a broker.
+pub const NOTICE: &str = "streambus::notice";
+
+fn is_always_logged(metadata: &Metadata<'_>) -> bool {
+    [AUDIT, NOTICE].contains(&metadata.target())
+}
+
 /// The filters of all layers. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct LiveFilters(Arc<Inner>);
@@ -99,14 +106,14 @@ where
         if self.feeds_back(metadata) {
             return false;
         }
-        metadata.target() == AUDIT || Filter::<S>::enabled(&**self.filter.load(), metadata, context)
+        is_always_logged(metadata) || Filter::<S>::enabled(&**self.filter.load(), metadata, context)
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
         if self.feeds_back(metadata) {
             return Interest::never();
         }
-        if metadata.target() == AUDIT {
+        if is_always_logged(metadata) {
             return Interest::always();
         }
         Filter::<S>::callsite_enabled(&**self.filter.load(), metadata)

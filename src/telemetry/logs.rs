@@ -11,6 +11,7 @@ use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::EnvFilter;
@@ -32,18 +33,25 @@ pub(super) fn feeds_back(target: &str) -> bool {
     })
 }
 
-/// Reads a filter. The SDK's own complaints are left out unless asked for: the exporter says once what is wrong.
+/// What is logged of libraries that a filter does not name. The agreement library tells each of its many steps; the SDK of
+/// OpenTelemetry repeats what the exporter says once.
+const QUIET: [(&str, &[&str]); 2] = [
+    ("openraft", &["openraft=error"]),
+    (
+        "opentelemetry",
+        &["opentelemetry=off", "opentelemetry_sdk=off", "opentelemetry-otlp=off", "opentelemetry_otlp=off"],
+    ),
+];
+
+/// Reads a filter.
 pub(super) fn env_filter(filter: &str) -> Result<EnvFilter, Error> {
     let parsed = EnvFilter::builder()
         .parse(filter)
         .map_err(|source| Error::Filter { filter: filter.to_owned(), source })?;
-    if filter.contains("opentelemetry") {
-        return Ok(parsed);
-    }
-    let quiet =
-        ["opentelemetry=off", "opentelemetry_sdk=off", "opentelemetry-otlp=off", "opentelemetry_otlp=off"];
-    Ok(quiet
-        .into_iter()
+    let is_off = parsed.max_level_hint() == Some(LevelFilter::OFF);
+    let unnamed = QUIET.into_iter().filter(|(library, _)| !is_off && !filter.contains(library));
+    Ok(unnamed
+        .flat_map(|(_, directives)| directives)
         .filter_map(|directive| directive.parse().ok())
         .fold(parsed, EnvFilter::add_directive))
 }
@@ -310,6 +318,29 @@ mod tests {
         for target in ["streambus", "h2o", "streambus::tower", "hypersonic"] {
             assert!(!feeds_back(target), "{target}");
         }
+    }
+
+    #[test]
+    fn the_agreement_library_says_more_than_errors_only_to_those_who_name_it() {
+        let said = |filter: &str| {
+            let lines = Arc::new(Mutex::new(String::new()));
+            let seen = lines.clone();
+            let output = move |line: &[u8]| lock(&seen).push_str(&String::from_utf8_lossy(line));
+            let layer =
+                Lines::new(LogFormat::Text, output).with_filter(env_filter(filter).expect("a filter"));
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+                tracing::info!(target: "streambus::server", "ours");
+                tracing::error!(target: "openraft::core", "a failure");
+                tracing::info!(target: "openraft::core", "a step");
+            });
+            let lines = lock(&lines);
+            ["ours", "a failure", "a step"].map(|text| lines.contains(text))
+        };
+        assert_eq!(said("info"), [true, true, false]);
+        assert_eq!(said("debug"), [true, true, false]);
+        assert_eq!(said("warn,streambus=info"), [true, true, false]);
+        assert_eq!(said("info,openraft=info"), [true, true, true]);
+        assert_eq!(said("off"), [false, false, false]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Extensions, Request, Status};
 
+use super::config::Route;
+
 /// How long to wait before each further attempt. One that is not made is made up for by the next export: all sums are
 /// cumulative.
 const RETRIES: [Duration; 3] =
@@ -30,14 +32,10 @@ pub(super) struct MetricExporter {
 
 impl MetricExporter {
     /// Connects when it is first used. Must be called in the runtime that will use it. Each attempt of an export ends
-    /// after `timeout`.
-    pub(super) fn new(
-        endpoint: &str,
-        timeout: Duration,
-        metadata: MetadataMap,
-    ) -> Result<Self, tonic::transport::Error> {
-        let channel = Endpoint::from_shared(endpoint.to_owned())?.timeout(timeout).connect_lazy();
-        Ok(MetricExporter { client: MetricsServiceClient::new(channel), metadata })
+    /// after the route's timeout.
+    pub(super) fn new(route: &Route) -> Result<Self, tonic::transport::Error> {
+        let channel = Endpoint::from_shared(route.endpoint.clone())?.timeout(route.timeout).connect_lazy();
+        Ok(MetricExporter { client: MetricsServiceClient::new(channel), metadata: route.metadata() })
     }
 
     /// Sends what was collected, and `more` as if the SDK had collected it too.
@@ -113,6 +111,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::instruments::lock;
+    use crate::telemetry::{Config, Signal};
 
     /// Answers with these codes, then takes everything; keeps the header `key` of each request.
     #[derive(Clone, Default)]
@@ -144,10 +143,10 @@ mod tests {
         tokio::spawn(
             Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
         );
-        let mut metadata = MetadataMap::new();
-        metadata.insert("key", "value".parse().expect("text"));
-        let exporter =
-            MetricExporter::new(&endpoint, Duration::from_secs(10), metadata).expect("an endpoint");
+        let text = format!("otlp.endpoint = '{endpoint}'\notlp.headers = {{ key = 'value' }}");
+        let config: Config = toml::from_str(&text).expect("valid configuration");
+        let route = config.route(Signal::Metrics).expect("metrics are exported");
+        let exporter = MetricExporter::new(&route).expect("an endpoint");
         let result = exporter.export(&ResourceMetrics::default(), &[]).await;
         let asked = lock(&moody.0).1.clone();
         assert!(asked.iter().all(|key| key == "value"), "{asked:?}");

@@ -50,7 +50,9 @@ mod unnamed;
 
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, PeerLevels, RaftLevels, TopicLevels};
-pub use config::{Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, TraceConfig};
+pub use config::{
+    Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, Route, SignalConfig, TraceConfig,
+};
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use control::{
     Change, Control, ControlMetrics, LogOverride, Override, OverrideError, OverrideKind, SamplingOverride,
@@ -63,6 +65,7 @@ pub use groups::{
 };
 pub use install::{MetricsOff, Scrape, Telemetry};
 pub use instruments::Observer;
+pub use live_filter::NOTICE;
 pub use metrics::{Groups, Metrics};
 pub use negotiation::Format;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};

@@ -1,8 +1,10 @@
 //! Who is speaking: the resource that every signal carries.
 
+use std::collections::BTreeMap;
+
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use uuid::Uuid;
 
 /// The namespace that the semantic conventions assign to names made from stable ids.
@@ -24,23 +26,20 @@ impl Identity {
     }
 }
 
-/// `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` win over what is built in.
-pub(super) fn resource(identity: &Identity, env: &dyn Fn(&str) -> Option<String>) -> Resource {
-    let mut builder = Resource::builder_empty()
+/// What is `configured` wins over what is built in.
+pub(super) fn resource(identity: &Identity, configured: &BTreeMap<String, String>) -> Resource {
+    let configured = configured.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    let known = *identity != Identity::default();
+    let instance = known.then(|| KeyValue::new("service.instance.id", identity.instance_id().to_string()));
+    Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", "streambus"),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
         ])
         .with_detector(Box::new(TelemetryResourceDetector))
-        .with_detector(Box::new(EnvResourceDetector::new()));
-    if *identity != Identity::default() {
-        let id = identity.instance_id().to_string();
-        builder = builder.with_attribute(KeyValue::new("service.instance.id", id));
-    }
-    if let Some(name) = env("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()) {
-        builder = builder.with_service_name(name);
-    }
-    builder.build()
+        .with_attributes(instance)
+        .with_attributes(configured)
+        .build()
 }
 
 #[cfg(test)]
@@ -66,18 +65,22 @@ mod tests {
     #[test]
     fn a_broker_without_a_number_has_no_instance_id() {
         let id = Key::new("service.instance.id");
-        assert!(resource(&Identity::default(), &|_| None).get(&id).is_none());
+        assert!(resource(&Identity::default(), &BTreeMap::new()).get(&id).is_none());
         let identity = Identity { cluster_id: "c".to_owned(), broker_id: "1".to_owned() };
-        assert!(resource(&identity, &|_| None).get(&id).is_some());
+        assert!(resource(&identity, &BTreeMap::new()).get(&id).is_some());
     }
 
     #[test]
-    fn the_service_name_can_be_overridden() {
+    fn what_is_configured_wins_over_what_is_built_in() {
         let identity = Identity { cluster_id: "c".to_owned(), broker_id: "1".to_owned() };
-        let name =
-            |resource: Resource| resource.get(&Key::new("service.name")).map(|value| value.to_string());
-        assert_eq!(name(resource(&identity, &|_| None)).as_deref(), Some("streambus"));
-        let env = |key: &str| (key == "OTEL_SERVICE_NAME").then(|| "orders-bus".to_owned());
-        assert_eq!(name(resource(&identity, &env)).as_deref(), Some("orders-bus"));
+        let get = |configured: &[(&'static str, &str)], key: &'static str| {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let resource = resource(&identity, &configured.iter().map(owned).collect());
+            resource.get(&Key::new(key)).map(|value| value.to_string())
+        };
+        assert_eq!(get(&[], "service.name").as_deref(), Some("streambus"));
+        let configured = [("service.name", "orders-bus"), ("team", "payments")];
+        assert_eq!(get(&configured, "service.name").as_deref(), Some("orders-bus"));
+        assert_eq!(get(&configured, "team").as_deref(), Some("payments"));
     }
 }

@@ -477,14 +477,14 @@ pub(super) fn exporting_to(
     let text = format!("otlp.endpoint = '{endpoint}'\ntrace.sample_ratio = 1.0\n{more}");
     let config = toml::from_str(&text).expect("valid configuration");
     let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
-    Telemetry::build(&config, &identity, &|_| None, output).expect("valid configuration")
+    Telemetry::build(&config, &identity, output).expect("valid configuration")
 }
 
 #[test]
 fn with_metrics_off_nothing_is_recorded_and_a_scrape_says_why() {
     let config = toml::from_str("metrics.enabled = false").expect("valid configuration");
     let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
-    let (telemetry, _) = Telemetry::build(&config, &identity, &|_| None, |_| {}).expect("valid");
+    let (telemetry, _) = Telemetry::build(&config, &identity, |_| {}).expect("valid");
     let asked = Arc::new(AtomicBool::new(false));
     let note = asked.clone();
     telemetry.metrics().observe_produce_buffer(Arc::new(move || {

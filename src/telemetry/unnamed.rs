@@ -2,7 +2,7 @@
 
 use tracing::Dispatch;
 
-use super::config::{Config, Error};
+use super::config::{Config, Error, OtlpConfig};
 use super::install::Telemetry;
 use super::logs;
 use super::resource::Identity;
@@ -14,10 +14,8 @@ impl Telemetry {
     /// # Errors
     /// A setting is wrong.
     pub fn unnamed(config: &Config) -> Result<(Self, Dispatch), Error> {
-        let environment = |name: &str| match name {
-            "OTEL_SDK_DISABLED" => Some("true".to_owned()),
-            name => std::env::var(name).ok(),
-        };
-        Telemetry::build(config, &Identity::default(), &environment, logs::standard_error)
+        let otlp = OtlpConfig { enabled: false, ..config.otlp.clone() };
+        let config = Config { otlp, ..config.clone() };
+        Telemetry::build(&config, &Identity::default(), logs::standard_error)
     }
 }

@@ -17,6 +17,17 @@ async fn broker_with(collector: &Collector, settings: &[(&str, &str)]) -> Proces
     Process::start(&[&exporting, settings].concat()).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_logs_only_warnings_still_says_where_it_is_reached() {
+    let settings = [("telemetry.log.filter", "warn"), ("server.grpc_advertise", "broker-1:9092")];
+    let broker = Process::start(&settings).await;
+    let ready = &broker.events("broker.ready")[0];
+    assert_eq!(ready["advertised"], "broker-1:9092", "{ready}");
+    assert!(ready["message"].as_str().expect("text").contains("reach at broker-1:9092"), "{ready}");
+    let of_level = |level: &str| broker.log().iter().filter(|line| line["level"] == level).count();
+    assert_eq!(of_level("INFO"), 1, "nothing else is so important");
+}
+
 /// Creates a topic, produces and fetches, with this header on each call.
 async fn use_it(broker: &Process, traceparent: Option<&str>) {
     broker.create_topic("orders", 1).await;

@@ -3,5 +3,8 @@
 mod control;
 mod detailed;
 mod explain;
+mod reading;
+mod sending;
+mod silence;
 mod top;
 mod topic;

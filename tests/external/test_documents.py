@@ -231,6 +231,7 @@ class Links(unittest.TestCase):
             "ARCHITECTURE.md",
             "CHANGELOG.md",
             "benches/README.md",
+            "fuzz/README.md",
             "tests/external/README.md",
             "dashboards/README.md",
             "alerts/README.md",

@@ -143,7 +143,11 @@ where
         + Sync
         + 'static,
 {
-    let reflection = || Reflection::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let reflection = || {
+        Reflection::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let produce = ProduceServiceServer::new(produce::Service(context.clone()));
     let consume = ConsumeServiceServer::new(consume::Service(context.clone()));
     let group = GroupServiceServer::new(group::Service(context.clone()));

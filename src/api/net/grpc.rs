@@ -13,6 +13,7 @@ use super::preface::{self, Spoken};
 use super::{Protocol, Stop, until_stopped};
 use crate::api::Config;
 use crate::api::rpc::{Calls, Unread};
+use crate::api::where_http_is;
 use crate::broker::Room;
 use crate::telemetry::Metrics;
 use crate::telemetry::NetworkError;
@@ -75,7 +76,7 @@ impl Grpc {
             Ok(Ok(Spoken::Http1)) => {
                 self.failed(NetworkError::HttpOnGrpcPort);
                 debug!(%peer, "an HTTP/1 request came to the gRPC port");
-                connection.close_with(&self.where_http_is()).await;
+                connection.close_with(&self.http1_answer()).await;
             }
             Ok(Ok(spoken @ (Spoken::Tls | Spoken::Garbage))) => {
                 self.failed(NetworkError::Protocol);
@@ -85,11 +86,8 @@ impl Grpc {
         None
     }
 
-    fn where_http_is(&self) -> Vec<u8> {
-        let text = format!(
-            "This is the gRPC port of StreamBus, which speaks HTTP/2 only. HTTP (/metrics, /health) is on port {}.\n",
-            self.http_port
-        );
+    fn http1_answer(&self) -> Vec<u8> {
+        let text = where_http_is(self.http_port);
         format!(
             "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
             text.len()

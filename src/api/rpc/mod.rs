@@ -15,12 +15,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::http::HeaderMap;
-use hyper::{Request, Response};
+use hyper::header::CONTENT_TYPE;
+use hyper::http::{HeaderMap, HeaderValue};
+use hyper::{Request, Response, StatusCode};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower::Service as _;
 
 pub(super) use self::deadline::Deadline;
@@ -32,7 +34,7 @@ pub(super) use self::unread::Unread;
 use super::load::Load;
 use super::status;
 use crate::telemetry::Metrics;
-use crate::telemetry::{RequestTrace, Tracer};
+use crate::telemetry::{NetworkError, RequestTrace, Tracer};
 
 const TRACEPARENT: &str = "traceparent";
 
@@ -59,6 +61,8 @@ pub(super) struct Calls {
     limits: Limits,
     /// Ends streams that watch for no drain themselves.
     ends: Ends,
+    /// Where HTTP is, for those who ask for a page here.
+    http_port: u16,
     /// The other end of the connection, once there is one.
     peer: Option<SocketAddr>,
     /// What its client has not read.
@@ -73,14 +77,28 @@ impl Calls {
         load: Load,
         limits: Limits,
         ends: Ends,
+        http_port: u16,
     ) -> Self {
         let routes = routes.prepare();
-        Calls { routes, metrics, tracer, load, limits, ends, peer: None, unread: Unread::default() }
+        let (peer, unread) = (None, Unread::default());
+        Calls { routes, metrics, tracer, load, limits, ends, http_port, peer, unread }
     }
 
     /// For the calls of a connection.
     pub(super) fn from(&self, peer: SocketAddr, unread: Unread) -> Self {
         Calls { peer: Some(peer), unread, ..self.clone() }
+    }
+
+    /// What a request gets that is no call, since calls are posted.
+    fn where_http_is(&self) -> Response<Body> {
+        self.metrics.network.failed(NetworkError::HttpOnGrpcPort);
+        let mut response = Response::new(Body::new(super::where_http_is(self.http_port)));
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        // Not for the client, but for those who count how calls end.
+        headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::InvalidArgument as i32));
+        response
     }
 
     /// Begins the server span of a call.
@@ -106,6 +124,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let infrastructure = method.kind() == Kind::Infrastructure;
         let open = (self.load.request(), (!infrastructure).then(|| self.load.client_call()));
         let started = Instant::now();
+        let foreign = (request.method() != hyper::Method::POST).then(|| self.where_http_is());
         let span = self.span(method, request.headers());
         let mut request = request.map(|body| {
             Body::new(match method.is_of_peers() {
@@ -125,6 +144,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let end = if method.is_of_peers() { &self.ends.peers } else { &self.ends.watchers };
         let end = infrastructure.then(|| end.clone());
         Answer {
+            foreign,
             answer: self.routes.clone().call(request),
             method,
             time_is_up: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.at().into()))),
@@ -136,6 +156,8 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 
 /// A call on its way to the head of its response.
 pub(super) struct Answer {
+    /// The answer to a request that is no call.
+    foreign: Option<Response<Body>>,
     answer: <Routes as tower::Service<Request<Body>>>::Future,
     method: Method,
     /// Set for unary calls with a deadline.
@@ -144,18 +166,27 @@ pub(super) struct Answer {
     unread: Unread,
 }
 
-impl Future for Answer {
-    type Output = Result<Response<Observed>, std::convert::Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = match Pin::new(&mut self.answer).poll(cx) {
-            Poll::Ready(Ok(response)) => response,
+impl Answer {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        match Pin::new(&mut self.answer).poll(cx) {
+            Poll::Ready(Ok(response)) => Poll::Ready(response),
             Poll::Ready(Err(never)) => match never {},
             Poll::Pending => {
                 let Some(time_is_up) = &mut self.time_is_up else { return Poll::Pending };
                 ready!(time_is_up.as_mut().poll(cx));
-                status::deadline_exceeded(self.method.writes()).into_http()
+                Poll::Ready(status::deadline_exceeded(self.method.writes()).into_http())
             }
+        }
+    }
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Observed>, std::convert::Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = match self.foreign.take() {
+            Some(response) => response,
+            None => ready!(self.poll_answer(cx)),
         };
         let call = self.call.take().expect("a future is not polled after it is ready");
         Poll::Ready(Ok(call.observe(response, &self.unread)))

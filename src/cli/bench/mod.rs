@@ -173,7 +173,7 @@ impl Workload {
             Kind::Commits => group::commits(&client, &load).await?,
             Kind::Latency => workload::latency(&client, &load).await?,
             Kind::E2e => workload::end_to_end(&client, &load).await?,
-            Kind::Rpc => workload::rpc(&global.broker, &load).await?,
+            Kind::Rpc => workload::rpc(global.broker.first(), &load).await?,
         };
         let brokers = client.admin().describe_cluster().await?.brokers;
         let sync = brokers.into_iter().map(|broker| broker.storage_sync).find(|sync| !sync.is_empty());

@@ -6,6 +6,7 @@ mod group;
 use std::collections::HashMap;
 use std::io::{BufWriter, Stdout, Write as _};
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::client::{
@@ -31,8 +32,9 @@ use group::Membership;
 pub(super) struct Consume {
     /// Topic
     topic: String,
-    /// Where to begin: earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or @UNIX_MS. With --group:
-    /// where to begin if nothing is committed, earliest or latest
+    /// Where to begin: earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or @UNIX_MS. Partitions that do not
+    /// reach as far as the offset begin at their end. With --group: where to begin if nothing is committed, earliest or
+    /// latest
     #[arg(long, value_name = "POSITION", default_value = "earliest")]
     from: PositionArg,
     /// Only this partition; repeatable
@@ -151,17 +153,19 @@ impl Consume {
             },
             ..ConsumerConfig::default()
         };
-        if self.follow {
+        if self.follow && !matches!(self.from.0, Position::Offset(_)) {
             let start = partitions.into_iter().map(|at| (at, self.from.0));
             return Ok(Some((client.consumer(start, config).await?, HashMap::new())));
         }
         let ends = resolve(client, &partitions, Position::Latest).await?;
-        let starts = resolve(client, &partitions, self.from.0).await?;
+        let mut starts = resolve(client, &partitions, self.from.0).await?;
+        begin_no_later(&mut starts, &ends, &partitions)?;
         let mut from = Vec::new();
         let mut to = HashMap::new();
         for ((at, start), end) in partitions.into_iter().zip(starts).zip(ends) {
-            // An offset beyond the end is asked for all the same, so that the broker says what is wrong with it.
-            if start != end {
+            if self.follow {
+                from.push((at, Position::Offset(start)));
+            } else if start != end {
                 from.push((at.clone(), Position::Offset(start)));
                 to.insert(at, end);
             }
@@ -174,6 +178,32 @@ impl Consume {
         }
         Ok(Some((client.consumer(from, config).await?, to)))
     }
+}
+
+/// Lets partitions begin at their end that do not reach as far as was asked for, and says which these are.
+///
+/// # Errors
+/// If none does: the offset is a mistake.
+fn begin_no_later(
+    starts: &mut [Offset],
+    ends: &[Offset],
+    partitions: &[TopicPartition],
+) -> anyhow::Result<()> {
+    let mut shorter = Vec::new();
+    for ((start, end), at) in starts.iter_mut().zip(ends).zip(partitions) {
+        if *start > *end {
+            shorter.push(format!("partition {} ends at {}", at.partition, end.0));
+            *start = *end;
+        }
+    }
+    let told = shorter.join(", ");
+    if !partitions.is_empty() && shorter.len() == partitions.len() {
+        bail!("there is no such offset yet as --from: {told}");
+    }
+    if !shorter.is_empty() {
+        note(format_args!("begins at the end where --from is beyond it: {told}"));
+    }
+    Ok(())
 }
 
 struct Printer {

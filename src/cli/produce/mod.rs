@@ -23,6 +23,7 @@ use crate::units::{ByteSize, HumanDuration};
 
 use super::Global;
 use super::connect::builder;
+use super::failure::Usage;
 use super::observe::{Roots, Telemetry};
 use super::output::{Format, grouped, line, note};
 use super::topic::codec_parser;
@@ -130,8 +131,9 @@ impl Produce {
         name: &str,
         size: Option<u64>,
     ) -> anyhow::Result<Sent> {
+        let config = self.producer_config(global.timeout.0)?;
         let client = telemetry.applied_to(builder(global)).connect().await?;
-        let producer = client.producer(self.producer_config()).await?;
+        let producer = client.producer(config).await?;
         producer.prepare(&self.topic).await?;
         if size.is_none() && std::io::stdin().is_terminal() {
             note("reading standard input, a record per line; end with Ctrl-D");
@@ -153,18 +155,26 @@ impl Produce {
         if let Some((line, error)) = failure {
             let produced = tally.acknowledged();
             let noun = if produced == 1 { "record was" } else { "records were" };
-            return Err(error.context(format!("{name}:{line}: {} {noun} produced, then", grouped(produced))));
+            return Err(
+                error.context(format!("{name}:{line}: {} {noun} acknowledged, then", grouped(produced)))
+            );
         }
         Ok(Sent { tally, bytes: bar.position(), took: started.elapsed() })
     }
 
-    fn producer_config(&self) -> ProducerConfig {
-        ProducerConfig {
+    /// A record is delivered within `timeout` or given up.
+    fn producer_config(&self, timeout: Duration) -> Result<ProducerConfig, Usage> {
+        if timeout <= self.linger.0 {
+            let what = format!("--timeout ({timeout:?}) must be longer than --linger ({:?})", self.linger.0);
+            return Err(Usage(what));
+        }
+        Ok(ProducerConfig {
             linger: self.linger.0,
             batch_bytes: usize::try_from(self.batch_bytes.0).unwrap_or(usize::MAX),
             compression: self.compression,
+            delivery_timeout: timeout,
             ..ProducerConfig::default()
-        }
+        })
     }
 
     /// Sends every line. An error comes with the number of the line that it concerns.

@@ -68,7 +68,7 @@ impl Top {
         let source = Source { admin, interval, deadline: global.timeout.0 };
         let live = !self.once && global.output == Format::Text && std::io::stdout().is_terminal();
         if live {
-            return source.watch(&global.broker).await;
+            return source.watch(global.broker.first()).await;
         }
         let mut before = source.read().await?;
         loop {

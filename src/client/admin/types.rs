@@ -240,6 +240,8 @@ pub struct BrokerDescription {
     pub started: Option<SystemTime>,
     /// When it forces writes to its disk, `always` or `interval`; empty if the answering broker does not know.
     pub storage_sync: String,
+    /// Where it stands, for placement; empty if nobody said.
+    pub rack: String,
 }
 
 impl From<v1::Broker> for BrokerDescription {
@@ -251,6 +253,7 @@ impl From<v1::Broker> for BrokerDescription {
             version: broker.version,
             started: broker.start_time.and_then(|time| time.try_into().ok()),
             storage_sync: broker.storage_sync,
+            rack: broker.rack,
         }
     }
 }

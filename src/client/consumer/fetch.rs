@@ -103,7 +103,7 @@ async fn fetch_from(
     let limit = router.config().request_timeout + options.max_wait;
     let response = match timeout(limit, call.consume().fetch(request)).await {
         Ok(result) => result.map_err(Error::from),
-        Err(_) => Err(Error::Timeout { after: limit }),
+        Err(_) => Err(Error::Timeout { from: Some(address.clone()), after: limit }),
     };
     let response = match response {
         Ok(response) => response.into_inner(),

@@ -89,7 +89,7 @@ impl Committer {
             let limit = give_up.saturating_duration_since(Instant::now());
             let attempt = async { self.commit_async(offsets.clone()).await?.await };
             let result = timeout(limit, attempt).await;
-            let result = result.unwrap_or(Err(Error::Timeout { after: config.request_timeout }));
+            let result = result.unwrap_or(Err(Error::Timeout { from: None, after: config.request_timeout }));
             let Err(error) = result else { return Ok(()) };
             failures += 1;
             let delay = config.backoff.delay(failures, error.retry_after());

@@ -199,7 +199,7 @@ impl Rebalancer {
         let offsets = self.shared.lock().progress_of(Some(claims), Progress::unacknowledged);
         let offsets = offsets.into_iter().map(|(at, offset)| OffsetCommit::new(at, offset));
         let committed = timeout_at(since + within, committer.commit_offsets(offsets)).await;
-        committed.unwrap_or(Err(Error::Timeout { after: within }))
+        committed.unwrap_or(Err(Error::Timeout { from: None, after: within }))
     }
 
     /// Gives up everything, and says so.

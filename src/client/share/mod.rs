@@ -117,7 +117,7 @@ impl ShareConsumer {
             // The broker ends the stream when it has carried out everything; whether it says so is of no consequence.
             let _ = timeout(limit, self.tasks.join_next()).await;
         }
-        settled.map_err(|_| Error::Timeout { after: limit })
+        settled.map_err(|_| Error::Timeout { from: None, after: limit })
     }
 
     async fn settled(&self) {

@@ -15,6 +15,8 @@
 mod client;
 mod codec;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod link;
 mod reports;
 mod service;

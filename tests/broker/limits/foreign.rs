@@ -127,6 +127,25 @@ async fn http_on_the_grpc_port_is_told_where_http_is() {
 }
 
 #[tokio::test]
+async fn a_page_that_is_asked_for_on_the_grpc_port_over_http2_is_told_where_http_is() {
+    let broker = TestBroker::start().await;
+    let mut stream = TcpStream::connect(broker.grpc).await.expect("a connection");
+    // HEADERS of a whole request: GET, http, / and an authority, as RFC 7541 numbers them.
+    let request = b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41\x01x";
+    stream.write_all(&[HELLO, request].concat()).await.expect("sent");
+    let expected = format!("HTTP (/metrics, /health) is on port {}.", broker.http.port());
+    let mut answer = Vec::new();
+    within("an answer", async {
+        while !String::from_utf8_lossy(&answer).contains(&expected) {
+            assert_ne!(stream.read_buf(&mut answer).await.expect("a connection"), 0, "{answer:?}");
+        }
+    })
+    .await;
+    serves(&broker).await;
+    counted(&broker, &[("http_on_grpc_port", 1.0)]).await;
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_finish_its_greeting_is_disconnected_in_time() {
     let broker = TestBroker::with(|config| {
         config.api.handshake_timeout = Duration::from_millis(100);

@@ -4,13 +4,13 @@ use std::process::{Command, Output};
 
 /// Runs `streambus serve`, which must end by itself.
 fn serve(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    streambus(&[&["serve"], arguments].concat(), environment)
+}
+
+/// Runs `streambus` with nothing in its environment but this.
+fn streambus(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_streambus"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("STREAMBUS_") {
-            command.env_remove(name);
-        }
-    }
-    command.arg("serve").args(arguments).envs(environment.iter().copied()).output().expect("the binary runs")
+    command.env_clear().args(arguments).envs(environment.iter().copied()).output().expect("the binary runs")
 }
 
 #[test]
@@ -78,4 +78,80 @@ fn values_that_contradict_each_other_are_mistakes_too() {
         assert!(told.contains(key), "{told}");
     }
     assert!(!data.exists(), "nothing was begun");
+}
+
+#[test]
+fn mistakes_in_standard_variables_and_in_telemetry_are_told_with_all_others_before_anything_is_written() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let data = directory.path().join("data");
+    let place = data.to_string_lossy();
+    let flags = ["--sync", "bogus", "--log-format", "zzz", "--grpc-listen", "localhost:1"];
+    let settings = ["--set", "telemetry.otlp.batch=0", "--set", "telemetry.trace.sample_ratio=7"];
+    let arguments = [&["--data-dir", &*place][..], &flags, &settings].concat();
+    let environment = [
+        ("RUST_LOG", "info,streambus=loud"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+    ];
+    let mistakes = [
+        ("--sync", "expected `always` or `interval`"),
+        ("--log-format", "expected `json` or `text`"),
+        ("--grpc-listen", "\"localhost:1\" is not IP:PORT"),
+        ("--set", "telemetry.otlp.batch: is 0"),
+        ("--set", "telemetry.trace.sample_ratio: is 7"),
+        ("RUST_LOG", "telemetry.log.filter"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "expected a whole number"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "this build can only do grpc"),
+        ("OTEL_TRACES_EXPORTER", "expected otlp or none"),
+    ];
+    for command in [&["serve"][..], &["config", "check"], &["config", "show"]] {
+        let output = streambus(&[command, &arguments].concat(), &environment);
+        let told = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {told}");
+        for (origin, what) in mistakes {
+            let is_it = |line: &str| line.trim().starts_with(&format!("{origin}: ")) && line.contains(what);
+            assert!(told.lines().any(is_it), "{command:?}: {origin}: {what}\n{told}");
+        }
+        assert!(told.contains(&format!("{} mistakes", mistakes.len())), "{told}");
+    }
+    assert!(!data.exists(), "nothing was begun");
+}
+
+#[test]
+fn what_standard_variables_decide_is_shown_and_what_has_no_effect_is_warned_of() {
+    let environment = [
+        ("RUST_LOG", "warn"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "key=secret"),
+        ("OTEL_PROPAGATORS", "b3"),
+    ];
+    let output = streambus(&["config", "show"], &environment);
+    let (shown, said) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
+    let (shown, said) = (shown.expect("text"), said.expect("text"));
+    for (key, value, origin) in [
+        ("telemetry.log.filter", "\"warn\"", "RUST_LOG"),
+        ("telemetry.otlp.endpoint", "\"http://collector:4317\"", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ("telemetry.otlp.headers.key", "\"***\"", "OTEL_EXPORTER_OTLP_HEADERS"),
+    ] {
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert!(shown.lines().any(|line| words(line) == [key, value, origin]), "{key}\n{shown}");
+    }
+    assert!(said.contains("warning: OTEL_PROPAGATORS"), "{said}");
+    assert!(streambus(&["config", "check"], &environment).status.success());
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_used_is_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").expect("written");
+    let any = ["--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    for data in [file.clone(), file.join("below")] {
+        let data = data.to_string_lossy();
+        let output = serve(&[&["--data-dir", &data][..], &any].concat(), &[]);
+        let told = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains(&*data), "{told}");
+    }
 }

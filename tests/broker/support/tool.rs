@@ -27,7 +27,8 @@ impl Ran {
     }
 }
 
-fn command(broker: &Endpoint, arguments: &[&str]) -> Command {
+/// A command of `streambus` against a broker.
+pub fn command(broker: &Endpoint, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_streambus"));
     command.args(arguments).args(["--broker", &broker.grpc.to_string()]).env_remove("RUST_LOG");
     command.env("USER", "ann").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

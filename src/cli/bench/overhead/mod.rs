@@ -18,16 +18,15 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::Global;
 use crate::cli::connect::connect;
 use crate::cli::failure::Usage;
 use crate::cli::output::note;
-use crate::cli::serve::Sync;
+use crate::cli::{Brokers, Global};
 use crate::telemetry::Signal;
 
 use super::{Load, workload};
 use broker::Broker;
-use mode::{MODES, Mode};
+use mode::{MODES, Mode, Sync};
 use report::Summary;
 use scrape::{Counts, Scraper};
 use sink::Sink;
@@ -140,7 +139,8 @@ impl Overhead {
     async fn run_mode(&self, global: &Global, mode: Mode, endpoint: &str) -> anyhow::Result<Run> {
         let parent = self.data_dir.clone().unwrap_or_else(std::env::temp_dir);
         let broker = Broker::start(&parent, &self.set, &mode.settings(self.sync, endpoint)).await?;
-        let client = connect(&Global { broker: broker.grpc.clone(), ..global.clone() }).await?;
+        let client =
+            connect(&Global { broker: Brokers(vec![broker.grpc.clone()]), ..global.clone() }).await?;
         self.load.create_topic(&client, false).await?;
         let records = self.load.records.unwrap_or(RECORDS);
         let warm_up = Load { records: Some(records.div_ceil(WARM_UP_SHARE)), ..self.load.clone() };

@@ -1,10 +1,27 @@
 //! What is compared.
 
-use crate::cli::serve::Sync;
+use clap::ValueEnum;
 
 /// Beginnings of settings that this command decides.
 pub(super) const DECIDED: [&str; 5] =
     ["telemetry.", "storage.data_dir", "storage.sync=", "api.grpc_listen", "api.http_listen"];
+
+/// When brokers force records to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sync {
+    Always,
+    Interval,
+}
+
+impl Sync {
+    /// The value of `storage.sync`.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Sync::Always => "always",
+            Sync::Interval => "interval",
+        }
+    }
+}
 
 /// How much telemetry a broker makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 use crate::cli::bench::Load;
 use crate::cli::bench::report::micros;
 use crate::cli::output::{Format, grouped, line, table};
-use crate::cli::serve::Sync;
 
 use super::Run;
-use super::mode::{MODES, Mode};
+use super::mode::{MODES, Mode, Sync};
 
 /// All runs: of each round, of each mode in the order of [`MODES`].
 #[derive(Debug)]

@@ -410,7 +410,7 @@ impl Driver {
         for broker in silent {
             // A stream that leaves a batch unanswered for so long is dead, whatever its connection says. Its requests
             // count as taken: dropping it takes none of them back.
-            let error = Error::Timeout { after: timeout };
+            let error = Error::Timeout { from: self.router.address(broker).ok(), after: timeout };
             self.pipe_lost(broker, u64::MAX, &error);
         }
         let age_max = self.router.config().routing_age_max;

@@ -1,0 +1,42 @@
+//! `streambus consume` and what it needs to know of the cluster.
+
+use crate::support::endpoint::produce;
+use crate::support::tool::streambus;
+use crate::support::{TestBroker, batch, within};
+
+/// A topic with three records in partition 0 and one in partition 1.
+async fn uneven() -> TestBroker {
+    let broker = TestBroker::start().await;
+    broker.create_topic("orders", 2).await;
+    for (partition, values) in [(0, vec!["a", "b", "c"]), (1, vec!["d"])] {
+        let request = produce("orders", partition, batch::values(values));
+        within("a commit", broker.produce().await.produce(request)).await.expect("committed");
+    }
+    broker
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_do_not_reach_the_offset_begin_at_their_end_and_are_named() {
+    let broker = uneven().await;
+    let ran = streambus(&broker, &["consume", "orders", "--from", "2"]).await;
+    assert!(ran.success, "{ran:?}");
+    assert_eq!(ran.text, "c\n");
+    assert!(ran.errors.contains("partition 1 ends at 1") && !ran.errors.contains("partition 0"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_that_no_partition_reaches_is_a_failure() {
+    let broker = uneven().await;
+    let ran = streambus(&broker, &["consume", "orders", "--from", "7"]).await;
+    assert!(!ran.success, "{ran:?}");
+    assert!(ran.errors.contains("partition 0 ends at 3, partition 1 ends at 1"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_are_described_with_their_racks() {
+    let broker = TestBroker::with(|config| config.cluster.rack = "berlin-1".to_owned()).await;
+    let ran = streambus(&broker, &["cluster", "describe", "-o", "json"]).await;
+    assert_eq!(ran.json()["brokers"][0]["rack"], "berlin-1");
+    let ran = streambus(&broker, &["cluster", "describe"]).await;
+    assert!(ran.text.contains("RACK") && ran.text.contains("berlin-1"), "{ran:?}");
+}
