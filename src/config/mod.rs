@@ -1,8 +1,9 @@
-//! The settings of a broker: every module's own `Config`, composed, and filled from four sources.
+//! The settings of a broker: every module's own `Config`, composed, and filled from five sources.
 //!
-//! Later sources win: the defaults, the standard's variables (`OTEL_…` and `RUST_LOG`), a TOML file, the environment (`STREAMBUS_SECTION__KEY`, two underscores between
-//! levels), flags (`--set section.key=value` and the few flags that stand for one setting). Nothing is ignored: a
-//! [`load`] that finds mistakes reports all of them, from all sources, and gives no configuration.
+//! Later sources win: the defaults, the standard's variables (`OTEL_…` and `RUST_LOG`), a TOML file, the environment
+//! (`STREAMBUS_SECTION__KEY`, two underscores between levels), flags (`--set section.key=value` and the few flags that stand
+//! for one setting). Nothing is ignored without a word: a [`load`] that finds mistakes reports all of them, from all sources,
+//! and gives no configuration; what has no effect is warned of.
 //!
 //! A module's `Config` is a plain struct with serde's `default` and `deny_unknown_fields`. What may be set is learnt
 //! from [`Config::default`] as serde writes it, so a new field or section needs a line in [`Config`] and nothing else. An

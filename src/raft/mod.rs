@@ -27,6 +27,7 @@
 //! | `promise` | what a replica owes that was emptied |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
+//! | `fuzzing` | for the fuzz targets: doors to the layouts |
 //! | `runtime` | in test builds: what openraft runs on, with the chance taken out |
 
 mod apply;

@@ -7,6 +7,7 @@
 //! | [`client`] | calls of partitions and of the control group to their leaders elsewhere |
 //! | [`reports`] | what leaders tell the other brokers of their partitions |
 //! | [`codec`], [`error`] | how messages and errors travel |
+//! | `fuzzing` | for the fuzz targets: doors to these two |
 //!
 //! A [`Hub`] exists before the store is open, so that the port can serve peers from the beginning. Invariants: what
 //! comes from a broker of another cluster is refused. Every queue is bounded: what does not fit is lost, as on a network,
