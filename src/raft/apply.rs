@@ -120,8 +120,10 @@ impl Applier {
                 self.bytes_since_checkpoint += payload.len() as u64;
                 let (index, term) = (log_id.index, log_id.leader_id.term);
                 let applied = self.machine().apply(index, term, &payload, batch);
-                Some(applied.map_err(|source| {
-                    Error::UnknownCommand { group: self.shared.group, index, source: Arc::new(source) }
+                Some(applied.map_err(|source| Error::UnknownCommand {
+                    group: self.shared.group,
+                    index,
+                    source: Arc::new(source),
                 })?)
             }
             EntryPayload::Membership(members) => {

@@ -48,7 +48,9 @@ pub enum Error {
     },
     /// An entry that was agreed on is no command that the machine knows: a newer version wrote it. The replica stops before
     /// it, and goes on when it is opened by a version that knows the command. Nothing was written.
-    #[error("entry {index} of group {group} is no command of this version; a newer one wrote it, and can go on")]
+    #[error(
+        "entry {index} of group {group} is no command of this version; a newer one wrote it, and can go on"
+    )]
     UnknownCommand {
         /// Whose entry.
         group: GroupId,
