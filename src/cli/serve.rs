@@ -1,9 +1,11 @@
 //! `streambus serve`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 
 use crate::config::{Loaded, Mistakes, Setting, Sources, load};
 
@@ -31,16 +33,37 @@ pub(super) struct Settings {
     otlp_endpoint: Option<String>,
     /// Whether records are on the disk before they are acknowledged, or up to an interval later [storage.sync;
     /// default: always]
-    // Checked with all other settings, so that a mistake here hides none there.
-    #[arg(long, value_name = "always|interval")]
+    #[arg(long, value_name = "WHEN", value_parser = Offered(&["always", "interval"]))]
     sync: Option<String>,
     /// gRPC addresses of the brokers of a cluster to join, with commas between [cluster.seeds; default: none, which founds
     /// a cluster]
     #[arg(long, value_name = "HOST:PORT,...")]
     seeds: Option<String>,
     /// How log lines look [telemetry.log.format; default: json]
-    #[arg(long, value_name = "json|text")]
+    #[arg(long, value_name = "FORMAT", value_parser = Offered(&["json", "text"]))]
     log_format: Option<String>,
+}
+
+/// Values that help and completions offer. Others are refused with all other settings, so that a mistake here hides none
+/// there.
+#[derive(Clone)]
+struct Offered(&'static [&'static str]);
+
+impl TypedValueParser for Offered {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().copied().map(PossibleValue::new)))
+    }
 }
 
 impl Settings {
@@ -99,6 +122,8 @@ impl Serve {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches as _;
+
     use super::*;
 
     #[test]
@@ -123,6 +148,22 @@ mod tests {
         ] {
             assert!(told.contains(part), "{told}");
         }
+    }
+
+    #[test]
+    fn every_value_that_is_offered_for_a_flag_is_accepted() {
+        let command = Serve::augment_args(clap::Command::new("serve").no_binary_name(true));
+        let mut offered = Vec::new();
+        for flag in command.get_arguments() {
+            for value in flag.get_possible_values() {
+                let words = [format!("--{}", flag.get_long().expect("a flag")), value.get_name().to_owned()];
+                let given = command.clone().try_get_matches_from(&words).expect("parses");
+                let settings = Settings::from_arg_matches(&given).expect("parses");
+                load(Sources { environment: Vec::new(), ..settings.into_sources() }).expect("no mistake");
+                offered.push(words.join(" "));
+            }
+        }
+        assert_eq!(offered, ["--sync always", "--sync interval", "--log-format json", "--log-format text"]);
     }
 
     #[test]

@@ -54,10 +54,10 @@ pub use service::{Newcomer, Service};
 
 pub(super) use client::{Unconfirmed, identify, join};
 
-/// Metadata of calls between brokers.
 /// The version of what brokers say to each other and of the commands that they agree on. Higher with every release that adds
 /// something which older ones would not understand.
 pub(super) const PROTOCOL: u32 = 1;
+/// Metadata of calls between brokers.
 const CLUSTER: &str = "streambus-cluster";
 const BROKER: &str = "streambus-broker";
 
