@@ -211,12 +211,14 @@ class ClusterPage(unittest.TestCase):
             looked_at += 1
         self.assertGreater(looked_at, 8)
 
-    def test_settings_and_metrics_that_are_named_exist(self):
+    def test_settings_events_and_metrics_that_are_named_exist(self):
         known = dict(ROW.findall((ROOT / "docs" / "configuration.md").read_text()))
+        sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.rs"))
+        events = re.findall(r'!\(\s*name: "([a-z_]+\.[a-z_]+)"', sources)
         sections = {setting.split(".")[0] for setting in known}
         named = [one for one in re.findall(r"`([a-z_]+\.[a-z_]+)`", self.TEXT) if one.split(".")[0] in sections]
         self.assertGreater(len(named), 8)
-        self.assertLessEqual(set(named), set(known))
+        self.assertLessEqual(set(named), {*known, *events})
         metrics = set(re.findall(r"`(streambus_[a-z_]+)`", self.TEXT))
         documented = (ROOT / "docs" / "METRICS.md").read_text()
         self.assertGreater(len(metrics), 2)
