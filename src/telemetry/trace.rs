@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{
@@ -247,6 +247,10 @@ impl Tracer {
     }
 }
 
+/// How far the readings of both clocks may be apart, and how often they are read at most to be no further.
+const READINGS_APART: Duration = Duration::from_micros(20);
+const READINGS_MAX: u32 = 4;
+
 /// Ties the monotonic clock to the wall clock at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Times {
@@ -255,8 +259,23 @@ struct Times {
 }
 
 impl Times {
+    /// A thread that is interrupted between the two readings would put spans milliseconds behind those around them.
     fn now() -> Self {
-        Times { instant: Instant::now(), wall: SystemTime::now() }
+        let read = || {
+            let (instant, wall) = (Instant::now(), SystemTime::now());
+            (instant.elapsed(), Times { instant, wall })
+        };
+        let (mut apart, mut times) = read();
+        for _ in 1..READINGS_MAX {
+            if apart <= READINGS_APART {
+                break;
+            }
+            let again = read();
+            if again.0 < apart {
+                (apart, times) = again;
+            }
+        }
+        times
     }
 
     fn wall(&self, instant: Instant) -> SystemTime {
