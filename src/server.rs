@@ -22,6 +22,8 @@ use crate::{api, metadata, partition, raft};
 
 /// How long partitions, store and exporters may take to close, each.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long log lines may take to be written when a second signal ends the process.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How often a broker that stops looks for leaderships that came meanwhile.
 const HAND_OVER_AGAIN: Duration = Duration::from_millis(50);
 
@@ -273,10 +275,15 @@ pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
     };
     tokio::select! {
         () = server.stop() => {}
-        _ = terminate.recv() => std::process::exit(1),
-        _ = interrupt.recv() => std::process::exit(1),
+        _ = terminate.recv() => end_at_once(),
+        _ = interrupt.recv() => end_at_once(),
     }
     if failed { Err(Error::TaskFailed) } else { Ok(()) }
+}
+
+fn end_at_once() -> ! {
+    telemetry::finish_log(LAST_WORDS);
+    std::process::exit(1)
 }
 
 /// What the cluster should know of this broker.

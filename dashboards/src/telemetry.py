@@ -11,9 +11,15 @@ DASHBOARD = dashboard(
         "Now",
         stat(
             "Dropped",
-            "Spans, log records and collections of metrics that were lost in the time range.",
+            "Spans, log records, log lines and collections of metrics that were lost in the time range.",
             "short",
-            queries(("sum(increase(streambus_telemetry_dropped_total{$S}[$__range]))", "dropped")),
+            queries(
+                (
+                    "sum(increase(streambus_telemetry_dropped_total{$S}[$__range])) "
+                    "+ sum(increase(streambus_log_lines_dropped_total{$S}[$__range]))",
+                    "dropped",
+                )
+            ),
             thresholds=steps((1, YELLOW), (1_000, RED)),
             width=6,
         ),
@@ -95,6 +101,19 @@ DASHBOARD = dashboard(
             "Log events per second.",
             "cps",
             queries(("sum by (level) (rate(streambus_log_events_total{$S}[$R]))", "{{level}}")),
+        ),
+        lines(
+            "Lost Log Lines",
+            "Lines per second that standard error did not take in time: whoever reads it is stopped or too slow.",
+            "cps",
+            queries(("sum by (instance) (rate(streambus_log_lines_dropped_total{$S}[$R]))", "{{instance}}")),
+        ),
+        lines(
+            "Requests over the Trace Limit",
+            "Requests per second that their share chose to be traced and telemetry.trace.max_per_second (100 by default) "
+            "left out.",
+            "cps",
+            queries(("sum by (instance) (rate(streambus_telemetry_traces_limited_total{$S}[$R]))", "{{instance}}")),
         ),
         lines(
             "Run-time Overrides",

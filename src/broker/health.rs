@@ -167,9 +167,12 @@ impl Reporter {
             if health.storage == storage && health.cluster == cluster && health.majority == majority {
                 return false;
             }
-            report("storage", &health.storage, &storage);
-            report("cluster", &health.cluster, &cluster);
-            report("majority", &health.majority, &majority);
+            // A broker that stops gives its leaderships away: that groups have no leader then says nothing.
+            if !matches!(health.phase, Phase::Draining | Phase::Stopped) {
+                report("storage", &health.storage, &storage);
+                report("cluster", &health.cluster, &cluster);
+                report("majority", &health.majority, &majority);
+            }
             health.storage = storage;
             health.cluster = cluster;
             health.majority = majority;

@@ -2,12 +2,17 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 
 use crate::config::{Loaded, Mistakes, Setting, Sources, load};
+use crate::telemetry;
+
+/// How long the last log lines may take to be written.
+const LOG_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Where the settings of a broker come from.
 #[derive(Clone, Debug, Default, Args)]
@@ -116,7 +121,10 @@ impl Serve {
             .enable_all()
             .build()
             .context("the runtime cannot be started")?;
-        Ok(runtime.block_on(crate::server::run(config, &warnings))?)
+        let outcome = runtime.block_on(crate::server::run(config, &warnings));
+        // What the log says comes before what is said about the end.
+        telemetry::finish_log(LOG_DEADLINE);
+        Ok(outcome?)
     }
 }
 

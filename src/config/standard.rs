@@ -267,6 +267,8 @@ fn sampler(sampler: &str, given: &BTreeMap<&str, &str>) -> Result<Vec<Setting>, 
     Ok(vec![
         setting("telemetry.trace.follow_callers", Given::Typed(Value::Bool(follow_callers)), SAMPLER),
         setting("telemetry.trace.sample_ratio", Given::Text(ratio.to_owned()), origin),
+        // The standard's samplers know no limit.
+        setting("telemetry.trace.max_per_second", Given::Typed(Value::from(0)), SAMPLER),
     ])
 }
 

@@ -303,13 +303,15 @@ pub struct TraceConfig {
     pub enabled: bool,
     /// The share, from 0 to 1, of requests that are traced where this process decides.
     pub sample_ratio: f64,
+    /// At most so many requests per second, and as many at once, are traced by a share below 1; 0: no limit.
+    pub max_per_second: u32,
     /// Whether the decision of a caller that has taken one is followed. Off: this process decides always.
     pub follow_callers: bool,
 }
 
 impl Default for TraceConfig {
     fn default() -> Self {
-        TraceConfig { enabled: true, sample_ratio: 0.01, follow_callers: true }
+        TraceConfig { enabled: true, sample_ratio: 0.01, max_per_second: 100, follow_callers: true }
     }
 }
 
@@ -370,8 +372,8 @@ pub enum Error {
     /// The Prometheus exporter cannot be built.
     #[error("the Prometheus exporter cannot be built")]
     Prometheus(#[source] opentelemetry_sdk::error::OTelSdkError),
-    /// The export thread cannot be started.
-    #[error("the export thread cannot be started")]
+    /// The thread that exports, or the one that writes log lines, cannot be started.
+    #[error("a thread of telemetry cannot be started")]
     Thread(#[source] std::io::Error),
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use opentelemetry::KeyValue;
 
 use super::catalog;
-use super::instruments::{Counts, Distribution, Instruments, Label, Slot, label};
+use super::instruments::{Count, Counts, Distribution, Instruments, Label, Slot, label};
 
 label! {
     /// A kind of telemetry.
@@ -62,6 +62,10 @@ pub struct ExportingMetrics {
     log_events: Counts<LogLevel>,
     pub(super) scrape: Distribution,
     pub(super) queues: Slot<QueueLevels>,
+    /// Log lines that standard error did not take.
+    pub(super) lines_dropped: Slot<u64>,
+    /// Requests that were to be traced, and that the limit per second left out.
+    pub(super) traces_limited: Count,
     /// Milliseconds from `started` to the last success of each signal.
     last: Arc<[AtomicU64; 3]>,
     active: Arc<[AtomicU64; 3]>,
@@ -77,6 +81,8 @@ impl ExportingMetrics {
             sink(levels.spans, &Signal::Traces.attributes());
             sink(levels.logs, &Signal::Logs.attributes());
         });
+        let lines_dropped = instruments.slot();
+        instruments.level(catalog::LOG_LINES_DROPPED, &lines_dropped, |lines: &u64| *lines);
         let panics = instruments.panics();
         instruments.integers(catalog::TELEMETRY_PANICS, move |sink| sink(panics.get(), &[]));
         let metrics = ExportingMetrics {
@@ -86,6 +92,8 @@ impl ExportingMetrics {
             log_events: instruments.counts(catalog::LOG_EVENTS),
             scrape: instruments.distribution(catalog::TELEMETRY_SCRAPE),
             queues,
+            lines_dropped,
+            traces_limited: instruments.count(catalog::TRACES_LIMITED),
             last: Arc::default(),
             active: Arc::default(),
             started: Instant::now(),

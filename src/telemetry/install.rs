@@ -1,6 +1,7 @@
 //! Puts telemetry together, serves scrapes, and takes it apart.
 
 use std::io::Write;
+use std::num::NonZeroU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use super::export::{Exporters, Running};
 use super::exporting::{QueueLevels, Signal};
 use super::instruments::{Collection, lock};
 use super::live_filter::LiveFilters;
+use super::log_writer::LogWriter;
 use super::logs;
 use super::metrics::Metrics;
 use super::negotiation::{Format, accepts_gzip};
@@ -99,7 +101,7 @@ impl Telemetry {
     /// Only the first call in a process can do the latter, because the subscriber of `tracing` is global; later ones
     /// (in tests) have everything else. Does not wait for the collector.
     pub fn install(config: &Config, identity: &Identity) -> Result<Self, Error> {
-        let (telemetry, dispatch) = Telemetry::build(config, identity, logs::standard_error)?;
+        let (telemetry, dispatch) = Telemetry::to_standard_error(config, identity)?;
         // An earlier subscriber stays; see above.
         let _ = tracing::dispatcher::set_global_default(dispatch);
         Ok(telemetry)
@@ -108,12 +110,20 @@ impl Telemetry {
     /// Telemetry without export and without a subscriber. A caller's sampled trace is followed.
     pub fn for_tests() -> Self {
         let identity = Identity { cluster_id: "test".to_owned(), broker_id: "1".to_owned() };
-        let (telemetry, _) = Telemetry::build(&Config::default(), &identity, logs::standard_error)
+        let (telemetry, _) = Telemetry::build(&Config::default(), &identity, |_| {})
             .expect("the default configuration is valid");
         telemetry
     }
 
-    /// Everything but making it global.
+    /// Everything but making it global, with lines that go to standard error.
+    pub(super) fn to_standard_error(config: &Config, identity: &Identity) -> Result<(Self, Dispatch), Error> {
+        let writer = LogWriter::of_the_process().map_err(Error::Thread)?;
+        let (telemetry, dispatch) = Telemetry::build(config, identity, |line| writer.leave(line))?;
+        telemetry.metrics().exporting.lines_dropped.set(Arc::new(|| Some(writer.dropped())));
+        Ok((telemetry, dispatch))
+    }
+
+    /// Everything but making it global. `output` takes log lines and must not wait.
     pub(super) fn build(
         config: &Config,
         identity: &Identity,
@@ -123,7 +133,6 @@ impl Telemetry {
             return Err(Error::Setting { name, what });
         }
         let filters = LiveFilters::new(&config.log.filter)?;
-        let sampler = Sampler::new(config.sampling());
         let resource = resource(identity, &config.resource);
         let exporters = Exporters::build(config, &resource)?;
         let exports = |signal| config.route(signal).is_some();
@@ -132,6 +141,11 @@ impl Telemetry {
             false => None,
         };
         let metrics = meters.as_ref().map_or_else(Metrics::detached, Meters::metrics);
+        let sampler = Sampler::new(config.sampling());
+        let sampler = match NonZeroU32::new(config.trace.max_per_second) {
+            Some(limit) => sampler.limited(limit, metrics.exporting.traces_limited.clone()),
+            None => sampler,
+        };
 
         let (span_entrance, spans) =
             SpanEntrance::new(Signal::Traces, config.otlp.span_queue, metrics.clone());

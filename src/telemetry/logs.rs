@@ -4,7 +4,6 @@
 //! the ids of the current span, and the event's fields beside them. The text format has the same content for people.
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
 use std::time::SystemTime;
 
 use opentelemetry::Context;
@@ -68,11 +67,6 @@ impl<S: Subscriber> Layer<S> for Counting {
             _ => {}
         }
     }
-}
-
-/// Writes to standard error. A line that cannot be written is lost: there is no other place to say so.
-pub(super) fn standard_error(line: &[u8]) {
-    let _ = std::io::stderr().lock().write_all(line);
 }
 
 /// Writes a line per event. `output` takes finished lines, each with its line feed.

@@ -8,8 +8,9 @@
 //! * [`Telemetry`] puts it together: [`Telemetry::install`], [`Telemetry::scrape`], [`Telemetry::shutdown`].
 //!
 //! Invariants:
-//! - Exporting happens on a thread of its own. No request waits for it, and every queue to it is bounded.
-//! - Nothing is global but the subscriber of `tracing`; providers are passed by handle.
+//! - Exporting happens on a thread of its own, writing log lines on another. No request waits for them, and every
+//!   queue to them is bounded.
+//! - Nothing is global but the subscriber of `tracing` and the writer of its lines; providers are passed by handle.
 //! - `/metrics` and OTLP read the same instruments.
 
 pub mod catalog;
@@ -29,6 +30,7 @@ mod histograms;
 mod install;
 mod instruments;
 mod live_filter;
+mod log_writer;
 mod logs;
 mod metric_export;
 mod metrics;
@@ -66,6 +68,7 @@ pub use groups::{
 pub use install::{MetricsOff, Scrape, Telemetry};
 pub use instruments::Observer;
 pub use live_filter::NOTICE;
+pub use log_writer::finish_log;
 pub use metrics::{Groups, Metrics};
 pub use negotiation::Format;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};

@@ -1,13 +1,17 @@
 //! Which traces are recorded. Decided once per request, before anything is built.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId, TraceState};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SamplingDecision, SamplingResult, ShouldSample};
 
+use super::instruments::Count;
 use super::traceparent::TraceParent;
 
 /// How traces are chosen.
@@ -48,6 +52,7 @@ impl Sampling {
 pub struct Sampler {
     configured: Sampling,
     rules: Arc<ArcSwap<Rules>>,
+    limit: Option<Arc<Limit>>,
 }
 
 #[derive(Debug)]
@@ -66,7 +71,14 @@ impl Sampler {
     /// Decides as `configured`, until told otherwise.
     pub fn new(configured: Sampling) -> Self {
         let rules = Rules { default: configured, topics: BTreeMap::new() };
-        Sampler { configured, rules: Arc::new(ArcSwap::from_pointee(rules)) }
+        Sampler { configured, rules: Arc::new(ArcSwap::from_pointee(rules)), limit: None }
+    }
+
+    /// Lets shares below 1 choose no more than `per_second`, and counts in `left_out` what that leaves out. Callers'
+    /// decisions, and who asks for all, are not limited.
+    pub(super) fn limited(self, per_second: NonZeroU32, left_out: Count) -> Self {
+        let bucket = Bucket::new(per_second);
+        Sampler { limit: Some(Arc::new(Limit { bucket, started: Instant::now(), left_out })), ..self }
     }
 
     /// What the configuration says.
@@ -92,7 +104,7 @@ impl Sampler {
 
     /// Takes the decision for a request.
     pub(super) fn chooses(&self, parent: Option<&TraceParent>) -> bool {
-        self.rules.load().default.chooses(parent)
+        self.decides(&self.rules.load().default, parent)
     }
 
     /// Takes the decision for a request that produces to a topic.
@@ -100,7 +112,62 @@ impl Sampler {
         let rules = self.rules.load();
         // Most of the time there is no rule of a topic, and then no name is compared.
         let rule = if rules.topics.is_empty() { None } else { rules.topics.get(topic) };
-        rule.unwrap_or(&rules.default).chooses(parent)
+        self.decides(rule.unwrap_or(&rules.default), parent)
+    }
+
+    fn decides(&self, rule: &Sampling, parent: Option<&TraceParent>) -> bool {
+        let follows = rule.parent_based && parent.is_some();
+        let chosen = rule.chooses(parent);
+        match &self.limit {
+            Some(limit) if chosen && !follows && rule.ratio < 1.0 => limit.lets(),
+            _ => chosen,
+        }
+    }
+}
+
+/// How many requests may be chosen.
+#[derive(Debug)]
+struct Limit {
+    bucket: Bucket,
+    started: Instant,
+    left_out: Count,
+}
+
+impl Limit {
+    fn lets(&self) -> bool {
+        let lets = self.bucket.take(self.started.elapsed());
+        if !lets {
+            self.left_out.add(1);
+        }
+        lets
+    }
+}
+
+/// A token bucket that holds the tokens of one second and is full in the beginning, kept as the time for which tokens are
+/// spent (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Debug)]
+struct Bucket {
+    /// Nanoseconds that one token takes to come.
+    interval: u64,
+    /// Nanoseconds, on the callers' clock plus a second.
+    spent_until: AtomicU64,
+}
+
+impl Bucket {
+    const SECOND: u64 = 1_000_000_000;
+
+    fn new(per_second: NonZeroU32) -> Self {
+        Bucket { interval: Self::SECOND / u64::from(per_second.get()), spent_until: AtomicU64::new(0) }
+    }
+
+    /// Takes a token, if there is one. `now` is on a clock that begins with the bucket.
+    fn take(&self, now: Duration) -> bool {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX - Self::SECOND) + Self::SECOND;
+        let spend = |until: u64| {
+            let until = until.max(now - Self::SECOND) + self.interval;
+            (until <= now).then_some(until)
+        };
+        self.spent_until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 }
 
@@ -191,6 +258,32 @@ mod tests {
         assert!(!sampler.chooses(None) && sampler.chooses_for("orders", None));
         sampler.replace(None, std::iter::empty());
         assert!(!sampler.chooses_for("orders", None));
+    }
+
+    #[test]
+    fn a_bucket_holds_one_second_and_fills_evenly() {
+        let bucket = Bucket::new(NonZeroU32::new(10).expect("not 0"));
+        let taken = |millis: u64| (0..100).filter(|_| bucket.take(Duration::from_millis(millis))).count();
+        assert_eq!([taken(0), taken(99), taken(100), taken(450), taken(10_000)], [10, 0, 1, 3, 10]);
+    }
+
+    #[test]
+    fn a_share_is_limited_and_neither_callers_nor_all() {
+        let left_out = Count::default();
+        let limited = |ratio| {
+            let sampler = Sampler::new(Sampling { parent_based: true, ratio });
+            sampler.limited(NonZeroU32::MIN, left_out.clone())
+        };
+        let (share, all) = (limited(1.0 - f64::EPSILON), limited(1.0));
+        let chosen = |sampler: &Sampler, parent| (0..50).filter(|_| sampler.chooses(parent)).count();
+        let caller = parent(true);
+        assert_eq!(chosen(&share, Some(&caller)), 50);
+        assert_eq!(chosen(&all, None), 50);
+        assert_eq!(left_out.get(), 0);
+        // More than one only if this takes seconds.
+        let chosen = chosen(&share, None);
+        assert!((1..25).contains(&chosen), "{chosen}");
+        assert_eq!(left_out.get(), 50 - chosen as u64);
     }
 
     #[test]

@@ -97,6 +97,7 @@ fn move_everything(telemetry: &Telemetry) {
         };
         Some(GroupLevels { groups: 2, members: 3, leased: vec![(group, 4)], lags: vec![lag] })
     }));
+    metrics.exporting.lines_dropped.set(Arc::new(|| Some(6)));
     metrics.observe_runtime(&tokio::runtime::Handle::current());
     let topic = metrics.topic("orders");
     metrics.produce.accepted(&topic, 10, 1000);

@@ -4,7 +4,6 @@ use tracing::Dispatch;
 
 use super::config::{Config, Error, OtlpConfig};
 use super::install::Telemetry;
-use super::logs;
 use super::resource::Identity;
 
 impl Telemetry {
@@ -16,6 +15,6 @@ impl Telemetry {
     pub fn unnamed(config: &Config) -> Result<(Self, Dispatch), Error> {
         let otlp = OtlpConfig { enabled: false, ..config.otlp.clone() };
         let config = Config { otlp, ..config.clone() };
-        Telemetry::build(&config, &Identity::default(), logs::standard_error)
+        Telemetry::to_standard_error(&config, &Identity::default())
     }
 }

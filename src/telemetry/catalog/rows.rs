@@ -433,6 +433,12 @@ rows! {
         .labels(&["level"], 2)
         .help("Total log events, by level.")
         .moves(Telemetry, "telemetry/exporting.rs", "Grows by one when a warning or an error is logged.");
+    LOG_LINES_DROPPED = counter("streambus.log.lines.dropped", "streambus_log_lines_dropped_total", "{line}")
+        .help("Total log lines that were lost because standard error was not read in time.")
+        .moves(Telemetry, "telemetry/exporting.rs", "Grows by one per line while whoever reads standard error, a terminal or a log collector, is stopped and 1 MiB of lines wait already.");
+    TRACES_LIMITED = counter("streambus.telemetry.trace.limited", "streambus_telemetry_traces_limited_total", "{request}")
+        .help("Total requests that their share chose to be traced and the limit per second left out.")
+        .moves(Telemetry, "telemetry/exporting.rs", "Grows when a share below 1 chooses more requests than telemetry.trace.max_per_second in a second.");
     CONTROL_OVERRIDES = up_down("streambus.control.override.count", "streambus_control_overrides", "{override}")
         .labels(&["kind"], 2)
         .help("Number of settings of telemetry that are changed at run time for a while, by kind.")

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,8 +14,38 @@ use tempfile::TempDir;
 
 use super::{Endpoint, PATIENCE, eventually};
 
-/// The lines that a process wrote to standard error.
-pub type Lines = Arc<Mutex<Vec<String>>>;
+/// The lines that a process wrote to standard error, as far as they were read. Clones share them.
+#[derive(Clone, Default)]
+struct Lines(Arc<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    lines: Mutex<Vec<String>>,
+    is_paused: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Lines {
+    /// Keeps a line, once reading is not paused.
+    fn push(&self, line: String) {
+        let paused = self.0.is_paused.lock().expect("no panic while held");
+        drop(self.0.changed.wait_while(paused, |paused| *paused).expect("no panic while held"));
+        self.all().push(line);
+    }
+
+    fn pause(&self, is_paused: bool) {
+        *self.0.is_paused.lock().expect("no panic while held") = is_paused;
+        self.0.changed.notify_all();
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn joined(&self) -> String {
+        self.all().join("\n")
+    }
+}
 
 /// A running broker. Dropping it kills the process.
 pub struct Process {
@@ -73,7 +103,7 @@ impl Process {
         let seen = lines.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                seen.lock().expect("no panic while held").push(line);
+                seen.push(line);
             }
         });
         (child, lines)
@@ -83,7 +113,7 @@ impl Process {
     pub async fn stopped_while_it_waits(settings: &[(String, String)]) -> (ExitStatus, String) {
         let directory = TempDir::new().expect("a temporary directory");
         let (mut child, lines) = Self::run(settings, &directory);
-        let said = || lines.lock().expect("no panic while held").join("\n");
+        let said = || lines.joined();
         eventually(PATIENCE, "it waits", async || said().contains("waiting for").then_some(())).await;
         kill_process(Pid::from_child(&child), Signal::TERM).expect("the process lives");
         let ended = eventually(PATIENCE, "it ends", async || child.try_wait().expect("a child")).await;
@@ -94,7 +124,7 @@ impl Process {
         let (mut child, lines) = Self::run(&settings, &directory);
         let ready = eventually(PATIENCE, &format!("the broker logs {event}"), async || {
             if let Ok(Some(status)) = child.try_wait() {
-                panic!("the broker ended with {status}:\n{}", lines.lock().expect("no panic").join("\n"));
+                panic!("the broker ended with {status}:\n{}", lines.joined());
             }
             find(&lines, event).into_iter().next()
         })
@@ -128,12 +158,12 @@ impl Process {
 
     /// Everything that it has logged.
     pub fn log(&self) -> Vec<Value> {
-        self.lines
-            .lock()
-            .expect("no panic while held")
-            .iter()
-            .filter_map(|l| serde_json::from_str(l).ok())
-            .collect()
+        self.lines.all().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Whether standard error is read. If it is not, the process can soon write no more to it.
+    pub fn read_log(&self, reads: bool) {
+        self.lines.pause(!reads);
     }
 
     /// A file of `/proc/<pid>/`.
@@ -190,7 +220,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let ended = self.child.try_wait();
-            let lines = self.lines.lock().map(|lines| lines.join("\n")).unwrap_or_default();
+            let lines = self.lines.joined();
             eprintln!("the broker of the failed test (ended: {ended:?}) said:\n{lines}");
         }
         // It may have ended already.
@@ -226,7 +256,7 @@ impl Remains {
         assert!(!ended.success());
         // The reader of its output may be a moment behind.
         eventually(PATIENCE, "it says why", async || {
-            let said = lines.lock().expect("no panic while held").join("\n");
+            let said = lines.joined();
             said.contains("error").then_some(said)
         })
         .await
@@ -244,8 +274,8 @@ impl Remains {
 }
 
 fn find(lines: &Lines, event: &str) -> Vec<Value> {
-    let lines = lines.lock().expect("no panic while held");
     lines
+        .all()
         .iter()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|line| line["event"] == event)

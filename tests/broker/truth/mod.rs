@@ -7,6 +7,7 @@
 
 mod cluster;
 mod detailed;
+mod floods;
 mod groups;
 mod overrides;
 mod proof;
@@ -149,6 +150,7 @@ async fn every_row_of_the_catalogue_is_true() {
     });
 
     overrides::prove(&mut proof).await;
+    floods::prove(&mut proof).await;
     Box::pin(detailed::prove(&mut proof)).await;
     proof.close();
 }
