@@ -3,6 +3,7 @@
 mod control;
 mod detailed;
 mod explain;
+mod rate;
 mod reading;
 mod sending;
 mod silence;

@@ -30,7 +30,8 @@ use report::Report;
 /// microseconds where they are measured, and when the broker forces writes to its disk.
 #[derive(Debug, Subcommand)]
 pub(super) enum Bench {
-    /// Send records as fast as they are acknowledged; one in eight is timed from send to acknowledgement
+    /// Send records as fast as they are acknowledged, one in eight timed from send to acknowledgement; or at a `--rate`, each
+    /// timed from when it was due
     Produce(Workload),
     /// Read from the start what `bench produce` has sent
     Consume(Workload),
@@ -80,6 +81,10 @@ pub(super) struct Load {
     /// with commits 64; with e2e 1]
     #[arg(long, value_name = "COUNT")]
     in_flight: Option<usize>,
+    /// Records per second, of all producers together: with produce, and overhead. Each is timed from when it was due, so that
+    /// what waits because the broker is slow counts [default: as fast as records are acknowledged]
+    #[arg(long, value_name = "COUNT")]
+    rate: Option<u32>,
     /// Topic to use. It is created anew, and deleted before if it exists, except with consume, group and rpc
     #[arg(long, default_value = "bench", value_name = "TOPIC")]
     topic: String,
@@ -151,6 +156,9 @@ enum Kind {
 impl Workload {
     async fn run(self, global: &Global, kind: Kind) -> anyhow::Result<()> {
         self.load.check()?;
+        if self.load.rate.is_some() && !matches!(kind, Kind::Produce) {
+            return Err(Usage("--rate is for `bench produce` and `bench overhead`".to_owned()).into());
+        }
         if let Kind::Commits = kind {
             group::check(&self.load)?;
         }
@@ -188,6 +196,7 @@ impl Load {
             ("--record-bytes", self.record_bytes > 0),
             ("--producers", self.producers > 0),
             ("--in-flight", self.in_flight != Some(0)),
+            ("--rate", self.rate != Some(0)),
             ("--partitions", self.partitions > 0),
         ];
         match positive.into_iter().find(|(_, is_positive)| !is_positive) {

@@ -56,6 +56,9 @@ impl Report {
             "partitions": measured.partitions,
             "threads": load.threads,
         });
+        if let Some(rate) = load.rate {
+            line["rate"] = json!(rate);
+        }
         if let Some(latency) = &measured.latency {
             put_quantiles(&mut line, latency);
         }

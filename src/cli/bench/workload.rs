@@ -8,6 +8,7 @@ use anyhow::{Context as _, anyhow, bail};
 use bytes::{BufMut as _, BytesMut};
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
+use tokio::sync::mpsc;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -28,7 +29,7 @@ const TIMED: u64 = 8;
 /// Bytes at the start of a record of `e2e` that say which one it is.
 const NUMBER_BYTES: usize = 8;
 
-/// Sends as fast as records are acknowledged.
+/// Sends as fast as records are acknowledged, or at the rate that was asked for.
 pub(super) async fn produce(client: &Client, load: &Load) -> anyhow::Result<Measured> {
     let in_flight = load.in_flight.unwrap_or(IN_FLIGHT);
     let config = load.producer_config(LINGER, in_flight);
@@ -44,7 +45,14 @@ pub(super) async fn produce(client: &Client, load: &Load) -> anyhow::Result<Meas
     let started = Instant::now();
     let tasks = producers.into_iter().zip(0u64..).map(|(producer, number)| {
         let share = records / count + u64::from(number < records % count);
-        tokio::spawn(send(producer, Arc::clone(&topic), payload.clone(), share, in_flight))
+        let (topic, payload) = (Arc::clone(&topic), payload.clone());
+        let rate = load.rate.map(|rate| f64::from(rate) / count as f64);
+        tokio::spawn(async move {
+            match rate {
+                Some(rate) => send_at(rate, producer, topic, payload, share, in_flight).await,
+                None => send(producer, topic, payload, share, in_flight).await,
+            }
+        })
     });
     let mut latency = Histogram::new(3)?;
     for result in try_join_all(tasks).await? {
@@ -81,6 +89,42 @@ async fn send(
     for oldest in waiting {
         acknowledged(oldest, &mut latency).await?;
     }
+    Ok(latency)
+}
+
+/// Sends `rate` records per second, and times each from when it was due. Timers of the runtime tick every millisecond, which
+/// is part of what is measured.
+async fn send_at(
+    rate: f64,
+    producer: Producer,
+    topic: Arc<str>,
+    mut payload: Payload,
+    records: u64,
+    in_flight: usize,
+) -> anyhow::Result<Histogram<u64>> {
+    let (sent, mut waiting) = mpsc::channel(in_flight);
+    let sends = async move {
+        let started = Instant::now();
+        for number in 0..records {
+            let due = started + Duration::from_secs_f64(number as f64 / rate);
+            if due > Instant::now() {
+                tokio::time::sleep_until(due.into()).await;
+            }
+            let record = ProducerRecord::new(Arc::clone(&topic)).value(payload.next());
+            // Nobody takes it if a delivery has failed, which ends both.
+            let _ = sent.send((producer.send(record).await?, Some(due))).await;
+        }
+        producer.flush().await;
+        anyhow::Ok(())
+    };
+    let acknowledgements = async move {
+        let mut latency = Histogram::new(3)?;
+        while let Some(oldest) = waiting.recv().await {
+            acknowledged(oldest, &mut latency).await?;
+        }
+        Ok(latency)
+    };
+    let ((), latency) = tokio::try_join!(sends, acknowledgements)?;
     Ok(latency)
 }
 
