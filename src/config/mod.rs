@@ -9,6 +9,7 @@
 //! from [`Config::default`] as serde writes it, so a new field or section needs a line in [`Config`] and nothing else. An
 //! optional setting must be written as null by default, not skipped.
 
+mod directives;
 mod environment;
 mod file;
 mod known;
@@ -61,7 +62,9 @@ impl Config {
     /// What is given and has no effect.
     #[must_use]
     pub fn warnings(&self) -> Vec<Problem> {
-        Problem::of_section("telemetry", self.telemetry.warnings())
+        let mut warnings = Problem::of_section("telemetry", self.telemetry.warnings());
+        warnings.extend(directives::without_effect(&self.telemetry.log.filter));
+        warnings
     }
 
     /// What single values that are well-formed, but out of range or in contradiction to others, get wrong.

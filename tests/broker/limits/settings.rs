@@ -163,6 +163,17 @@ fn mistakes_in_what_tls_needs_are_told_at_once_with_setting_and_path() {
 }
 
 #[test]
+fn a_filter_that_selects_nothing_is_warned_of_also_where_it_hides_all_else() {
+    let said =
+        String::from_utf8(streambus(&["config", "check"], &[("RUST_LOG", "inof")]).stderr).expect("text");
+    let expected = "warning: RUST_LOG: telemetry.log.filter: `inof` is no level";
+    assert!(said.starts_with(expected) && said.trim().ends_with("did you mean info?"), "{said}");
+    let quiet =
+        streambus(&["config", "check"], &[("RUST_LOG", "info,h2=warn,openraft,tonic::transport=debug")]);
+    assert_eq!(String::from_utf8(quiet.stderr).expect("text"), "");
+}
+
+#[test]
 fn what_standard_variables_decide_is_shown_and_what_has_no_effect_is_warned_of() {
     let environment = [
         ("RUST_LOG", "warn"),
