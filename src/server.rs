@@ -266,7 +266,8 @@ pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
     };
     server.announce(started.elapsed());
     for warning in warnings {
-        warn!(name: "config.no_effect", "{warning}");
+        // Also if the filter is what has no effect.
+        warn!(name: "config.no_effect", target: telemetry::NOTICE, "{warning}");
     }
     let failed = tokio::select! {
         _ = terminate.recv() => false,

@@ -79,6 +79,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp::", &["telemetry", "cli"]),
     ("opentelemetry_prometheus::", &["telemetry"]),
     ("opentelemetry_proto::", &["telemetry"]),
+    ("rustls::", &["telemetry"]),
+    ("rustls_native_certs::", &["telemetry"]),
     ("axum::", &["api"]),
     ("ratatui::", &["cli"]),
 ];

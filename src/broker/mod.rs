@@ -198,6 +198,17 @@ impl Broker {
         self.0.health.watch()
     }
 
+    /// Makes sure that this broker knows topics that others have made: it may hear of them a moment after whoever asked
+    /// for them. Costs nothing for topics that are known, and a question to the controller for others.
+    pub async fn look_for(&self, topics: &[String]) {
+        let Ok(open) = self.running() else { return };
+        let routing = open.cluster.routing();
+        if topics.iter().any(|name| routing.topic(name).is_none()) {
+            // A controller that does not answer cannot have made one either.
+            let _ = open.cluster.catch_up().await;
+        }
+    }
+
     /// The brokers, and the routing of the topics that exist of those asked for.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ impl Telemetry {
             .with_resource(resource.clone())
             .with_sampler(Sampler::ParentBased(Box::new(sampler)));
         if let Some(route) = traces {
-            let exporter = route.applied_to(SpanExporter::builder().with_tonic()).build()?;
+            let exporter = route.applied_to(SpanExporter::builder().with_tonic())?.build()?;
             let mut batches = BatchConfigBuilder::default();
             if std::env::var_os(SPAN_QUEUE).is_none_or(|size| size.is_empty()) {
                 batches = batches.with_max_queue_size(SPAN_QUEUE_DEFAULT);
@@ -73,7 +73,7 @@ impl Telemetry {
         }
         let mut meters = None;
         if let Some(route) = metrics {
-            let exporter = route.applied_to(MetricExporter::builder().with_tonic()).build()?;
+            let exporter = route.applied_to(MetricExporter::builder().with_tonic())?.build()?;
             let reader = PeriodicReader::builder(exporter).build();
             meters = Some(SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build());
         }

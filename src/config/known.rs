@@ -96,7 +96,7 @@ pub(super) fn nearest(defaults: &Value, key: &str) -> Option<String> {
 }
 
 /// How many letters must be inserted, deleted or replaced to make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, letter) in a.chars().enumerate() {

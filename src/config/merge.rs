@@ -28,6 +28,15 @@ pub(super) struct Merged<C> {
     pub(super) entries: Vec<Entry>,
 }
 
+impl<C> Merged<C> {
+    /// A problem with the origin of its setting.
+    pub(super) fn told(&self, problem: Problem) -> Mistake {
+        let entry = self.entries.iter().find(|entry| entry.key == problem.key);
+        let origin = entry.map_or(Origin::Default, |entry| entry.origin.clone());
+        Mistake { origin, key: problem.key, what: problem.what, suggestion: None }
+    }
+}
+
 /// Lays `settings`, later ones over earlier ones, over the defaults of `C`.
 ///
 /// Each setting is tried alone on the defaults, so that a wrong one is blamed by its own origin and hides no other.

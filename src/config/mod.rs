@@ -9,6 +9,7 @@
 //! from [`Config::default`] as serde writes it, so a new field or section needs a line in [`Config`] and nothing else. An
 //! optional setting must be written as null by default, not skipped.
 
+mod directives;
 mod environment;
 mod file;
 mod known;
@@ -58,6 +59,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// What is given and has no effect.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Problem> {
+        let mut warnings = Problem::of_section("telemetry", self.telemetry.warnings());
+        warnings.extend(directives::without_effect(&self.telemetry.log.filter));
+        warnings
+    }
+
     /// What single values that are well-formed, but out of range or in contradiction to others, get wrong.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
@@ -108,6 +117,7 @@ pub fn load(sources: Sources) -> Result<Loaded, Mistakes> {
     let mut settings = Vec::new();
     let mut mistakes = Vec::new();
     let mut warnings = standard::read(&sources.environment, &mut settings, &mut mistakes);
+    let variables = sources.environment.clone();
     if let Some(path) = &sources.file {
         file::read(path, &mut settings, &mut mistakes);
     }
@@ -116,6 +126,8 @@ pub fn load(sources: Sources) -> Result<Loaded, Mistakes> {
     mistakes.extend(sources.flag_mistakes);
     let merged = merge::merge::<Config>(settings, mistakes, Config::problems)?;
     warnings.extend(standard::without_endpoint(&merged));
+    warnings.extend(standard::despite_settings(&variables, &merged.config));
+    warnings.extend(merged.config.warnings().into_iter().map(|warning| merged.told(warning).to_string()));
     Ok(Loaded { config: merged.config, entries: merged.entries, warnings })
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::merge::Merged;
 use super::source::{Given, Setting};
 use super::{Config, Mistake, Origin};
-use crate::telemetry::Signal;
+use crate::telemetry::{Compression, Signal};
 
 /// How a variable is read.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,10 @@ enum Reading {
     Plain(&'static str),
     /// The setting's value in milliseconds.
     Millis(&'static str),
+    /// The setting's value, in small letters.
+    Word(&'static str),
+    /// `true` or `false`, which is the setting's value.
+    Switch(&'static str),
     /// `true` switches the setting off, `false` leaves it.
     Off(&'static str),
     /// `otlp` or `none`: whether the setting is on.
@@ -34,13 +38,13 @@ enum Reading {
     Number,
     /// The only value that this build can do.
     Only(&'static str),
-    /// Nothing that it could be set to can be done by this build.
-    Tls,
     /// What is done, whatever else is asked for.
     Fixed(&'static str),
 }
 
-use Reading::{Exporter, Fixed, Millis, Number, Off, Only, Pairs, Plain, Sampler, SamplerArgument, Tls};
+use Reading::{
+    Exporter, Fixed, Millis, Number, Off, Only, Pairs, Plain, Sampler, SamplerArgument, Switch, Word,
+};
 
 const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
 const SAMPLER_ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
@@ -58,6 +62,26 @@ const VARIABLES: &[(&str, Reading)] = &[
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", Plain("telemetry.otlp.traces.endpoint")),
     ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", Plain("telemetry.otlp.metrics.endpoint")),
     ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", Plain("telemetry.otlp.logs.endpoint")),
+    ("OTEL_EXPORTER_OTLP_INSECURE", Switch("telemetry.otlp.insecure")),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", Plain("telemetry.otlp.certificate")),
+    ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", Plain("telemetry.otlp.client_certificate")),
+    ("OTEL_EXPORTER_OTLP_CLIENT_KEY", Plain("telemetry.otlp.client_key")),
+    ("OTEL_EXPORTER_OTLP_COMPRESSION", Word("telemetry.otlp.compression")),
+    ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", Switch("telemetry.otlp.traces.insecure")),
+    ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", Plain("telemetry.otlp.traces.certificate")),
+    ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", Plain("telemetry.otlp.traces.client_certificate")),
+    ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", Plain("telemetry.otlp.traces.client_key")),
+    ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", Word("telemetry.otlp.traces.compression")),
+    ("OTEL_EXPORTER_OTLP_METRICS_INSECURE", Switch("telemetry.otlp.metrics.insecure")),
+    ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", Plain("telemetry.otlp.metrics.certificate")),
+    ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", Plain("telemetry.otlp.metrics.client_certificate")),
+    ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", Plain("telemetry.otlp.metrics.client_key")),
+    ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", Word("telemetry.otlp.metrics.compression")),
+    ("OTEL_EXPORTER_OTLP_LOGS_INSECURE", Switch("telemetry.otlp.logs.insecure")),
+    ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", Plain("telemetry.otlp.logs.certificate")),
+    ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_CERTIFICATE", Plain("telemetry.otlp.logs.client_certificate")),
+    ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY", Plain("telemetry.otlp.logs.client_key")),
+    ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", Word("telemetry.otlp.logs.compression")),
     ("OTEL_EXPORTER_OTLP_HEADERS", Pairs("telemetry.otlp.headers")),
     ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", Pairs("telemetry.otlp.traces.headers")),
     ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", Pairs("telemetry.otlp.metrics.headers")),
@@ -82,28 +106,8 @@ const VARIABLES: &[(&str, Reading)] = &[
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", Only("grpc")),
     ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", Only("grpc")),
     ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", Only("grpc")),
-    ("OTEL_EXPORTER_OTLP_COMPRESSION", Only("none")),
-    ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", Only("none")),
-    ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", Only("none")),
-    ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", Only("none")),
     ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", Only("cumulative")),
     ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", Only("explicit_bucket_histogram")),
-    ("OTEL_EXPORTER_OTLP_INSECURE", Only("true")),
-    ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", Only("true")),
-    ("OTEL_EXPORTER_OTLP_METRICS_INSECURE", Only("true")),
-    ("OTEL_EXPORTER_OTLP_LOGS_INSECURE", Only("true")),
-    ("OTEL_EXPORTER_OTLP_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_CLIENT_KEY", Tls),
-    ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", Tls),
-    ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", Tls),
-    ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", Tls),
-    ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY", Tls),
-    ("OTEL_EXPORTER_OTLP_LOGS_CLIENT_CERTIFICATE", Tls),
     ("OTEL_PROPAGATORS", Fixed("tracecontext")),
     ("OTEL_METRICS_EXEMPLAR_FILTER", Fixed("trace_based")),
 ];
@@ -157,6 +161,30 @@ pub(super) fn without_endpoint(merged: &Merged<Config>) -> Vec<String> {
         .collect()
 }
 
+/// Warns of signals that are compressed although a setting that counts more says that they are not: for spans and logs the
+/// exporter goes by the variable where nothing else asks for compression.
+pub(super) fn despite_settings(variables: &[(OsString, OsString)], config: &Config) -> Vec<String> {
+    let value = |name: &str| {
+        let (_, value) = variables.iter().rfind(|(known, _)| known == name)?;
+        value.to_str().map(str::trim).filter(|value| !value.is_empty())
+    };
+    [(Signal::Traces, "TRACES"), (Signal::Logs, "LOGS")]
+        .into_iter()
+        .filter(|(signal, _)| {
+            config.telemetry.route(*signal).is_some_and(|route| route.compression == Compression::None)
+        })
+        .filter_map(|(signal, name)| {
+            let own = format!("OTEL_EXPORTER_OTLP_{name}_COMPRESSION");
+            let names = [&own[..], "OTEL_EXPORTER_OTLP_COMPRESSION"];
+            let (variable, value) = names.into_iter().find_map(|name| Some((name, value(name)?)))?;
+            value.eq_ignore_ascii_case("gzip").then(|| {
+                let signal = signal.as_str();
+                format!("{variable}: is `{value}`, so {signal} are compressed whatever other settings say; unset it")
+            })
+        })
+        .collect()
+}
+
 fn mistake(variable: &str, what: String) -> Mistake {
     let origin = Origin::Environment { variable: variable.to_owned() };
     Mistake { origin, key: String::new(), what, suggestion: None }
@@ -193,11 +221,10 @@ fn read_one(
             Ok(millis) => Ok(setting(key, Given::Text(format!("{millis}ms")))),
             Err(_) => Err(wrong(value, "expected milliseconds, a whole number")),
         },
-        Off(key) => match value.to_ascii_lowercase().as_str() {
-            "true" => Ok(typed(key, Value::Bool(false))),
-            "false" => Ok(Vec::new()),
-            _ => Err(wrong(value, "expected true or false")),
-        },
+        Word(key) => Ok(setting(key, Given::Text(value.to_ascii_lowercase()))),
+        Switch(key) => Ok(typed(key, Value::Bool(truth(value)?))),
+        Off(key) if truth(value)? => Ok(typed(key, Value::Bool(false))),
+        Off(_) => Ok(Vec::new()),
         Exporter(key) => match value {
             "otlp" => Ok(typed(key, Value::Bool(true))),
             "none" => Ok(typed(key, Value::Bool(false))),
@@ -213,13 +240,18 @@ fn read_one(
         Number => Err(wrong(value, "expected a whole number")),
         Only(possible) if value.eq_ignore_ascii_case(possible) => Ok(Vec::new()),
         Only(possible) => Err(wrong(value, &format!("this build can only do {possible}"))),
-        Tls => Err(Refused::Mistake(format!(
-            "is `{value}`: this build has no TLS for OTLP; use a collector on the same host or network, and unset this"
-        ))),
         Fixed(done) if value == done => Ok(Vec::new()),
         Fixed(done) => {
             Err(Refused::NoEffect(format!("is `{value}`, but has no effect: it is always {done}")))
         }
+    }
+}
+
+fn truth(value: &str) -> Result<bool, Refused> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(wrong(value, "expected true or false")),
     }
 }
 
@@ -311,6 +343,9 @@ mod tests {
         let loaded = loaded(&[
             ("RUST_LOG", "warn"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "True"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
             ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs:4317"),
             ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "2500"),
             ("OTEL_EXPORTER_OTLP_HEADERS", " key = the%20one%2C ,other=2,"),
@@ -331,6 +366,9 @@ mod tests {
             ("log.filter", "\"warn\" of RUST_LOG"),
             ("otlp.enabled", "true of default"),
             ("otlp.endpoint", "\"collector:4317\" of OTEL_EXPORTER_OTLP_ENDPOINT"),
+            ("otlp.insecure", "true of OTEL_EXPORTER_OTLP_INSECURE"),
+            ("otlp.compression", "\"gzip\" of OTEL_EXPORTER_OTLP_COMPRESSION"),
+            ("otlp.metrics.compression", "\"none\" of OTEL_EXPORTER_OTLP_METRICS_COMPRESSION"),
             ("otlp.logs.endpoint", "\"http://logs:4317\" of OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"),
             ("otlp.traces.timeout", "\"2500ms\" of OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"),
             ("otlp.headers.key", "\"the one,\" of OTEL_EXPORTER_OTLP_HEADERS"),
@@ -376,12 +414,12 @@ mod tests {
             ("RUST_LOG", "info,streambus=loud"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
             ("OTEL_TRACES_EXPORTER", "zipkin"),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4317"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector:4317"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "key=secret,nonsense"),
             ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "key=%f"),
-            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "perhaps"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
             ("OTEL_BLRP_MAX_QUEUE_SIZE", "0"),
             ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
@@ -394,12 +432,12 @@ mod tests {
             ("RUST_LOG", "telemetry.log.filter"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "only do grpc"),
             ("OTEL_TRACES_EXPORTER", "expected otlp or none"),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "no TLS"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "expected http://host:port"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "milliseconds"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "entry 2"),
             ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "entry 1"),
-            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "no TLS"),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "only do none"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "true or false"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "expected `none` or `gzip`"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "expected a whole number"),
             ("OTEL_BLRP_MAX_QUEUE_SIZE", "expected 1 to"),
             ("OTEL_TRACES_SAMPLER_ARG", "from 0 to 1"),
@@ -410,6 +448,62 @@ mod tests {
         }
         assert_eq!(told.len(), 13, "{told:#?}");
         assert!(told.iter().all(|line| !line.contains("secret")), "{told:#?}");
+    }
+
+    #[test]
+    fn files_for_tls_are_named_by_their_variables_and_each_mistake_in_them_is_told() {
+        let mistakes = loaded(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/ca.pem"),
+            ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", "/no/such/logs.pem"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/no/such/client.key"),
+        ])
+        .expect_err("mistakes");
+        let told: Vec<_> = mistakes.0.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 3, "{told:#?}");
+        for (variable, what) in [
+            (
+                "OTEL_EXPORTER_OTLP_CERTIFICATE",
+                "telemetry.otlp.certificate: is `/no/such/ca.pem`: cannot be read",
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE",
+                "telemetry.otlp.logs.certificate: is `/no/such/logs.pem`",
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+                "telemetry.otlp.client_key: is `/no/such/client.key`: needs its",
+            ),
+        ] {
+            let is_it = |line: &&String| line.starts_with(&format!("{variable}: {what}"));
+            assert!(told.iter().any(|line| is_it(&line)), "{variable}: {what}\n{told:#?}");
+        }
+    }
+
+    #[test]
+    fn files_for_tls_have_no_effect_without_it() {
+        let loaded = loaded(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/ca.pem"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "false"),
+        ])
+        .expect("no mistake");
+        let [certificate, insecure] = &loaded.warnings[..] else { panic!("{:?}", loaded.warnings) };
+        assert!(certificate.starts_with("OTEL_EXPORTER_OTLP_CERTIFICATE: telemetry.otlp.certificate: is"));
+        assert!(insecure.starts_with("OTEL_EXPORTER_OTLP_INSECURE: telemetry.otlp.insecure: is false"));
+    }
+
+    #[test]
+    fn compression_that_a_variable_forces_is_warned_of() {
+        let loaded = loaded(&[
+            ("STREAMBUS_TELEMETRY__OTLP__ENDPOINT", "http://ours:4317"),
+            ("STREAMBUS_TELEMETRY__OTLP__COMPRESSION", "none"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "none"),
+        ])
+        .expect("no mistake");
+        let [warning] = &loaded.warnings[..] else { panic!("{:?}", loaded.warnings) };
+        assert!(warning.starts_with("OTEL_EXPORTER_OTLP_COMPRESSION: is `gzip`, so traces"), "{warning}");
     }
 
     #[test]

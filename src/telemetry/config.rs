@@ -1,14 +1,15 @@
 //! Configuration of telemetry.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use serde::{Deserialize, Serialize};
-use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
 use super::exporting::Signal;
+use super::route::{Route, check_endpoint, header, is_secure, with_scheme};
 use super::sampling::Sampling;
+use super::tls::{File, Tls};
 
 /// Configuration of telemetry.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ impl Config {
     #[must_use]
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = self.otlp.problems();
+        if problems.is_empty() {
+            problems = self.tls_problems();
+        }
         let mut complain = |name: &str, what: String| problems.push((name.to_owned(), what));
         if self.resource.contains_key("") {
             complain("resource", "an attribute has no name".to_owned());
@@ -46,25 +50,74 @@ impl Config {
         problems
     }
 
+    /// What is given and has no effect, by name.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<(String, String)> {
+        let used: Vec<_> = Signal::ALL.into_iter().filter_map(|signal| self.tls(signal)).collect();
+        let is_used = |setting: &str| used.iter().any(|tls| tls.names(setting));
+        let mut warnings: Vec<_> = self
+            .otlp
+            .files()
+            .into_iter()
+            .filter(|file| !is_used(&file.setting))
+            .map(|file| {
+                let what = format!(
+                    "is `{}`, but has no effect: no signal that it counts for goes to an endpoint with https://",
+                    file.path.display()
+                );
+                (file.setting, what)
+            })
+            .collect();
+        warnings.extend(self.otlp.useless_insecure());
+        warnings
+    }
+
     /// How a signal leaves the process; none if it does not. Relies on there being no [`problems`](Self::problems).
     #[must_use]
     pub fn route(&self, signal: Signal) -> Option<Route> {
+        let endpoint = self.endpoint(signal)?;
+        let (otlp, own) = (&self.otlp, self.otlp.of(signal));
+        let headers = if own.headers.is_empty() { &otlp.headers } else { &own.headers };
+        Some(Route {
+            endpoint,
+            headers: headers.iter().map(|(name, value)| header(name, value).expect("no problem")).collect(),
+            timeout: otlp.timeout(signal),
+            compression: own.compression.unwrap_or(otlp.compression),
+            tls: self.tls(signal),
+        })
+    }
+
+    /// Where a signal goes, with the scheme; none if it goes nowhere.
+    fn endpoint(&self, signal: Signal) -> Option<String> {
         let is_made = match signal {
             Signal::Traces => self.makes_traces(),
             Signal::Metrics => self.metrics.enabled,
             Signal::Logs => true,
         };
         let (otlp, own) = (&self.otlp, self.otlp.of(signal));
-        let endpoint = if own.endpoint.is_empty() { &otlp.endpoint } else { &own.endpoint };
-        if !is_made || !otlp.enabled || !own.enabled || endpoint.is_empty() {
-            return None;
+        let endpoint = otlp.endpoint(signal);
+        let is_exported = is_made && otlp.enabled && own.enabled && !endpoint.is_empty();
+        is_exported.then(|| with_scheme(endpoint, otlp.is_insecure(signal)))
+    }
+
+    /// What a signal needs for TLS; none if it is not exported, or without TLS.
+    fn tls(&self, signal: Signal) -> Option<Tls> {
+        self.endpoint(signal).filter(|endpoint| is_secure(endpoint)).map(|_| self.otlp.tls(signal))
+    }
+
+    /// Reads the files of all signals, each once, to find what is wrong with them.
+    fn tls_problems(&self) -> Vec<(String, String)> {
+        let (mut read, mut problems) = (Vec::new(), Vec::new());
+        for tls in Signal::ALL.into_iter().filter_map(|signal| self.tls(signal)) {
+            if !read.contains(&tls) {
+                problems.extend(tls.client_config().err().into_iter().flatten());
+                read.push(tls);
+            }
         }
-        let headers = if own.headers.is_empty() { &otlp.headers } else { &own.headers };
-        Some(Route {
-            endpoint: with_scheme(endpoint),
-            headers: headers.iter().map(|(name, value)| header(name, value).expect("no problem")).collect(),
-            timeout: otlp.timeout(signal),
-        })
+        // Signals share files, and so their mistakes.
+        problems.sort();
+        problems.dedup();
+        problems
     }
 
     /// Which traces are recorded.
@@ -82,38 +135,6 @@ impl Config {
 
     fn makes_traces(&self) -> bool {
         self.trace.enabled && (self.trace.follow_callers || self.trace.sample_ratio > 0.0)
-    }
-}
-
-/// The way of a signal to its collector.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Route {
-    /// The collector, with its scheme.
-    pub endpoint: String,
-    headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
-    /// The longest that one export may take.
-    pub timeout: Duration,
-}
-
-impl Route {
-    /// The headers of an export.
-    pub(super) fn metadata(&self) -> MetadataMap {
-        let mut metadata = MetadataMap::new();
-        for (name, value) in &self.headers {
-            metadata.insert(name.clone(), value.clone());
-        }
-        metadata
-    }
-
-    /// Lets an exporter go this way.
-    pub fn applied_to<B: WithExportConfig + WithTonicConfig>(&self, builder: B) -> B {
-        let metadata = self.metadata();
-        // In place of headers that are given to the builder, which adds those of the environment once more.
-        let intercept = move |mut request: tonic::Request<()>| {
-            *request.metadata_mut() = metadata.clone();
-            Ok::<_, tonic::Status>(request)
-        };
-        builder.with_endpoint(&self.endpoint).with_timeout(self.timeout).with_interceptor(intercept)
     }
 }
 
@@ -138,9 +159,20 @@ impl Default for MetricsConfig {
 pub struct OtlpConfig {
     /// Off: nothing is exported, whatever endpoint is named.
     pub enabled: bool,
-    /// The collector, for example `http://localhost:4317`; no TLS. Empty: only signals with an endpoint of their own are
-    /// exported.
+    /// The collector, for example `http://localhost:4317`, or `https://collector:4317` for TLS. Empty: only signals with
+    /// an endpoint of their own are exported.
     pub endpoint: String,
+    /// Whether an endpoint that has no scheme is plain text, as if it began with `http://`. It is not unless this says so.
+    pub insecure: Option<bool>,
+    /// The authorities that may have signed the certificate of the collector, in a PEM file. Empty: those that the
+    /// operating system trusts.
+    pub certificate: PathBuf,
+    /// The certificate that is shown to the collector, in a PEM file with those between it and its authority.
+    pub client_certificate: PathBuf,
+    /// The key of that certificate, in a PEM file, not encrypted.
+    pub client_key: PathBuf,
+    /// How exports are compressed.
+    pub compression: Compression,
     /// Headers of every export. Names and values that the collector asks for, such as an API key.
     pub headers: BTreeMap<String, String>,
     /// The longest that one export may take, retries included.
@@ -181,6 +213,11 @@ impl Default for OtlpConfig {
         OtlpConfig {
             enabled: true,
             endpoint: String::new(),
+            insecure: None,
+            certificate: PathBuf::new(),
+            client_certificate: PathBuf::new(),
+            client_key: PathBuf::new(),
+            compression: Compression::None,
             headers: BTreeMap::new(),
             timeout: Duration::from_secs(10),
             metrics_interval: Duration::from_secs(15),
@@ -211,6 +248,64 @@ impl OtlpConfig {
         }
     }
 
+    /// Where a signal goes, as it was given.
+    fn endpoint(&self, signal: Signal) -> &str {
+        let own = &self.of(signal).endpoint;
+        if own.is_empty() { &self.endpoint } else { own }
+    }
+
+    fn is_insecure(&self, signal: Signal) -> bool {
+        self.of(signal).insecure.or(self.insecure).unwrap_or(false)
+    }
+
+    /// The files for a signal, each its own or the common one.
+    fn tls(&self, signal: Signal) -> Tls {
+        let (common, own) = (self.common_files(), self.own_files(signal));
+        let [certificate, client_certificate, client_key] =
+            std::array::from_fn(|index| own[index].clone().or_else(|| common[index].clone()));
+        Tls { certificate, client_certificate, client_key }
+    }
+
+    /// Every file that is given.
+    fn files(&self) -> Vec<File> {
+        let own = Signal::ALL.into_iter().flat_map(|signal| self.own_files(signal));
+        self.common_files().into_iter().chain(own).flatten().collect()
+    }
+
+    fn common_files(&self) -> [Option<File>; 3] {
+        files("otlp", [&self.certificate, &self.client_certificate, &self.client_key])
+    }
+
+    fn own_files(&self, signal: Signal) -> [Option<File>; 3] {
+        let own = self.of(signal);
+        let section = format!("otlp.{}", signal.as_str());
+        files(&section, [&own.certificate, &own.client_certificate, &own.client_key])
+    }
+
+    /// Where `insecure` is the opposite of what all endpoints say that it counts for.
+    fn useless_insecure(&self) -> Vec<(String, String)> {
+        let signals = |is_meant: &dyn Fn(Signal) -> bool| -> Vec<&str> {
+            let endpoints = Signal::ALL.into_iter().filter(|signal| is_meant(*signal));
+            endpoints.map(|signal| self.endpoint(signal)).filter(|endpoint| !endpoint.is_empty()).collect()
+        };
+        let mut given =
+            vec![("otlp".to_owned(), self.insecure, signals(&|signal| self.of(signal).insecure.is_none()))];
+        for signal in Signal::ALL {
+            let section = format!("otlp.{}", signal.as_str());
+            given.push((section, self.of(signal).insecure, signals(&|other| other == signal)));
+        }
+        let useless = |(section, insecure, endpoints): (String, Option<bool>, Vec<&str>)| {
+            let insecure = insecure?;
+            let opposite = if insecure { "https://" } else { "http://" };
+            let (first, _) = endpoints.split_first()?;
+            endpoints.iter().all(|endpoint| endpoint.starts_with(opposite)).then(|| {
+                let what = format!("is {insecure}, but has no effect: {first} begins with {opposite}");
+                (format!("{section}.insecure"), what)
+            })
+        };
+        given.into_iter().filter_map(useless).collect()
+    }
+
     /// The longest that one export of a signal may take.
     pub(super) fn timeout(&self, signal: Signal) -> Duration {
         self.of(signal).timeout.unwrap_or(self.timeout)
@@ -229,13 +324,14 @@ impl OtlpConfig {
     fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let [traces, metrics, logs] = [&self.traces, &self.metrics, &self.logs];
-        for (section, endpoint, headers) in [
-            ("otlp", &self.endpoint, &self.headers),
-            ("otlp.traces", &traces.endpoint, &traces.headers),
-            ("otlp.metrics", &metrics.endpoint, &metrics.headers),
-            ("otlp.logs", &logs.endpoint, &logs.headers),
+        let insecure = |own: &SignalConfig| own.insecure.or(self.insecure).unwrap_or(false);
+        for (section, endpoint, insecure, headers) in [
+            ("otlp", &self.endpoint, self.insecure.unwrap_or(false), &self.headers),
+            ("otlp.traces", &traces.endpoint, insecure(traces), &traces.headers),
+            ("otlp.metrics", &metrics.endpoint, insecure(metrics), &metrics.headers),
+            ("otlp.logs", &logs.endpoint, insecure(logs), &logs.headers),
         ] {
-            if let Err(what) = check_endpoint(endpoint) {
+            if let Err(what) = check_endpoint(endpoint, insecure) {
                 problems.push((format!("{section}.endpoint"), format!("is `{endpoint}`: {what}")));
             }
             for (name, value) in headers {
@@ -274,6 +370,27 @@ impl OtlpConfig {
     }
 }
 
+/// The files that are given in a section: certificate, client's certificate, client's key.
+fn files(section: &str, paths: [&PathBuf; 3]) -> [Option<File>; 3] {
+    let names = ["certificate", "client_certificate", "client_key"];
+    std::array::from_fn(|index| {
+        let path = paths[index].clone();
+        let is_given = !path.as_os_str().is_empty();
+        is_given.then(|| File { setting: format!("{section}.{}", names[index]), path })
+    })
+}
+
+/// How exports are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// With gzip, which every collector understands.
+    Gzip,
+}
+
 /// Export of one signal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -282,6 +399,16 @@ pub struct SignalConfig {
     pub enabled: bool,
     /// A collector of its own, in place of `otlp.endpoint`.
     pub endpoint: String,
+    /// Its own, in place of `otlp.insecure`.
+    pub insecure: Option<bool>,
+    /// A file of its own, in place of `otlp.certificate`.
+    pub certificate: PathBuf,
+    /// A file of its own, in place of `otlp.client_certificate`.
+    pub client_certificate: PathBuf,
+    /// A file of its own, in place of `otlp.client_key`.
+    pub client_key: PathBuf,
+    /// Its own, in place of `otlp.compression`.
+    pub compression: Option<Compression>,
     /// Headers of its own: if there are any, those of `otlp.headers` are not sent.
     pub headers: BTreeMap<String, String>,
     /// A time of its own, in place of `otlp.timeout`.
@@ -291,7 +418,17 @@ pub struct SignalConfig {
 
 impl Default for SignalConfig {
     fn default() -> Self {
-        SignalConfig { enabled: true, endpoint: String::new(), headers: BTreeMap::new(), timeout: None }
+        SignalConfig {
+            enabled: true,
+            endpoint: String::new(),
+            insecure: None,
+            certificate: PathBuf::new(),
+            client_certificate: PathBuf::new(),
+            client_key: PathBuf::new(),
+            compression: None,
+            headers: BTreeMap::new(),
+            timeout: None,
+        }
     }
 }
 
@@ -366,9 +503,15 @@ pub enum Error {
     /// An exporter cannot be built.
     #[error("the OTLP exporter cannot be built")]
     Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
-    /// The channel to the collector of metrics cannot be made.
-    #[error("the OTLP exporter of metrics cannot be built")]
-    Channel(#[source] tonic::transport::Error),
+    /// The channel to a collector cannot be made.
+    #[error("the channel to {endpoint} cannot be made")]
+    Channel {
+        /// The collector.
+        endpoint: String,
+        /// Why not.
+        #[source]
+        source: tonic::transport::Error,
+    },
     /// The Prometheus exporter cannot be built.
     #[error("the Prometheus exporter cannot be built")]
     Prometheus(#[source] opentelemetry_sdk::error::OTelSdkError),
@@ -386,33 +529,6 @@ impl Error {
             None => self.to_string(),
         }
     }
-}
-
-/// An endpoint without a scheme is plain text.
-fn with_scheme(endpoint: &str) -> String {
-    if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
-}
-
-fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
-    if endpoint.starts_with("https://") {
-        return Err(
-            "this build has no TLS for OTLP; use http:// and a collector on the same host or network",
-        );
-    }
-    let is_usable =
-        |uri: http::Uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty());
-    if endpoint.is_empty() || with_scheme(endpoint).parse().is_ok_and(is_usable) {
-        Ok(())
-    } else {
-        Err("expected http://host:port")
-    }
-}
-
-fn header(name: &str, value: &str) -> Result<(MetadataKey<Ascii>, MetadataValue<Ascii>), &'static str> {
-    let name = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
-        .map_err(|_| "the name is no valid header name")?;
-    let value = MetadataValue::try_from(value).map_err(|_| "the value is not printable ASCII")?;
-    Ok((name, value))
 }
 
 #[cfg(test)]
@@ -439,7 +555,8 @@ mod tests {
     fn a_signal_of_its_own_mind_goes_another_way() {
         let config = config(
             "otlp.endpoint = 'collector:4317'\notlp.headers = { Key = 'a', x = 'b' }\notlp.timeout = '3s'\n\
-             otlp.logs = { endpoint = 'http://logs:4317', headers = { only = 'c' }, timeout = '1s' }\n\
+             otlp.insecure = true\notlp.compression = 'gzip'\n\
+             otlp.logs = { endpoint = 'http://logs:4317', headers = { only = 'c' }, timeout = '1s', compression = 'none' }\n\
              otlp.metrics.enabled = false",
         );
         let (traces, logs) =
@@ -449,6 +566,7 @@ mod tests {
         let (of_traces, of_logs): (Vec<String>, Vec<String>) = (headers(&traces), headers(&logs));
         assert_eq!((&traces.endpoint[..], traces.timeout.as_secs()), ("http://collector:4317", 3));
         assert_eq!((&logs.endpoint[..], logs.timeout.as_secs()), ("http://logs:4317", 1));
+        assert_eq!((traces.compression, logs.compression), (Compression::Gzip, Compression::None));
         assert_eq!(of_traces.len(), 2);
         assert_eq!(of_logs, ["only"], "what is meant for one collector is not told to another");
         assert_eq!(config.route(Signal::Metrics), None);
@@ -482,7 +600,7 @@ mod tests {
     #[test]
     fn every_value_that_cannot_be_used_is_named() {
         let config = config(
-            "otlp.endpoint = 'https://collector'\notlp.logs.endpoint = 'ftp://collector'\notlp.batch = 0\n\
+            "otlp.endpoint = 'https://'\notlp.logs.endpoint = 'ftp://collector'\notlp.batch = 0\n\
              otlp.timeout = '0s'\notlp.traces.timeout = '0s'\notlp.headers = { 'a b' = 'secret' }\n\
              trace.sample_ratio = 1.5\nlog.filter = 'info,streambus=loud'",
         );
@@ -499,8 +617,33 @@ mod tests {
             "log.filter",
         ];
         assert_eq!(names, expected);
-        assert!(problems[0].1.contains("no TLS"), "{problems:?}");
+        assert!(problems[0].1.contains("https://host:port"), "{problems:?}");
         assert!(problems.iter().all(|(_, what)| !what.contains("secret")), "{problems:?}");
+    }
+
+    #[test]
+    fn an_endpoint_without_a_scheme_has_tls_unless_it_is_called_insecure() {
+        let text = "otlp.endpoint = 'collector:4317'\notlp.logs.insecure = true\n\
+                    otlp.metrics = { endpoint = 'http://collector:1', insecure = false }";
+        let config = config(text);
+        assert_eq!(endpoint(&config, Signal::Traces).as_deref(), Some("https://collector:4317"));
+        assert_eq!(endpoint(&config, Signal::Logs).as_deref(), Some("http://collector:4317"));
+        assert_eq!(endpoint(&config, Signal::Metrics).as_deref(), Some("http://collector:1"));
+        let warnings = config.warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert_eq!(warnings[0].0, "otlp.metrics.insecure");
+    }
+
+    #[test]
+    fn a_file_for_tls_that_no_signal_uses_is_warned_of_and_not_read() {
+        let config = config(
+            "otlp.endpoint = 'http://collector:4317'\notlp.certificate = '/no/such'\notlp.client_key = '/no/such'\n\
+             otlp.logs = { endpoint = 'https://logs:4317', certificate = '/nor/this' }",
+        );
+        let named =
+            |found: Vec<(String, String)>| -> Vec<_> { found.into_iter().map(|(name, _)| name).collect() };
+        assert_eq!(named(config.warnings()), ["otlp.certificate"]);
+        assert_eq!(named(config.problems()), ["otlp.client_key", "otlp.logs.certificate"]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The export thread: a runtime of its own that moves spans, log records and metrics to the collector.
 //!
 //! Requests never wait for it. While the collector is away, queues fill up to their limits, what does not fit or
-//! cannot be delivered is dropped and counted, and one log line says so; another one says when it is over.
+//! cannot be delivered is dropped and counted, and one log line per collector says so; another one says when it is over.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use opentelemetry::Context;
-use opentelemetry_otlp::{ExporterBuildError, LogExporter, SpanExporter};
+use opentelemetry_otlp::{LogExporter, SpanExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::logs::{LogBatch, LogExporter as _};
@@ -29,6 +29,7 @@ use super::instruments::Collection;
 use super::metric_export::MetricExporter;
 use super::metrics::Metrics;
 use super::pipeline::{LogItem, drain};
+use super::route::Route;
 
 /// The exporters, built but not yet running.
 pub(super) struct Exporters {
@@ -36,6 +37,8 @@ pub(super) struct Exporters {
     spans: Option<SpanExporter>,
     logs: Option<LogExporter>,
     metrics: Option<(MetricExporter, SharedReader)>,
+    /// For each signal one bit per signal that goes to the same collector, itself included.
+    companions: [u8; 3],
 }
 
 impl Exporters {
@@ -45,33 +48,40 @@ impl Exporters {
         if traces.is_none() && metrics.is_none() && logs.is_none() {
             return Ok(None);
         }
+        let routes = [&traces, &metrics, &logs];
+        let companions = routes.map(|route| {
+            let bits =
+                routes.iter().enumerate().filter(|(_, other)| same_collector(route.as_ref(), other.as_ref()));
+            bits.fold(0, |bits, (index, _)| bits | 1 << index)
+        });
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // The channels are bound to the runtime in which they are made.
         let entered = runtime.enter();
         let spans = traces.map(|route| {
-            let mut exporter = route.applied_to(SpanExporter::builder().with_tonic()).build()?;
+            let builder = route.applied_to(SpanExporter::builder().with_tonic())?;
+            let mut exporter = builder.build().map_err(Error::Exporter)?;
             exporter.set_resource(resource);
-            Ok(exporter)
+            Ok::<_, Error>(exporter)
         });
         let logs = logs.map(|route| {
-            let mut exporter = route.applied_to(LogExporter::builder().with_tonic()).build()?;
+            let builder = route.applied_to(LogExporter::builder().with_tonic())?;
+            let mut exporter = builder.build().map_err(Error::Exporter)?;
             exporter.set_resource(resource);
-            Ok(exporter)
+            Ok::<_, Error>(exporter)
         });
         let metrics = metrics.map(|route| {
             let exporter = MetricExporter::new(&route)?;
             let reader = ManualReader::builder().with_temporality(Temporality::Cumulative).build();
-            Ok((exporter, SharedReader(Arc::new(reader))))
+            Ok::<_, Error>((exporter, SharedReader(Arc::new(reader))))
         });
-        let metrics = metrics.transpose().map_err(Error::Channel)?;
         drop(entered);
-        let built = |error: ExporterBuildError| Error::Exporter(error);
         Ok(Some(Exporters {
             runtime,
-            spans: spans.transpose().map_err(built)?,
-            logs: logs.transpose().map_err(built)?,
-            metrics,
+            spans: spans.transpose()?,
+            logs: logs.transpose()?,
+            metrics: metrics.transpose()?,
+            companions,
         }))
     }
 
@@ -95,12 +105,14 @@ impl Exporters {
         let report = Report {
             metrics: metrics.clone(),
             failing: AtomicU8::new(0),
+            companions: self.companions,
             timeouts: Signal::ALL.map(|signal| otlp.timeout(signal)),
             dispatch,
         };
         let otlp = otlp.clone();
         let (token, collection) = (stop.clone(), collection.clone());
-        let Exporters { runtime, spans: span_exporter, logs: log_exporter, metrics: metric_exporter } = self;
+        let Exporters { runtime, spans: span_exporter, logs: log_exporter, metrics: metric_exporter, .. } =
+            self;
         let work = async move {
             let spans = async {
                 if let (Some(exporter), Some(queue)) = (span_exporter, spans) {
@@ -147,11 +159,17 @@ impl Running {
     }
 }
 
-/// Counts what becomes of exports, and says once when they begin to fail and once when they work again.
+/// Whether two signals are told the same by whoever takes them.
+fn same_collector(one: Option<&Route>, other: Option<&Route>) -> bool {
+    one.zip(other).is_some_and(|(one, other)| one.endpoint == other.endpoint && one.tls == other.tls)
+}
+
+/// Counts what becomes of exports, and says once for each collector when they begin to fail and once when they work again.
 struct Report {
     metrics: Metrics,
     /// One bit per signal whose last export failed.
     failing: AtomicU8,
+    companions: [u8; 3],
     /// The longest that one export may take, by signal.
     timeouts: [Duration; 3],
     /// Where log lines go: the export thread is outside of any scope that a test sets up.
@@ -167,11 +185,11 @@ impl Report {
             Ok(result) => result,
             Err(_) => Err(OTelSdkError::Timeout(limit)),
         };
-        let bit = 1 << signal as u8;
+        let (bit, companions) = (1 << signal as u8, self.companions[signal as usize]);
         match result {
             Ok(()) => {
                 self.metrics.exporting.exported(signal, items);
-                if self.failing.fetch_and(!bit, Ordering::AcqRel) == bit {
+                if self.failing.fetch_and(!bit, Ordering::AcqRel) & companions == bit {
                     self.log(
                         || info!(name: "telemetry.export.recovered", "the collector takes telemetry again"),
                     );
@@ -180,12 +198,12 @@ impl Report {
             Err(error) => {
                 self.metrics.exporting.failed(signal);
                 self.metrics.exporting.dropped(signal, Loss::ExportFailed, items);
-                if self.failing.fetch_or(bit, Ordering::AcqRel) == 0 {
+                if self.failing.fetch_or(bit, Ordering::AcqRel) & companions == 0 {
                     self.log(|| {
                         warn!(
                             name: "telemetry.export.failing",
                             signal = signal.as_str(),
-                            error = &error as &dyn std::error::Error,
+                            error = once(&error.to_string()),
                             "the collector does not take telemetry; it is dropped and counted until it does",
                         );
                     });
@@ -201,6 +219,12 @@ impl Report {
             tracing::dispatcher::with_default(&dispatch, line);
         }
     }
+}
+
+/// What an error says, without an end that repeats what comes before: some causes are part of what they cause.
+fn once(text: &str) -> &str {
+    let parts = text.match_indices(": ").map(|(at, _)| (&text[..at], &text[at + 2..]));
+    parts.into_iter().find(|(before, after)| before.ends_with(after)).map_or(text, |(before, _)| before)
 }
 
 async fn export_spans(
@@ -285,5 +309,20 @@ impl MetricReader for SharedReader {
 
     fn temporality(&self, kind: InstrumentKind) -> Temporality {
         self.0.temporality(kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::once;
+
+    #[test]
+    fn an_end_that_repeats_what_was_said_is_left_out() {
+        assert_eq!(once("Unknown: transport error: no: x: no: x"), "Unknown: transport error: no: x");
+        assert_eq!(
+            once("Unknown: transport error: connection refused"),
+            "Unknown: transport error: connection refused"
+        );
+        assert_eq!(once("silent"), "silent");
     }
 }

@@ -12,11 +12,13 @@ use opentelemetry_proto::tonic::metrics::v1::Metric;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use tokio::time::sleep;
+use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Extensions, Request, Status};
 
-use super::config::Route;
+use super::config::{Compression, Error};
+use super::route::Route;
 
 /// How long to wait before each further attempt. One that is not made is made up for by the next export: all sums are
 /// cumulative.
@@ -33,9 +35,15 @@ pub(super) struct MetricExporter {
 impl MetricExporter {
     /// Connects when it is first used. Must be called in the runtime that will use it. Each attempt of an export ends
     /// after the route's timeout.
-    pub(super) fn new(route: &Route) -> Result<Self, tonic::transport::Error> {
-        let channel = Endpoint::from_shared(route.endpoint.clone())?.timeout(route.timeout).connect_lazy();
-        Ok(MetricExporter { client: MetricsServiceClient::new(channel), metadata: route.metadata() })
+    pub(super) fn new(route: &Route) -> Result<Self, Error> {
+        let client = MetricsServiceClient::new(route.channel()?);
+        let client = match route.compression {
+            Compression::None => client,
+            Compression::Gzip => {
+                client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip)
+            }
+        };
+        Ok(MetricExporter { client, metadata: route.metadata() })
     }
 
     /// Sends what was collected, and `more` as if the SDK had collected it too.

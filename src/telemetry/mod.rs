@@ -41,11 +41,13 @@ mod pipeline;
 mod process;
 mod produce;
 mod resource;
+mod route;
 mod runtime;
 mod sampling;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod topics;
 mod trace;
 mod unnamed;
@@ -53,7 +55,7 @@ mod unnamed;
 pub use broker::{BrokerLevels, HealthCheck, Status};
 pub use cluster::{ClusterLevels, PeerLevels, RaftLevels, TopicLevels};
 pub use config::{
-    Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, Route, SignalConfig, TraceConfig,
+    Compression, Config, Error, LogConfig, LogFormat, MetricsConfig, OtlpConfig, SignalConfig, TraceConfig,
 };
 pub use consume::{ConsumeLevels, ConsumeMetrics, FetchPhase, FetchPhases};
 pub use control::{
@@ -74,6 +76,7 @@ pub use negotiation::Format;
 pub use network::{NetworkError, NetworkMetrics, Outcome, Protocol};
 pub use produce::{BufferLevels, Phase, ProduceMetrics, ProducePhases};
 pub use resource::Identity;
+pub use route::Route;
 pub use sampling::{Sampler, Sampling};
 pub use storage::{StorageFailure, StorageLevels, StorageMetrics};
 pub use topics::TopicMetrics;

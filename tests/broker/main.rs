@@ -8,6 +8,7 @@
 //! | `api` | every call of the API: answers, limits, errors |
 //! | `groups` | consumer and share groups: who owns what, what is committed, what is missed, lag |
 //! | `cluster` | several brokers: any serves any request, leaders die, brokers join and leave |
+//! | `secure` | telemetry reaches a collector with TLS, and nobody else |
 //! | `switches` | what is switched off of telemetry is off |
 //! | `tools` | looking closer: `/metrics/detailed`, `top`, `control`, `explain` |
 //! | `settle` | the measurement of how groups settle sees what moves |
@@ -26,6 +27,7 @@ mod groups;
 mod journey;
 mod limits;
 mod overhead;
+mod secure;
 mod settle;
 mod support;
 mod switches;

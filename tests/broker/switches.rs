@@ -28,6 +28,13 @@ async fn a_broker_that_logs_only_warnings_still_says_where_it_is_reached() {
     assert_eq!(of_level("INFO"), 1, "nothing else is so important");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_whose_filter_selects_nothing_says_so() {
+    let broker = Process::start(&[("telemetry.log.filter", "inof")]).await;
+    let warning = eventually(PATIENCE, "the warning", async || broker.events("config.no_effect").pop()).await;
+    assert!(warning["message"].as_str().expect("text").contains("did you mean info?"), "{warning}");
+}
+
 /// Creates a topic, produces and fetches, with this header on each call.
 async fn use_it(broker: &Process, traceparent: Option<&str>) {
     broker.create_topic("orders", 1).await;

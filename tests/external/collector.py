@@ -10,9 +10,9 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 
 class Collector:
-    """Keeps everything that is exported to it."""
+    """Keeps everything that is exported to it. With `credentials` it speaks TLS, as `localhost`."""
 
-    def __init__(self):
+    def __init__(self, credentials=None):
         self._lock = threading.Lock()
         self._spans, self._metrics, self._logs, self._resources = [], {}, [], []
         self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
@@ -24,7 +24,10 @@ class Collector:
         # All three services call their method `Export`, so each is an object of its own.
         for register, export in add:
             register(type("Service", (), {"Export": staticmethod(export)})(), self._server)
-        self.address = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if credentials:
+            self.address = f"https://localhost:{self._server.add_secure_port('127.0.0.1:0', credentials)}"
+        else:
+            self.address = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
     def stop(self):

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import unittest
 
+import grpc
 import wire
 from collector import Collector
 from running import Broker, binary, eventually
@@ -130,6 +132,63 @@ class Otlp(unittest.TestCase):
         related = {process.trace_id, *(link.trace_id for link in process.links)}
         self.assertIn(bytes.fromhex(trace), related)
         self.assertTrue(self.collector.logs(trace))
+
+
+class Secure(unittest.TestCase):
+    """A collector with another implementation of TLS, which wants to know who exports to it."""
+
+    CERTIFICATES = pathlib.Path(__file__).parent.parent / "certificates"
+
+    def credentials(self):
+        key, certificate, authority = (
+            (self.CERTIFICATES / name).read_bytes() for name in ("collector.key", "collector.pem", "authority.pem")
+        )
+        return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+
+    def broker(self, collector, **settings):
+        broker = Broker(
+            **{
+                "telemetry.otlp.endpoint": collector.address,
+                "telemetry.otlp.certificate": self.CERTIFICATES / "authority.pem",
+                "telemetry.otlp.compression": "gzip",
+                "telemetry.otlp.metrics_interval": "200ms",
+                "telemetry.otlp.batch_delay": "100ms",
+                "telemetry.otlp.timeout": "3s",
+                "telemetry.trace.sample_ratio": "1",
+                **settings,
+            }
+        )
+        self.addCleanup(broker.close)
+        with wire.Client(broker.grpc) as client:
+            client.topic.CreateTopic(wire.topic.CreateTopicRequest(name="orders"))
+        return broker
+
+    def test_all_signals_arrive_compressed(self):
+        collector = Collector(self.credentials())
+        self.addCleanup(collector.stop)
+        self.broker(
+            collector,
+            **{
+                "telemetry.otlp.client_certificate": self.CERTIFICATES / "broker.pem",
+                "telemetry.otlp.client_key": self.CERTIFICATES / "broker.key",
+            },
+        )
+        span = eventually("a span", lambda: collector.span_named("streambus.v1.TopicService/CreateTopic"))
+        eventually("metrics", lambda: collector.metric("streambus.broker.uptime"))
+        eventually("log records", lambda: collector.logs(span.trace_id.hex()) or collector.logs(""))
+
+    def test_a_broker_without_a_certificate_says_that_it_is_refused(self):
+        collector = Collector(self.credentials())
+        self.addCleanup(collector.stop)
+        broker = self.broker(collector)
+
+        def refused():
+            return [line["error"] for line in broker.log() if line.get("event") == "telemetry.export.failing"]
+
+        # This implementation just closes the connection, which is noticed in one way or the other.
+        (error,) = eventually("the refusal", refused)
+        self.assertIn("connection error", error)
+        eventually("failures", lambda: broker.metric('streambus_telemetry_export_failures_total{signal="metrics"}') > 0)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ impl ClusterService for Service {
         &self,
         request: Request<v1::DescribeClusterRequest>,
     ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
-        let info = self.0.broker().describe_cluster(&request.into_inner().topics).map_err(Failure::from)?;
+        let topics = request.into_inner().topics;
+        self.0.broker().look_for(&topics).await;
+        let info = self.0.broker().describe_cluster(&topics).map_err(Failure::from)?;
         Ok(Response::new(info.into()))
     }
 

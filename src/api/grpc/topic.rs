@@ -49,8 +49,9 @@ impl TopicService for Service {
         &self,
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
-        let (topic, partitions) =
-            self.0.broker().describe_topic(&request.into_inner().name).map_err(Failure::from)?;
+        let name = request.into_inner().name;
+        self.0.broker().look_for(std::slice::from_ref(&name)).await;
+        let (topic, partitions) = self.0.broker().describe_topic(&name).map_err(Failure::from)?;
         let partitions = partitions.into_iter().map(Into::into).collect();
         Ok(Response::new(v1::DescribeTopicResponse { topic: Some(topic.into()), partitions }))
     }

@@ -33,7 +33,7 @@ pub(super) struct Consume {
     /// Topic
     topic: String,
     /// Where to begin: earliest, latest, an offset, a time such as 2026-01-31T12:00:00Z, or @UNIX_MS. Partitions that do not
-    /// reach as far as the offset begin at their end. With --group: where to begin if nothing is committed, earliest or
+    /// reach as far as the offset begin at their end, and those that do not go back as far at what they have. With --group: where to begin if nothing is committed, earliest or
     /// latest
     #[arg(long, value_name = "POSITION", default_value = "earliest")]
     from: PositionArg,
@@ -145,21 +145,24 @@ impl Consume {
         client: &Client,
     ) -> anyhow::Result<Option<(Consumer, HashMap<TopicPartition, Offset>)>> {
         let partitions = partitions(client, &self.topic, &self.partition).await?;
-        let config = ConsumerConfig {
+        let config = |begins_at_start| ConsumerConfig {
             // Retention may move the start on between asking for it and reading.
-            on_out_of_range: match self.from.0 {
-                Position::Earliest => OffsetReset::Earliest,
-                _ => OffsetReset::Fail,
-            },
+            on_out_of_range: if begins_at_start { OffsetReset::Earliest } else { OffsetReset::Fail },
             ..ConsumerConfig::default()
         };
+        let mut begins_at_start = self.from.0 == Position::Earliest;
         if self.follow && !matches!(self.from.0, Position::Offset(_)) {
             let start = partitions.into_iter().map(|at| (at, self.from.0));
-            return Ok(Some((client.consumer(start, config).await?, HashMap::new())));
+            let consumer = client.consumer(start, config(begins_at_start)).await?;
+            return Ok(Some((consumer, HashMap::new())));
         }
         let ends = resolve(client, &partitions, Position::Latest).await?;
         let mut starts = resolve(client, &partitions, self.from.0).await?;
         begin_no_later(&mut starts, &ends, &partitions)?;
+        if matches!(self.from.0, Position::Offset(_)) {
+            let firsts = resolve(client, &partitions, Position::Earliest).await?;
+            begins_at_start = begin_no_earlier(&mut starts, &firsts, &partitions);
+        }
         let mut from = Vec::new();
         let mut to = HashMap::new();
         for ((at, start), end) in partitions.into_iter().zip(starts).zip(ends) {
@@ -176,7 +179,7 @@ impl Consume {
             }
             return Ok(None);
         }
-        Ok(Some((client.consumer(from, config).await?, to)))
+        Ok(Some((client.consumer(from, config(begins_at_start)).await?, to)))
     }
 }
 
@@ -204,6 +207,22 @@ fn begin_no_later(
         note(format_args!("begins at the end where --from is beyond it: {told}"));
     }
     Ok(())
+}
+
+/// Lets partitions begin at their log start that do not go back as far as was asked for, and says which these are. Returns
+/// whether there are any.
+fn begin_no_earlier(starts: &mut [Offset], firsts: &[Offset], partitions: &[TopicPartition]) -> bool {
+    let mut cut = Vec::new();
+    for ((start, first), at) in starts.iter_mut().zip(firsts).zip(partitions) {
+        if *start < *first {
+            cut.push(format!("partition {} begins at {}", at.partition, first.0));
+            *start = *first;
+        }
+    }
+    if !cut.is_empty() {
+        note(format_args!("begins at the log start where --from is before it: {}", cut.join(", ")));
+    }
+    !cut.is_empty()
 }
 
 struct Printer {

@@ -321,6 +321,20 @@ async fn closing_delivers_what_was_sent_and_refuses_the_rest() {
     assert_eq!(producer.buffered_bytes(), 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn closing_delivers_what_was_sent_just_before_however_it_meets_the_task() {
+    let fake = Fake::start(1).await;
+    let client = fake.client().await;
+    // The moment at which the task could miss the record is short.
+    for attempt in 0..1_000 {
+        let producer = client.producer(ProducerConfig::default()).await.expect("started");
+        producer.prepare("t").await.expect("known");
+        let delivery = producer.send(ProducerRecord::new("t").value("v")).await.expect("taken");
+        producer.close().await;
+        delivery.await.unwrap_or_else(|error| panic!("attempt {attempt}: {error}"));
+    }
+}
+
 #[tokio::test]
 async fn callbacks_hear_outcomes() {
     let fake = Fake::start(1).await;

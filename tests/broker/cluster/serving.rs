@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 
 use crate::support::asking::{append, offsets, read};
 use crate::support::endpoint::from;
-use crate::support::{Cluster, GroupStream, Subscriber, batch, group, within};
+use crate::support::{Cluster, GroupStream, PATIENCE, Subscriber, batch, eventually, group, within};
 
 const PARTITIONS: u32 = 6;
 
@@ -32,6 +32,34 @@ async fn replicas_and_leaders_are_spread_evenly() {
         let described = broker.client().await.admin().describe_cluster().await.expect("an answer");
         assert_eq!(described.brokers.len(), 3);
         assert_eq!(described.controller_id, status.controller_id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_another_broker_has_just_made_is_known_to_all() {
+    let cluster = Cluster::start(3).await;
+    let controller = cluster.status_at(1).await.and_then(|status| status.controller_id);
+    let maker = cluster.broker(controller.expect("there is one"));
+    let (_, late) = cluster.running().find(|(id, _)| Some(*id) != controller).expect("there are three");
+    for number in 0..20 {
+        let topics = vec![format!("new-{number}")];
+        let described = v1::DescribeClusterRequest { topics: topics.clone() };
+        let mut asked = late.cluster().await;
+        late.freeze();
+        let request =
+            v1::CreateTopicRequest { name: topics[0].clone(), partition_count: 1, ..Default::default() };
+        let mut topic_service = maker.topics().await;
+        let making = tokio::spawn(async move { topic_service.create_topic(request).await });
+        let made = async || {
+            let answer = maker.cluster().await.describe_cluster(described.clone()).await.expect("an answer");
+            (!answer.into_inner().topics.is_empty()).then_some(())
+        };
+        eventually(PATIENCE, "the topic is made", made).await;
+        // It hears of the topic and is asked for it at once, in no order.
+        late.thaw();
+        let answer = within("an answer", asked.describe_cluster(described)).await.expect("an answer");
+        assert_eq!(answer.into_inner().topics.len(), 1, "{topics:?} is not known");
+        within("an answer", making).await.expect("no panic").expect("made");
     }
 }
 

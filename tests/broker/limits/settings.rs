@@ -119,6 +119,61 @@ fn mistakes_in_standard_variables_and_in_telemetry_are_told_with_all_others_befo
 }
 
 #[test]
+fn mistakes_in_what_tls_needs_are_told_at_once_with_setting_and_path() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let empty = directory.path().join("empty.pem").to_string_lossy().into_owned();
+    std::fs::write(&empty, "").expect("written");
+    let missing = directory.path().join("missing.pem").to_string_lossy().into_owned();
+    let data = directory.path().join("data").to_string_lossy().into_owned();
+    let endpoint = "telemetry.otlp.endpoint=https://collector:4317";
+    let key = format!("telemetry.otlp.traces.client_key={empty}");
+    let arguments = ["--data-dir", &data, "--set", endpoint, "--set", &key];
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", &missing[..]),
+        ("STREAMBUS_TELEMETRY__OTLP__LOGS__CERTIFICATE", &empty),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "lzma"),
+    ];
+    let output = serve(&arguments, &environment[..2]);
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    for (origin, setting, what) in [
+        (
+            "OTEL_EXPORTER_OTLP_CERTIFICATE",
+            "telemetry.otlp.certificate",
+            format!("is `{missing}`: cannot be read"),
+        ),
+        (
+            "STREAMBUS_TELEMETRY__OTLP__LOGS__CERTIFICATE",
+            "telemetry.otlp.logs.certificate",
+            format!("is `{empty}`: holds no certificate"),
+        ),
+        ("--set", "telemetry.otlp.traces.client_key", format!("is `{empty}`: needs its certificate")),
+    ] {
+        let line = format!("{origin}: {setting}: {what}");
+        assert!(told.lines().any(|told| told.trim().starts_with(&line)), "{line}\n{told}");
+    }
+    assert!(told.contains("3 mistakes"), "{told}");
+    let output = streambus(&["config", "check"], &environment[2..]);
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(
+        told.contains("OTEL_EXPORTER_OTLP_COMPRESSION: telemetry.otlp.compression: unknown variant"),
+        "{told}"
+    );
+    assert!(!std::path::Path::new(&data).exists(), "nothing was begun");
+}
+
+#[test]
+fn a_filter_that_selects_nothing_is_warned_of_also_where_it_hides_all_else() {
+    let said =
+        String::from_utf8(streambus(&["config", "check"], &[("RUST_LOG", "inof")]).stderr).expect("text");
+    let expected = "warning: RUST_LOG: telemetry.log.filter: `inof` is no level";
+    assert!(said.starts_with(expected) && said.trim().ends_with("did you mean info?"), "{said}");
+    let quiet =
+        streambus(&["config", "check"], &[("RUST_LOG", "info,h2=warn,openraft,tonic::transport=debug")]);
+    assert_eq!(String::from_utf8(quiet.stderr).expect("text"), "");
+}
+
+#[test]
 fn what_standard_variables_decide_is_shown_and_what_has_no_effect_is_warned_of() {
     let environment = [
         ("RUST_LOG", "warn"),

@@ -22,6 +22,8 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::codec::CompressionEncoding::Gzip;
+use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status};
 
 use super::view::text;
@@ -47,6 +49,8 @@ struct Kept {
     traces_mood: Mood,
     metrics_mood: Mood,
     refused: HashMap<&'static str, u64>,
+    /// How the newest export of each signal was compressed.
+    encodings: HashMap<&'static str, String>,
 }
 
 /// A running collector. Clones are the same one.
@@ -61,11 +65,24 @@ impl Collector {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        Collector::serve(listener, endpoint, tonic::transport::Server::builder())
+    }
+
+    /// Starts one that speaks TLS, as `localhost`.
+    pub async fn start_with(tls: ServerTlsConfig) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let server =
+            tonic::transport::Server::builder().tls_config(tls).expect("certificates that can be used");
+        Collector::serve(listener, format!("https://localhost:{port}"), server)
+    }
+
+    fn serve(listener: TcpListener, endpoint: String, mut server: tonic::transport::Server) -> Self {
         let collector = Collector { kept: Arc::default(), endpoint };
-        let server = tonic::transport::Server::builder()
-            .add_service(TraceServiceServer::new(collector.clone()))
-            .add_service(MetricsServiceServer::new(collector.clone()))
-            .add_service(LogsServiceServer::new(collector.clone()))
+        let server = server
+            .add_service(TraceServiceServer::new(collector.clone()).accept_compressed(Gzip))
+            .add_service(MetricsServiceServer::new(collector.clone()).accept_compressed(Gzip))
+            .add_service(LogsServiceServer::new(collector.clone()).accept_compressed(Gzip))
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(server);
         collector
@@ -93,6 +110,11 @@ impl Collector {
     /// Exports of `signal` (`traces` or `metrics`) that were refused.
     pub fn refused(&self, signal: &str) -> u64 {
         self.kept().refused.get(signal).copied().unwrap_or(0)
+    }
+
+    /// How the newest export of `signal` was compressed; none if there was no export.
+    pub fn encoding(&self, signal: &str) -> Option<String> {
+        self.kept().encodings.get(signal).cloned()
     }
 
     /// Every span so far.
@@ -148,6 +170,11 @@ fn service(resource: &Resource) -> String {
 }
 
 impl Collector {
+    fn note_encoding<T>(&self, signal: &'static str, request: &Request<T>) {
+        let encoding = request.metadata().get("grpc-encoding").and_then(|encoding| encoding.to_str().ok());
+        self.kept().encodings.insert(signal, encoding.unwrap_or("identity").to_owned());
+    }
+
     async fn treat(
         &self,
         signal: &'static str,
@@ -173,6 +200,7 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.note_encoding("traces", &request);
         let keep = |kept: &mut Kept| {
             for resource in request.into_inner().resource_spans {
                 let from = resource.resource.unwrap_or_default();
@@ -191,6 +219,7 @@ impl MetricsService for Collector {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        self.note_encoding("metrics", &request);
         let keep = |kept: &mut Kept| kept.metrics.push(request.into_inner());
         self.treat("metrics", |kept| kept.metrics_mood, keep).await?;
         Ok(Response::new(Default::default()))
@@ -203,6 +232,7 @@ impl LogsService for Collector {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        self.note_encoding("logs", &request);
         let keep = |kept: &mut Kept| {
             for resource in request.into_inner().resource_logs {
                 let from = resource.resource.unwrap_or_default();

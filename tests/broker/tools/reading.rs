@@ -1,7 +1,7 @@
 //! `streambus consume` and what it needs to know of the cluster.
 
 use crate::support::endpoint::produce;
-use crate::support::tool::streambus;
+use crate::support::tool::{Running, streambus};
 use crate::support::{TestBroker, batch, within};
 
 /// A topic with three records in partition 0 and one in partition 1.
@@ -22,6 +22,35 @@ async fn partitions_that_do_not_reach_the_offset_begin_at_their_end_and_are_name
     assert!(ran.success, "{ran:?}");
     assert_eq!(ran.text, "c\n");
     assert!(ran.errors.contains("partition 1 ends at 1") && !ran.errors.contains("partition 0"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_do_not_go_back_to_the_offset_begin_at_their_log_start_and_are_named() {
+    let broker = uneven().await;
+    let ran =
+        streambus(&broker, &["topic", "delete-records", "orders", "--partition", "0", "--before", "2"]).await;
+    assert!(ran.success, "{ran:?}");
+    let ran = streambus(&broker, &["consume", "orders", "--from", "0"]).await;
+    assert!(ran.success, "{ran:?}");
+    let mut read: Vec<_> = ran.text.lines().collect();
+    read.sort_unstable();
+    assert_eq!(read, ["c", "d"]);
+    assert!(ran.errors.contains("partition 0 begins at 2") && !ran.errors.contains("partition 1"), "{ran:?}");
+    // With nothing left there is nothing to print.
+    let gone = ["topic", "delete-records", "orders", "--partition", "0", "--before", "3"];
+    assert!(streambus(&broker, &gone).await.success);
+    let ran = streambus(&broker, &["consume", "orders", "--partition", "0", "--from", "1"]).await;
+    assert_eq!((ran.success, &ran.text[..]), (true, ""), "{ran:?}");
+    assert!(ran.errors.contains("partition 0 begins at 3"), "{ran:?}");
+    // Whoever follows begins there too.
+    let arguments = ["consume", "orders", "--follow", "--partition", "0", "--from", "1"];
+    let mut following = Running::start(&broker, &arguments);
+    following
+        .until_said("it says where it begins", |said| said.iter().any(|line| line.contains("begins at 3")))
+        .await;
+    let request = produce("orders", 0, batch::values(["e"]));
+    within("a commit", broker.produce().await.produce(request)).await.expect("committed");
+    following.until("it goes on", |lines| lines == ["e"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -133,9 +133,11 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let mut timer = Box::pin(sleep_until(self.next_sweep));
         loop {
-            self.collect();
+            // Asked once a round: only a round that knew of the end has taken everything from the buffers.
+            let is_closing = self.shared.is_closing();
+            self.collect(is_closing);
             self.pump();
-            if self.finished() {
+            if is_closing && self.has_nothing_left() {
                 return;
             }
             let wake_at = self.next_wake();
@@ -159,7 +161,7 @@ impl Driver {
 
     // Taking from the buffers.
 
-    fn collect(&mut self) {
+    fn collect(&mut self, is_closing: bool) {
         let inbox = self.shared.take_inbox();
         for buffer in inbox.announced {
             let lane = self.lane_of(&buffer);
@@ -168,7 +170,7 @@ impl Driver {
         for latch in inbox.latches {
             self.flush(Some(latch));
         }
-        if self.shared.is_closing() {
+        if is_closing {
             for topic in self.shared.topics() {
                 topic.buffers().iter().for_each(|buffer| buffer.close());
             }
@@ -430,8 +432,8 @@ impl Driver {
         }
     }
 
-    fn finished(&self) -> bool {
-        self.shared.is_closing() && self.slots.iter().all(|slot| slot.lane.is_empty())
+    fn has_nothing_left(&self) -> bool {
+        self.slots.iter().all(|slot| slot.lane.is_empty())
     }
 
     fn lane_ids(&self) -> impl Iterator<Item = LaneId> + use<> {
