@@ -40,7 +40,8 @@ pub(super) enum Op {
 pub(super) enum Table {
     Meta,
     State,
-    Index,
+    /// That which the group's index rows are in.
+    Index(GroupId),
     Log(LogTable),
 }
 
@@ -55,12 +56,12 @@ impl Batch {
 
     /// Adds an index row, replacing the row of the same offset.
     pub fn put_index_row(&mut self, group: GroupId, row: &IndexRow) {
-        self.put(Table::Index, keys::index_row(group, row.offset), row.encode().into());
+        self.put(Table::Index(group), keys::index_row(group, row.offset), row.encode().into());
     }
 
     /// Removes the index row of exactly this offset, if there is one.
     pub fn remove_index_row(&mut self, group: GroupId, offset: u64) {
-        self.remove(Table::Index, keys::index_row(group, offset));
+        self.remove(Table::Index(group), keys::index_row(group, offset));
     }
 
     /// Adds the state of the group's machine as of a Raft index.
