@@ -79,6 +79,14 @@ impl Batch {
         self.put(Table::State, keys::vote(group), vote.into());
     }
 
+    /// Replaces the position up to which the group's log once reached, which then is in no doubt any more.
+    pub fn put_promised(&mut self, group: GroupId, promised: Option<Position>) {
+        if let Some(promised) = promised {
+            self.put(Table::State, keys::promised(group), Bytes::copy_from_slice(&promised.encode()));
+        }
+        self.remove(Table::State, keys::doubted(group));
+    }
+
     /// Replaces the position up to which the group's log is known to be committed.
     pub fn put_committed(&mut self, group: GroupId, committed: Position) {
         self.put(Table::State, keys::committed(group), Bytes::copy_from_slice(&committed.encode()));

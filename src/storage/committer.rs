@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::background_sync::BackgroundSync;
 use super::batch::Batch;
+use super::boot;
 use super::engine::Engine;
 use super::keys::Round;
 use super::store::CheckFile;
@@ -419,7 +420,11 @@ impl Committer {
         self.background = None;
         self.sync_now()?;
         self.round.number += 1;
-        self.engine.write(std::iter::empty(), self.round)?;
+        let mut last = Batch::new();
+        if self.sync == Sync::Interval {
+            boot::forget(&mut last);
+        }
+        self.engine.write(std::iter::once(&last), self.round)?;
         self.sync_now()
     }
 }

@@ -16,7 +16,9 @@
 //! | `state` | group u64, `5`, raft index u64 | checkpoint, opaque |
 //! | `state` | group u64, `6` | up to where the log reached before it was emptied: [`Position`] |
 //! | `state` | group u64, `7` | number u64 of the table that has the group's index rows; `index` if there is none |
+//! | `state` | group u64, `8` | empty: the end of the log may be lost ([`super::boot`]) |
 //! | `meta` | `m`, name | opaque |
+//! | `meta` | `!streambus.boot` | which run of the operating system may lose ends of logs ([`super::boot`]) |
 //! | `meta` | `!streambus.round` | round u64, synced round u64 |
 //!
 //! The last row is part of every write: [`super::journal`] uses it to tell a torn tail from lost data.
@@ -35,6 +37,8 @@ const INDEX: &str = "index";
 pub const SYSTEM_LOG: &str = "system_log";
 /// Key of the round record in [`META`]. No other key of any table has this length and prefix.
 pub const ROUND: &[u8] = b"!streambus.round";
+/// Key of the note of the operating system's run in [`META`].
+pub const BOOT: &[u8] = b"!streambus.boot";
 
 const PARTITION_PREFIX: &str = "log.";
 const EXISTS: u8 = 0;
@@ -45,6 +49,7 @@ const SNAPSHOT: u8 = 4;
 const CHECKPOINT: u8 = 5;
 const PROMISED: u8 = 6;
 const INDEX_NUMBER: u8 = 7;
+const DOUBTED: u8 = 8;
 
 /// One Raft group of this broker: `topic_id << 32 | partition` for a partition, a number below 2^32 for a group of the
 /// system itself.
@@ -265,6 +270,11 @@ pub fn decode_index_number(value: &[u8]) -> Option<u64> {
     value.try_into().ok().map(u64::from_le_bytes)
 }
 
+/// Key of the record that says that the end of the group's log may be lost.
+pub fn doubted(group: GroupId) -> Bytes {
+    state(group, DOUBTED)
+}
+
 /// Key of the committed position.
 pub fn committed(group: GroupId) -> Bytes {
     state(group, COMMITTED)
@@ -348,6 +358,7 @@ mod tests {
         assert_eq!(&purged(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 3]);
         assert_eq!(&promised(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 6]);
         assert_eq!(&index_number(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 7]);
+        assert_eq!(&doubted(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 8]);
         assert_eq!([0, 12].map(index_table), ["index", "index.12"]);
         assert_eq!(&snapshot(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 4]);
         assert_eq!(&checkpoint(partition, 9)[..], [0, 0, 0, 1, 0, 0, 0, 2, 5, 0, 0, 0, 0, 0, 0, 0, 9]);

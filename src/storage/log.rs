@@ -208,6 +208,15 @@ impl Log {
         self.position(&keys::promised(self.group), "the promised position")
     }
 
+    /// Whether what was acknowledged last may be missing, because the machine ended before it was on disk, and nobody has
+    /// [promised](Batch::put_promised) anything since.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn is_doubted(&self) -> Result<bool, Error> {
+        Ok(self.store.get(Table::State, &keys::doubted(self.group))?.is_some())
+    }
+
     /// The vote, as it was put.
     ///
     /// # Errors

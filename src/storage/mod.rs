@@ -12,6 +12,7 @@
 //! | [`store`] | open, close, groups, identity records, usage |
 //! | [`log`] | one group's rows, index, checkpoints, vote and purge point |
 //! | [`journal`] | what a journal must look like before it may be replayed |
+//! | [`boot`] | whether the machine ended before everything was on disk |
 //! | [`space`] | free disk space and the reserve |
 //! | `simulated` | in test builds: a disk in memory in the engine's place |
 //!
@@ -26,6 +27,7 @@
 
 mod background_sync;
 mod batch;
+mod boot;
 mod committer;
 mod config;
 mod engine;

@@ -14,6 +14,7 @@ use tokio::task::JoinError;
 
 use super::background_sync::BackgroundSync;
 use super::batch::{Batch, Table};
+use super::boot;
 use super::committer::{Committer, Done, Permit, Queue, Stats, SyncObserver};
 #[cfg(test)]
 use super::engine::Database;
@@ -170,7 +171,9 @@ impl Store {
             #[cfg(test)]
             simulated: None,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        let store = Self { shared: Arc::new(shared) };
+        boot::note(&store, config.sync)?;
+        Ok(store)
     }
 
     /// An empty batch.
@@ -522,6 +525,11 @@ impl Store {
             simulated: Some(Simulated { disk: disk.clone(), committer: Mutex::new(committer), observer }),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The machine ended without a sync.
+    pub fn doubt_logs(&self) -> Result<(), Error> {
+        boot::doubt(self).map(drop)
     }
 
     /// Completes when a batch waits to be written on a simulated disk.
