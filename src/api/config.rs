@@ -11,7 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Memory that clients can make the broker hold is bounded by these settings: an idle connection costs some tens of
 /// KiB; a connection whose requests wait holds at most `connection_window_bytes` of unread requests; large messages that
 /// come in part hold at most `receiving_bytes_max`, and small ones 64 KiB per stream; a stream that its client does not read
-/// holds at most `send_buffer_bytes` and one delivery; answers to fetches hold at most `fetched_bytes_max`.
+/// holds at most `send_buffer_bytes` and one delivery; answers to fetches and other large answers hold at most
+/// `fetched_bytes_max`, and as much again while they wait for that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -53,7 +54,7 @@ pub struct Config {
     #[serde(with = "crate::units::size")]
     pub receiving_bytes_max: u64,
     /// A message above 64 KiB of which not as much comes in this time ends its call. A client that takes not as much in this
-    /// time, while others wait for the room of the answers to its fetches, is disconnected.
+    /// time, while others wait for the room of its answers, is disconnected.
     #[serde(with = "crate::units::duration")]
     pub message_timeout: Duration,
     /// Largest HTTP/2 frame that clients may send. Small ones cost time, large ones memory: for a
@@ -67,7 +68,8 @@ pub struct Config {
     #[serde(with = "crate::units::size")]
     pub send_buffer_bytes: u64,
     /// Bytes of answers to fetches, of all connections, that are being read from the log or wait for their clients. Further
-    /// fetches wait for room. A single answer may exceed it.
+    /// fetches wait for room. Other answers above 4 KiB count, too: they wait for room when they are made, as many as fit
+    /// into as many bytes; others are refused with `BUSY`. A single answer may exceed it.
     #[serde(with = "crate::units::size")]
     pub fetched_bytes_max: u64,
     /// Batches of one produce stream that may await their commit. When so many wait the broker stops reading the

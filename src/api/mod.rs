@@ -43,7 +43,7 @@ use self::load::Load;
 use self::net::{Grpc, Http, Port, Stop};
 pub use self::open_files::fit_to_open_files;
 pub use self::probes::Probes;
-use self::rpc::{Calls, Ends, Limits};
+use self::rpc::{Answers, Calls, Ends, Limits};
 use crate::broker::{Broker, Check, Health, Phase, Room};
 use crate::cluster::peers::Hub;
 use crate::task::{Criticality, Tasks};
@@ -164,6 +164,7 @@ impl Server {
             message_bytes_max,
             room: Room::new(config.receiving_bytes_max),
             timeout: config.message_timeout,
+            answers: Answers::new(fetched_room.clone(), config.fetched_bytes_max),
         };
         let http_port = http.address.port();
         let calls =

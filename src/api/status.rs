@@ -164,6 +164,26 @@ impl Failure {
         }
     }
 
+    /// An answer of so many bytes for which there is no room. `writes` says whether the call may have changed something.
+    #[must_use]
+    pub fn no_room_for_answer(bytes: usize, writes: bool) -> Self {
+        let (code, advice) = match writes {
+            true => {
+                (ErrorCode::OutcomeUnknown, "the call may have been carried out: look, or repeat it later")
+            }
+            false => (ErrorCode::Busy, "retry, or ask for less"),
+        };
+        Failure {
+            facts: vec![("limit", "api.fetched_bytes_max".to_owned()), ("found", bytes.to_string())],
+            ..Failure::new(
+                code,
+                format!(
+                    "the answer takes {bytes} bytes, and clients do not read what others take (api.fetched_bytes_max): {advice}"
+                ),
+            )
+        }
+    }
+
     /// A message that does not come in full.
     #[must_use]
     pub fn stalled(came: usize, length: usize, timeout: Duration) -> Self {

@@ -301,13 +301,22 @@ fn problem_of(
     Some((Problem::UnderReplicated, lagging, reason))
 }
 
-/// How far a move is, and what it waits for; also one that has still to begin, because a broker is to lose its replicas.
+/// Whether replicas of a partition move, or are to leave a broker that `stays` says loses its replicas, and wait.
+pub(super) fn is_to_move(assignment: &PartitionAssignment, stays: impl Fn(BrokerId) -> bool) -> bool {
+    assignment.is_moving() || assignment.replicas.iter().any(|id| !stays(*id))
+}
+
+/// How far a move is, and what it waits for; also of one that has still to begin, because a broker is to lose its replicas.
 fn move_in_words(
     assignment: &PartitionAssignment,
     candidates: &[Candidate],
     reached: impl Fn(BrokerId) -> bool,
 ) -> Option<String> {
     let PartitionAssignment { replicas, moving_from, .. } = assignment;
+    let stays = |id: BrokerId| candidates.iter().any(|candidate| candidate.id == id);
+    if !is_to_move(assignment, stays) {
+        return None;
+    }
     if assignment.is_moving() {
         let away: Vec<BrokerId> = replicas.iter().copied().filter(|id| !reached(*id)).collect();
         let missing = match away.is_empty() {
@@ -319,11 +328,7 @@ fn move_in_words(
         };
         return Some(format!("replicas move from {} to {}{missing}", list(moving_from), list(replicas)));
     }
-    let stays = |id: &BrokerId| candidates.iter().any(|candidate| candidate.id == *id);
-    let leaving: Vec<BrokerId> = replicas.iter().copied().filter(|id| !stays(id)).collect();
-    if leaving.is_empty() {
-        return None;
-    }
+    let leaving: Vec<BrokerId> = replicas.iter().copied().filter(|id| !stays(*id)).collect();
     let waits = match placement::replace(candidates, assignment) {
         Err(too_few) => {
             format!("have nowhere to go: {too_few}; add a broker, or reassign the partition to fewer")

@@ -318,7 +318,7 @@ fn check_groups(open: &Open) -> Check {
     for route in open.cluster.routing().all().values() {
         for (number, partition) in route.partitions.iter().enumerate() {
             total += 1;
-            if partition.leader().is_none() && !partition.is_new() {
+            if partition.lacks_leader() {
                 leaderless += 1;
                 example.get_or_insert_with(|| format!("{}/{number}", route.topic.name));
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Broker;
+use super::cluster::is_to_move;
 use crate::cluster::partition_ref::{DESERTED, PartitionRef};
 use crate::metadata::BrokerId;
 use crate::raft::{Members, Role};
@@ -46,9 +47,11 @@ impl Broker {
             ..ClusterLevels::default()
         };
         let reached = |id: BrokerId| cluster.hub().is_up(id.0);
+        let state = cluster.state();
+        let stays = |id| state.broker(id).is_some_and(|broker| broker.takes_replicas());
         for route in cluster.routing().all().values() {
             for (assignment, partition) in route.topic.partitions.iter().zip(&route.partitions) {
-                levels.moving += u64::from(assignment.is_moving());
+                levels.moving += u64::from(is_to_move(assignment, stays));
                 let Some(leader) = partition.leader() else {
                     levels.leaderless += 1;
                     levels.offline += u64::from(assignment.lacks_majority(reached));

@@ -55,7 +55,7 @@ struct Inner {
     topic: Arc<TopicMetrics>,
     replica: ArcSwapOption<Partition>,
     holders: Mutex<Arc<[NodeId]>>,
-    known_since: Instant,
+    known_since: tokio::time::Instant,
     /// Why the replica here cannot be opened, if it is damaged.
     broken: Mutex<Option<partition::Error>>,
     reported: Mutex<Reported>,
@@ -103,7 +103,7 @@ impl PartitionRef {
             topic,
             replica: ArcSwapOption::empty(),
             holders: Mutex::default(),
-            known_since: Instant::now(),
+            known_since: tokio::time::Instant::now(),
             broken: Mutex::default(),
             reported: Mutex::default(),
             forwarder: OnceLock::new(),
@@ -159,9 +159,9 @@ impl PartitionRef {
         here.or_else(|| self.reported().leader).map(BrokerId)
     }
 
-    /// Whether this broker has known the partition for so short a time that it may still await its first leader.
-    pub fn is_new(&self) -> bool {
-        self.0.known_since.elapsed() < FIRST_LEADER_WAIT
+    /// Whether nobody leads, although there has been time for the first election.
+    pub fn lacks_leader(&self) -> bool {
+        self.0.known_since.elapsed() >= FIRST_LEADER_WAIT && self.leader().is_none()
     }
 
     /// The newest term that this broker knows of.
@@ -677,6 +677,43 @@ async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Fo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::cluster::identity::Identity;
+    use crate::storage::{Disk, Store, Sync};
+    use crate::telemetry::{Metrics, Tracer};
+
+    fn partition() -> PartitionRef {
+        let (tasks, metrics) = (Tasks::new(), Metrics::detached());
+        let store = Store::simulated(&Disk::new(), Sync::Always, Arc::new(|_| {})).expect("a store");
+        let raft = raft::Env {
+            store: store.clone(),
+            tasks: tasks.clone(),
+            config: raft::Config::default(),
+            metronome: raft::Metronome::new(),
+            transport: Arc::new(raft::NoPeers),
+        };
+        let node = BrokerId(1);
+        let identity = Identity { cluster: uuid::Uuid::nil(), broker: node };
+        let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);
+        let topic = metrics.topic("orders");
+        let env = partition::Env::new(store, raft, Clock::system(), metrics, partition::Config::default());
+        PartitionRef::new(GroupId::partition(1, 0), node, hub, env, topic, tasks)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_partition_may_be_without_a_leader_for_a_while() {
+        let (led, partition) = (partition(), partition());
+        assert!(!partition.lacks_leader());
+        tokio::time::advance(FIRST_LEADER_WAIT - Duration::from_millis(1)).await;
+        assert!(!partition.lacks_leader(), "all those of a new topic elect at the same time");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(partition.lacks_leader());
+        led.reported().take_up(2, &report(1, 1));
+        assert!(!led.lacks_leader());
+        let resigned = PartitionReport { resigned: true, ..report(1, 1) };
+        led.reported().take_up(2, &resigned);
+        assert!(led.lacks_leader(), "it is new once");
+    }
 
     fn report(term: u64, high_watermark: u64) -> PartitionReport {
         PartitionReport { term, log_start: 1, high_watermark, ..Default::default() }

@@ -352,11 +352,26 @@ async fn open(
     let metrics = env.metrics.topic(&wanted.topic.name);
     let partition = Partition::open(wanted.group, node.0, founders, metrics, env, tasks).await?;
     if replicas == [node.0] && !assignment.is_moving() {
-        partition.ready().await?;
+        if let Err(failure) = partition.ready().await {
+            partition.close().await;
+            if failure.is_of_index() {
+                // Nobody else has the records.
+                remake_index(wanted.group, env).await;
+            }
+            return Err(failure);
+        }
     } else if founds && partition.status().now().leader.is_none() {
         tasks.spawn_until_stopped("first election", Criticality::BestEffort, elect(partition.clone()));
     }
     Ok(partition)
+}
+
+/// Has the next try to open a partition find an index that can be read.
+async fn remake_index(group: GroupId, env: &partition::Env) {
+    let store = env.store.clone();
+    if let Ok(Err(failure)) = tokio::task::spawn_blocking(move || store.remake_index(group)).await {
+        warn!(%group, error = %failure, "the index of a partition was not made anew; trying again");
+    }
 }
 
 /// Makes the first replica of a partition the leader as soon as a majority of the others is there.

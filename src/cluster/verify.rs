@@ -7,9 +7,12 @@ use tracing::error;
 
 use super::routing::Routing;
 use crate::partition::{self, Partition, in_full};
+use crate::record::Offset;
 
 /// Bytes that are read at once.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// So many index rows take about as much.
+const CHUNK_ROWS: usize = 1 << 14;
 
 /// Rests, reads all, and begins again.
 pub(super) async fn run(routing: Arc<Routing>, config: partition::Config) {
@@ -34,6 +37,14 @@ async fn verify(replica: &Partition, pause: Duration) -> Result<(), partition::E
     let mut next = 0;
     while !replica.is_closed() {
         match replica.verify(next, CHUNK_BYTES).await? {
+            Some(after) => next = after,
+            None => break,
+        }
+        tokio::time::sleep(pause).await;
+    }
+    let mut next = Offset(0);
+    while !replica.is_closed() {
+        match replica.verify_index(next, CHUNK_ROWS).await? {
             Some(after) => next = after,
             None => break,
         }

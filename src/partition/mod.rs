@@ -178,6 +178,13 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether all that is lost is where records lie, which their log tells.
+    pub fn is_of_index(&self) -> bool {
+        matches!(self, Error::Storage(storage::Error::IndexDamaged { .. }))
+    }
+}
+
 impl From<raft::Error> for Error {
     fn from(error: raft::Error) -> Self {
         match error {
@@ -402,7 +409,7 @@ impl Partition {
     /// # Errors
     /// The store failed.
     pub async fn offset_at(&self, time: Timestamp) -> Result<Offset, Error> {
-        self.0.reader.offset_at(time).await
+        self.0.reader.offset_at(time).await.inspect_err(|error| self.note_failure(error))
     }
 
     /// When the record at `offset` was appended; none beyond the high watermark.
@@ -413,7 +420,9 @@ impl Partition {
         if let Some(time) = self.view().append_time(offset) {
             return Ok(Some(time));
         }
-        Ok(self.0.reader.entry_holding(offset).await?.map(|entry| entry.append_time))
+        let entry =
+            self.0.reader.entry_holding(offset).await.inspect_err(|error| self.note_failure(error))?;
+        Ok(entry.map(|entry| entry.append_time))
     }
 
     /// Where the record at `offset` came from.
@@ -525,6 +534,16 @@ impl Partition {
             Err(storage::Error::Purged { purged, .. }) => Ok(Some(purged + 1)),
             Err(error) => Err(error.into()),
         };
+        blocking(&self.0.env.store, read).await.inspect_err(|error| self.note_failure(error))
+    }
+
+    /// Reads so many index rows from that of `from` on, to see whether they are intact. Gives where to go on.
+    ///
+    /// # Errors
+    /// They are not, or the store failed.
+    pub async fn verify_index(&self, from: Offset, rows: usize) -> Result<Option<Offset>, Error> {
+        let log = self.0.reader.log.clone();
+        let read = move || Ok(log.verify_index(from.0, rows)?.map(Offset));
         blocking(&self.0.env.store, read).await.inspect_err(|error| self.note_failure(error))
     }
 

@@ -16,7 +16,7 @@ use super::log_store::LogStore;
 use super::machine::Machine;
 use super::network::{self, Peers, Transport};
 use super::pace::{Metronome, Pace};
-use super::promise::Promise;
+use super::promise::{self, Promise};
 use super::proposal::{self, Waiter};
 use super::shared::Shared;
 use super::tail::Tail;
@@ -289,7 +289,8 @@ impl Found {
     fn read(group: GroupId, log: &crate::storage::Log) -> Result<Self, Error> {
         let corrupt = |what| Error::Corrupt { group, what };
         let decode = |bytes, what| Checkpoint::decode(&bytes).ok_or(corrupt(what));
-        let vote = log.vote()?.map(|bytes| vote::decode(&bytes).ok_or(corrupt("the vote"))).transpose()?;
+        let mut vote =
+            log.vote()?.map(|bytes| vote::decode(&bytes).ok_or(corrupt("the vote"))).transpose()?;
         let checkpoint = log.checkpoint_at(u64::MAX)?;
         let checkpoint = checkpoint.map(|(_, bytes)| decode(bytes, "a checkpoint")).transpose()?;
         let snapshot = log.snapshot()?.map(|bytes| decode(bytes, "the snapshot")).transpose()?;
@@ -299,7 +300,10 @@ impl Found {
             log.purge_to(snapshot_at)?;
         }
         let purged = log.purged()?.map(|purged| purged.index);
-        let (last, promised) = (log.last()?, log.promised()?);
+        let (last, mut promised) = (log.last()?, log.promised()?);
+        if log.is_doubted()? {
+            (vote, promised) = promise::doubt(log, vote, promised)?;
+        }
         let start = match (checkpoint, snapshot) {
             (Some(checkpoint), Some(snapshot)) if checkpoint.applied < snapshot.applied => Some(snapshot),
             (checkpoint, snapshot) => checkpoint.or(snapshot),
@@ -319,11 +323,15 @@ impl Core {
     /// ticks that lead to one in time.
     async fn start(&self) -> Result<(), Error> {
         let node = self.node;
-        let alone = self.agreement.with_raft_state(move |state| {
+        let voters = self.agreement.with_raft_state(|state| {
             let voters: Vec<NodeId> = state.membership_state.effective().voter_ids().collect();
-            voters == [node]
+            voters
         });
-        let alone = alone.await.map_err(|_| self.shared.stopped())?;
+        let voters = voters.await.map_err(|_| self.shared.stopped())?;
+        let alone = voters == [node];
+        if alone || voters.len() == 2 {
+            self.shared.promise.others_have_all();
+        }
         // The log of one that was emptied may not have come to where others became members yet.
         if alone && self.shared.promise.owed().is_none() {
             self.agreement.trigger().elect(false).await.map_err(|_| self.shared.stopped())?;
@@ -440,6 +448,11 @@ impl Core {
 
 #[cfg(test)]
 impl Replica {
+    /// Whether it must not vote for everybody, because it has lost something.
+    pub(crate) fn owes(&self) -> bool {
+        self.core.shared.promise.owed().is_some()
+    }
+
     /// A handle that can do all but propose, whatever the machine is.
     pub(crate) fn handle_of_any(&self) -> Group<()> {
         Group { core: Arc::clone(&self.core), machine: PhantomData }
@@ -492,6 +505,10 @@ impl Replica {
                 let response =
                     agreement.install_full_snapshot(vote, snapshot).await.map_err(|_| stopped())?;
                 Ok(message::Response::Snapshot(network::installed_from(&response)))
+            }
+            message::Request::TransferLeader(request) if self.core.shared.promise.owed().is_some() => {
+                let behind = message::Transferred::Behind { expected: request.last, actual: None };
+                Ok(message::Response::TransferLeader(behind))
             }
             message::Request::TransferLeader(request) => {
                 let request = network::transfer_from(&request);

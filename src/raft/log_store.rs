@@ -229,6 +229,7 @@ impl RaftLogStorage<Types> for LogStore {
         let mut batch = Batch::new();
         let mut last = None;
         let (received, mut spans) = (Instant::now(), Vec::new());
+        let mut durability = Durability::Sync;
         let follows = self.shared.status().role != Role::Leader;
         {
             let mut tail = self.shared.tail();
@@ -236,6 +237,10 @@ impl RaftLogStorage<Types> for LogStore {
                 let row = row_from(entry);
                 if follows && row.kind == Kind::Command {
                     spans.extend(self.shared.transport.spans_of(self.shared.group, &row.payload));
+                }
+                if row.kind == Kind::Membership {
+                    // Whoever forgets who the members are may elect itself.
+                    durability = Durability::Always;
                 }
                 last = Some(row.position());
                 self.shared.log.append(&mut batch, &row);
@@ -262,7 +267,7 @@ impl RaftLogStorage<Types> for LogStore {
             }
             Err(error) => callback.io_completed(Err(progress.fail(error))),
         };
-        self.shared.store.commit(batch, Durability::Sync, Box::new(done));
+        self.shared.store.commit(batch, durability, Box::new(done));
         Ok(())
     }
 

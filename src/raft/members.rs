@@ -147,6 +147,9 @@ impl Members {
     /// # Errors
     /// What ended the replica.
     pub async fn elect(&self) -> Result<(), Error> {
+        if self.core.shared.promise.owed().is_some() {
+            return Ok(());
+        }
         self.core.agreement.trigger().elect(true).await.map_err(|_| self.core.shared.stopped())
     }
 }

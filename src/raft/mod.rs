@@ -24,7 +24,7 @@
 //! | `hand_over` | a leadership on its way to another node, and what if it does not arrive |
 //! | `observe` | the status, from what openraft says; what is due |
 //! | `pace` | when leaders send heartbeats, and when followers let time pass |
-//! | `promise` | what a replica owes that was emptied |
+//! | `promise` | what a replica owes that was emptied, or has lost the end of its log |
 //! | `network` | openraft's network traits over a [`Transport`] |
 //! | `types` | openraft's type parameters, chosen once for all groups |
 //! | `fuzzing` | for the fuzz targets: doors to the layouts |

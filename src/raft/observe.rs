@@ -19,7 +19,7 @@ pub(super) async fn run(core: Arc<Core>, mut pace: Pace) {
     loop {
         let part = publish(&core, &observed.borrow_watched());
         let due = pace.due(Instant::now(), part, core.shared.heard());
-        // One that was emptied does not stand before it has what it promised to have.
+        // One that has lost something does not stand before it has what it promised to have.
         core.agreement.runtime_config().tick(due.ticks && core.shared.promise.owed().is_none());
         // A leadership that was to end is silent.
         if due.beat && !core.shared.is_silent() && core.agreement.trigger().heartbeat().await.is_err() {

@@ -51,6 +51,7 @@ pub(super) struct Counts {
     pub(super) trims: u64,
     pub(super) changes: u64,
     pub(super) repairs: u64,
+    pub(super) lost: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -365,5 +366,6 @@ impl Counts {
         self.trims += other.trims;
         self.changes += other.changes;
         self.repairs += other.repairs;
+        self.lost += other.lost;
     }
 }

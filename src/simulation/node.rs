@@ -38,6 +38,9 @@ pub(super) struct Node {
     pub(super) running: Option<Broker>,
     /// The disk does nothing until then.
     pub(super) stalled_until: Instant,
+    /// Whether it may lack what it acknowledged and had not synced when the power failed, and whether it is to be told.
+    pub(super) lacks: bool,
+    pub(super) to_doubt: bool,
     /// Groups whose replicas here are to be emptied before the next start, and those that were. The latter found nothing
     /// any more: their groups are there, and take them in again.
     pub(super) to_empty: BTreeSet<GroupId>,
@@ -54,6 +57,8 @@ impl Node {
             busy: false,
             running: None,
             stalled_until: Instant::now(),
+            lacks: false,
+            to_doubt: false,
             to_empty: BTreeSet::new(),
             emptied: BTreeSet::new(),
         }
@@ -85,7 +90,7 @@ impl Broker {
 /// Starts a broker that does not run.
 pub(super) async fn start(world: &Arc<World>, node: NodeId) {
     let mut to_empty = Vec::new();
-    let (disk, clock, life, emptied) = {
+    let (disk, clock, life, emptied, doubted) = {
         let mut nodes = world.nodes();
         let own = nodes.get_mut(&node).expect("a node of the run");
         if own.running.is_some() || own.busy {
@@ -99,10 +104,15 @@ pub(super) async fn start(world: &Arc<World>, node: NodeId) {
             world.damaged().remove(&(node, group));
             world.trace.tell(format!("node {node} has emptied group {group}"));
         }
-        (own.disk.clone(), own.clock.clone(), own.life, own.emptied.clone())
+        let doubted = std::mem::take(&mut own.to_doubt);
+        (own.disk.clone(), own.clock.clone(), own.life, own.emptied.clone(), doubted)
     };
     world.trace.tell(format!("node {node} starts, life {life}"));
-    let opened = open(world, node, life, &disk, &clock, &to_empty, &emptied).await;
+    if doubted {
+        world.trace.tell(format!("node {node} doubts its logs"));
+    }
+    let emptying = (&to_empty[..], &emptied);
+    let opened = open(world, node, life, &disk, &clock, doubted, emptying).await;
     let mut nodes = world.nodes();
     let own = nodes.get_mut(&node).expect("a node of the run");
     own.busy = false;
@@ -128,8 +138,8 @@ async fn open(
     life: u64,
     disk: &Disk,
     clock: &Clock,
-    to_empty: &[GroupId],
-    emptied: &BTreeSet<GroupId>,
+    doubted: bool,
+    (to_empty, emptied): (&[GroupId], &BTreeSet<GroupId>),
 ) -> Result<Broker, String> {
     let observer = {
         let world = Arc::downgrade(world);
@@ -140,6 +150,9 @@ async fn open(
         })
     };
     let store = Store::simulated(disk, world.plan.sync, observer).map_err(|e| e.to_string())?;
+    if doubted {
+        store.doubt_logs().map_err(|error| error.to_string())?;
+    }
     for group in to_empty {
         let emptied = match world.plan.mutation {
             Some(super::Mutation::EmptyVoters) => store.delete_group(*group).map_err(raft::Error::from),
@@ -248,8 +261,8 @@ fn finish(world: &Arc<World>, broker: Broker, end: End) {
     let Broker { node, store, replicas, tasks, gone, partitions, coordinators, .. } = broker;
     gone.cancel();
     let mut lost = 0;
+    let power = end == End::Power && world.may_lose(node);
     let survive = |unsynced: usize| {
-        let power = end == End::Power && world.plan.sync == Sync::Always;
         let survivors = if power { world.chance.up_to(unsynced) } else { unsynced };
         lost = unsynced - survivors;
         survivors
@@ -260,7 +273,16 @@ fn finish(world: &Arc<World>, broker: Broker, end: End) {
         disk.forget_votes();
     }
     world.trace.tell(format!("node {node} ends ({end:?}), {lost} rounds are lost"));
-    world.nodes().get_mut(&node).expect("a node of the run").disk = disk;
+    {
+        let mut nodes = world.nodes();
+        let own = nodes.get_mut(&node).expect("a node of the run");
+        own.disk = disk;
+        if power && world.plan.sync == Sync::Interval {
+            own.lacks = true;
+            own.to_doubt = world.plan.mutation != Some(super::Mutation::TrustLogs);
+            world.checker.count(|counts| counts.lost += lost as u64);
+        }
+    }
     drop((partitions, coordinators));
     tokio::spawn(async move {
         for replica in replicas.values() {

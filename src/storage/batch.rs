@@ -40,7 +40,8 @@ pub(super) enum Op {
 pub(super) enum Table {
     Meta,
     State,
-    Index,
+    /// That which the group's index rows are in.
+    Index(GroupId),
     Log(LogTable),
 }
 
@@ -55,12 +56,12 @@ impl Batch {
 
     /// Adds an index row, replacing the row of the same offset.
     pub fn put_index_row(&mut self, group: GroupId, row: &IndexRow) {
-        self.put(Table::Index, keys::index_row(group, row.offset), row.encode().into());
+        self.put(Table::Index(group), keys::index_row(group, row.offset), row.encode().into());
     }
 
     /// Removes the index row of exactly this offset, if there is one.
     pub fn remove_index_row(&mut self, group: GroupId, offset: u64) {
-        self.remove(Table::Index, keys::index_row(group, offset));
+        self.remove(Table::Index(group), keys::index_row(group, offset));
     }
 
     /// Adds the state of the group's machine as of a Raft index.
@@ -76,6 +77,14 @@ impl Batch {
     /// Replaces the group's vote.
     pub fn put_vote(&mut self, group: GroupId, vote: impl Into<Bytes>) {
         self.put(Table::State, keys::vote(group), vote.into());
+    }
+
+    /// Replaces the position up to which the group's log once reached, which then is in no doubt any more.
+    pub fn put_promised(&mut self, group: GroupId, promised: Option<Position>) {
+        if let Some(promised) = promised {
+            self.put(Table::State, keys::promised(group), Bytes::copy_from_slice(&promised.encode()));
+        }
+        self.remove(Table::State, keys::doubted(group));
     }
 
     /// Replaces the position up to which the group's log is known to be committed.

@@ -15,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::background_sync::BackgroundSync;
 use super::batch::Batch;
+use super::boot;
 use super::engine::Engine;
 use super::keys::Round;
+use super::store::CheckFile;
 use super::{Config, Durability, Error, Sync};
 
 /// Called once, with the fate of a batch. Runs on the committer's thread, so it must be short and must not block.
@@ -84,6 +86,7 @@ pub struct Queue {
     failed: AtomicBool,
     /// Cancelled when writing ends with a failure.
     pub over: CancellationToken,
+    check_file: CheckFile,
     pub stats: Stats,
     /// Rings when a batch came.
     #[cfg(test)]
@@ -105,7 +108,7 @@ struct Item {
 }
 
 impl Queue {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, check_file: CheckFile) -> Self {
         let units =
             u32::try_from(config.commit_queue_bytes.div_ceil(ROOM_UNIT_BYTES)).unwrap_or(u32::MAX).max(1);
         Self {
@@ -116,6 +119,7 @@ impl Queue {
             failure: OnceLock::new(),
             failed: AtomicBool::new(false),
             over: CancellationToken::new(),
+            check_file,
             stats: Stats::default(),
             #[cfg(test)]
             bell: tokio::sync::Notify::new(),
@@ -173,6 +177,8 @@ impl Queue {
     pub(super) fn fail(&self, error: &Error) {
         let source: Arc<dyn std::error::Error + Send + std::marker::Sync> = Arc::new(error.clone());
         if self.failure.set(source).is_ok() {
+            // The engine's own threads end when they are to merge a file that is damaged, and do not say which.
+            self.check_file.put();
             tracing::error!(
                 error = error as &dyn std::error::Error,
                 "the store failed; no more writes are accepted"
@@ -414,7 +420,11 @@ impl Committer {
         self.background = None;
         self.sync_now()?;
         self.round.number += 1;
-        self.engine.write(std::iter::empty(), self.round)?;
+        let mut last = Batch::new();
+        if self.sync == Sync::Interval {
+            boot::forget(&mut last);
+        }
+        self.engine.write(std::iter::once(&last), self.round)?;
         self.sync_now()
     }
 }

@@ -3,7 +3,8 @@
 //! A partition's log has a table of its own, whose keys only grow: compaction moves files instead of rewriting them, and
 //! retention drops whole files. Everything else shares four tables.
 
-use std::collections::{HashMap, VecDeque};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use fjall::{AbstractTree, KeyspaceCreateOptions, PersistMode};
 pub use fjall::{Database, Guard, Keyspace};
 
 use super::batch::{Batch, Op, Table};
+use super::index_tables::IndexTables;
 use super::keys::{self, GroupId, Round};
 #[cfg(test)]
 pub use super::simulated::{Database, Guard, Keyspace};
@@ -53,7 +55,7 @@ pub struct Engine {
     database: Database,
     pub meta: Keyspace,
     pub state: Keyspace,
-    pub index: Keyspace,
+    pub index: IndexTables,
     system_log: Keyspace,
     partitions: Mutex<HashMap<GroupId, LogTable>>,
     table_bytes: u64,
@@ -68,12 +70,21 @@ pub struct Engine {
 impl Engine {
     /// Opens the engine in `directory`, replaying its journals. Blocking.
     pub fn open(directory: &Path, config: &Config) -> Result<Self, Error> {
+        Self::open_with(directory, config, config.flush_threads)
+    }
+
+    /// As [`Engine::open`], for one that turns no memory into tables, and merges none. Blocking.
+    pub(super) fn open_without_threads(directory: &Path, config: &Config) -> Result<Self, Error> {
+        Self::open_with(directory, config, 0)
+    }
+
+    fn open_with(directory: &Path, config: &Config, threads: usize) -> Result<Self, Error> {
         let database = Database::builder(directory)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes)
             .journal_compression(fjall::CompressionType::None)
             .manual_journal_persist(true)
-            .worker_threads(config.flush_threads)
+            .worker_threads_unchecked(threads)
             .open()
             .map_err(|source| Error::path("open the tables in", directory, source))?;
         Self::on(database, config)
@@ -89,10 +100,11 @@ impl Engine {
         let system_log = database
             .keyspace(keys::SYSTEM_LOG, || log_rows(config.table_bytes))
             .map_err(|source| Error::storage("open a shared table", source))?;
+        let state = small(keys::STATE)?;
         let engine = Self {
             meta: small(keys::META)?,
-            state: small(keys::STATE)?,
-            index: small(keys::INDEX)?,
+            index: IndexTables::open(&database, &state)?,
+            state,
             system_log,
             partitions: Mutex::default(),
             table_bytes: config.table_bytes,
@@ -220,6 +232,37 @@ impl Engine {
         Ok(())
     }
 
+    /// Has groups that begin keep their index rows in another table than that of `group`. Blocking.
+    pub fn leave_index_table(&self, group: GroupId) -> Result<(), Error> {
+        self.index.begin_after(&self.database, group)
+    }
+
+    pub(super) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Groups that are noted in the state table, in order. Blocking.
+    pub fn groups_with_state(&self) -> Result<BTreeSet<GroupId>, Error> {
+        let mut groups = BTreeSet::new();
+        // Each group has few keys in this table: its checkpoints are the only ones that can be many.
+        for row in self.state.iter() {
+            let key = row.key().map_err(|source| Error::storage("list the groups", source))?;
+            groups.extend(keys::group_of_exists(&key));
+        }
+        Ok(groups)
+    }
+
+    /// Raft indexes of all checkpoints of a group, in order. Blocking.
+    pub fn checkpoints(&self, group: GroupId) -> Result<Vec<u64>, Error> {
+        let range = keys::checkpoint(group, 0)..=keys::checkpoint(group, u64::MAX);
+        let mut found = Vec::new();
+        for row in self.state.range(range) {
+            let key = row.key().map_err(|source| Error::storage("list checkpoints", source))?;
+            found.extend(keys::checkpoint_index(&key));
+        }
+        Ok(found)
+    }
+
     /// Partitions that have a table.
     pub fn partitions(&self) -> Vec<GroupId> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
@@ -235,8 +278,10 @@ impl Engine {
         let mut unit = self.database.batch().durability(Some(PersistMode::Buffer));
         for op in batches.flat_map(|batch| &batch.ops) {
             match op {
-                Op::Put { table, key, value } => unit.insert(self.rows(table), key.clone(), value.clone()),
-                Op::Remove { table, key } => unit.remove(self.rows(table), key.clone()),
+                Op::Put { table, key, value } => {
+                    unit.insert(&self.rows(table), key.clone(), value.clone());
+                }
+                Op::Remove { table, key } => unit.remove(&self.rows(table), key.clone()),
                 Op::RemoveLogFrom { group, log, index } => {
                     for key in log_keys_from(*group, log, *index)? {
                         unit.remove(&log.rows, key);
@@ -336,17 +381,20 @@ impl Engine {
     }
 
     fn all_tables(&self) -> Vec<Keyspace> {
-        let shared = [&self.meta, &self.state, &self.index, &self.system_log].map(Clone::clone);
+        let mut tables = vec![self.meta.clone(), self.state.clone(), self.system_log.clone()];
+        tables.extend(self.index.all());
         let partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.into_iter().chain(partitions.values().map(|table| table.rows.clone())).collect()
+        tables.extend(partitions.values().map(|table| table.rows.clone()));
+        tables
     }
 
-    fn rows<'a>(&'a self, table: &'a Table) -> &'a Keyspace {
+    /// The rows of a table.
+    pub fn rows<'a>(&'a self, table: &'a Table) -> Cow<'a, Keyspace> {
         match table {
-            Table::Meta => &self.meta,
-            Table::State => &self.state,
-            Table::Index => &self.index,
-            Table::Log(log) => &log.rows,
+            Table::Meta => Cow::Borrowed(&self.meta),
+            Table::State => Cow::Borrowed(&self.state),
+            Table::Index(group) => Cow::Owned(self.index.of(*group)),
+            Table::Log(log) => Cow::Borrowed(&log.rows),
         }
     }
 }
@@ -438,7 +486,7 @@ fn log_rows(table_bytes: u64) -> KeyspaceCreateOptions {
 }
 
 /// Small rows, read by key and by range.
-fn small_rows() -> KeyspaceCreateOptions {
+pub(super) fn small_rows() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
         .max_memtable_size(8 * 1024 * 1024)
         .manual_journal_persist(true)

@@ -43,6 +43,13 @@ pub enum Error {
         what: &'static str,
     },
 
+    /// A block of index rows does not have the bytes that were written. They can be made anew from the log.
+    #[error("a block of the index of group {group} is corrupt")]
+    IndexDamaged {
+        /// The group whose rows were read.
+        group: GroupId,
+    },
+
     /// Rows at or below `purged` were removed by retention.
     #[error("row {requested} of group {group} was purged; the log starts after {purged}")]
     Purged {
@@ -123,7 +130,7 @@ pub enum Error {
 impl Error {
     /// Whether bytes of a group are not those that were written. What a group has lost others may still have.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Error::Corrupt { .. } | Error::BadRecord { .. })
+        matches!(self, Error::Corrupt { .. } | Error::BadRecord { .. } | Error::IndexDamaged { .. })
     }
 
     pub(super) fn storage(

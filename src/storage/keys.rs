@@ -7,6 +7,7 @@
 //! | `log.<group, 16 hex digits>` | index u64, `0` | empty: rows up to the index are purged ([`purge_mark`]) |
 //! | `system_log` (all groups below 2^32) | group u64, index u64 | log row |
 //! | `index` | group u64, offset u64 | raft index u64, append time i64 (ms), detail (the rest) |
+//! | `index.<number>` | group u64, offset u64 | the same, of groups that do not use `index` ([`super::index_tables`]) |
 //! | `state` | group u64, `0` | the group exists: empty, or `emptying` until all but `1` and `6` of it is gone |
 //! | `state` | group u64, `1` | vote, opaque |
 //! | `state` | group u64, `2` | committed: [`Position`] |
@@ -14,7 +15,10 @@
 //! | `state` | group u64, `4` | snapshot, opaque |
 //! | `state` | group u64, `5`, raft index u64 | checkpoint, opaque |
 //! | `state` | group u64, `6` | up to where the log reached before it was emptied: [`Position`] |
+//! | `state` | group u64, `7` | number u64 of the table that has the group's index rows; `index` if there is none |
+//! | `state` | group u64, `8` | empty: the end of the log may be lost ([`super::boot`]) |
 //! | `meta` | `m`, name | opaque |
+//! | `meta` | `!streambus.boot` | which run of the operating system may lose ends of logs ([`super::boot`]) |
 //! | `meta` | `!streambus.round` | round u64, synced round u64 |
 //!
 //! The last row is part of every write: [`super::journal`] uses it to tell a torn tail from lost data.
@@ -27,12 +31,14 @@ use bytes::Bytes;
 pub const META: &str = "meta";
 /// Name of the table of per-group records.
 pub const STATE: &str = "state";
-/// Name of the table of index rows.
-pub const INDEX: &str = "index";
+/// Name of the first table of index rows.
+const INDEX: &str = "index";
 /// Name of the table of the system groups' log rows.
 pub const SYSTEM_LOG: &str = "system_log";
 /// Key of the round record in [`META`]. No other key of any table has this length and prefix.
 pub const ROUND: &[u8] = b"!streambus.round";
+/// Key of the note of the operating system's run in [`META`].
+pub const BOOT: &[u8] = b"!streambus.boot";
 
 const PARTITION_PREFIX: &str = "log.";
 const EXISTS: u8 = 0;
@@ -42,6 +48,8 @@ const PURGED: u8 = 3;
 const SNAPSHOT: u8 = 4;
 const CHECKPOINT: u8 = 5;
 const PROMISED: u8 = 6;
+const INDEX_NUMBER: u8 = 7;
+const DOUBTED: u8 = 8;
 
 /// One Raft group of this broker: `topic_id << 32 | partition` for a partition, a number below 2^32 for a group of the
 /// system itself.
@@ -169,6 +177,19 @@ pub fn group_of_table(name: &str) -> Option<GroupId> {
     u64::from_str_radix(digits, 16).ok().map(GroupId)
 }
 
+/// Name of a table of index rows.
+pub fn index_table(number: u64) -> String {
+    if number == 0 { INDEX.to_owned() } else { format!("{INDEX}.{number}") }
+}
+
+/// The number of the table of index rows that has this name.
+pub fn number_of_index_table(name: &str) -> Option<u64> {
+    match name.strip_prefix(INDEX)? {
+        "" => Some(0),
+        rest => rest.strip_prefix('.')?.parse().ok(),
+    }
+}
+
 /// Key of a log row in its group's table.
 pub fn log_row(group: GroupId, index: u64) -> Bytes {
     if group.is_partition() { Bytes::copy_from_slice(&index.to_be_bytes()) } else { pair(group, index) }
@@ -227,6 +248,31 @@ pub fn promised(group: GroupId) -> Bytes {
 /// Group in a key made by [`promised`]; nothing for any other key of the table.
 pub fn group_of_promised(key: &[u8]) -> Option<GroupId> {
     (key.len() == 9 && key[8] == PROMISED).then(|| GroupId(u64_be(key, 0)))
+}
+
+/// Key of the number of the table that has the group's index rows.
+pub fn index_number(group: GroupId) -> Bytes {
+    state(group, INDEX_NUMBER)
+}
+
+/// Group in a key made by [`index_number`]; nothing for any other key of the table.
+pub fn group_of_index_number(key: &[u8]) -> Option<GroupId> {
+    (key.len() == 9 && key[8] == INDEX_NUMBER).then(|| GroupId(u64_be(key, 0)))
+}
+
+/// The value of a key made by [`index_number`].
+pub fn encode_index_number(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_le_bytes())
+}
+
+/// The number in a value made by [`encode_index_number`].
+pub fn decode_index_number(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// Key of the record that says that the end of the group's log may be lost.
+pub fn doubted(group: GroupId) -> Bytes {
+    state(group, DOUBTED)
 }
 
 /// Key of the committed position.
@@ -311,6 +357,9 @@ mod tests {
         assert_eq!(&committed(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 2]);
         assert_eq!(&purged(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 3]);
         assert_eq!(&promised(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 6]);
+        assert_eq!(&index_number(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 7]);
+        assert_eq!(&doubted(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 8]);
+        assert_eq!([0, 12].map(index_table), ["index", "index.12"]);
         assert_eq!(&snapshot(partition)[..], [0, 0, 0, 1, 0, 0, 0, 2, 4]);
         assert_eq!(&checkpoint(partition, 9)[..], [0, 0, 0, 1, 0, 0, 0, 2, 5, 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(&meta("broker")[..], b"mbroker");
@@ -332,6 +381,7 @@ mod tests {
     fn short_values_are_not_decoded() {
         assert_eq!(Position::decode(&[0; 23]), None);
         assert_eq!(Round::decode(&[0; 15]), None);
+        assert_eq!(decode_index_number(&[0; 7]), None);
         assert_eq!(IndexRow::decode(&[0; 16], &Bytes::from_static(&[0; 15])), None);
     }
 
@@ -352,6 +402,9 @@ mod tests {
             prop_assert_eq!(checkpoint_index(&checkpoint(group, number)), Some(number));
             prop_assert_eq!(group_of_exists(&exists(group)), Some(group));
             prop_assert_eq!(group_of_table(&partition_table(group)), Some(group));
+            prop_assert_eq!(number_of_index_table(&index_table(number)), Some(number));
+            prop_assert_eq!(group_of_index_number(&index_number(group)), Some(group));
+            prop_assert_eq!(decode_index_number(&encode_index_number(number)), Some(number));
             let position = Position { index: number, term, leader: group.0 };
             prop_assert_eq!(Position::decode(&position.encode()), Some(position));
             let row = IndexRow { offset: number, index: term, append_time_ms: time, detail: detail.into() };

@@ -208,6 +208,15 @@ impl Log {
         self.position(&keys::promised(self.group), "the promised position")
     }
 
+    /// Whether what was acknowledged last may be missing, because the machine ended before it was on disk, and nobody has
+    /// [promised](Batch::put_promised) anything since.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn is_doubted(&self) -> Result<bool, Error> {
+        Ok(self.store.get(Table::State, &keys::doubted(self.group))?.is_some())
+    }
+
     /// The vote, as it was put.
     ///
     /// # Errors
@@ -240,13 +249,7 @@ impl Log {
     /// # Errors
     /// [`Error::Storage`].
     pub fn checkpoints(&self) -> Result<Vec<u64>, Error> {
-        let range = keys::checkpoint(self.group, 0)..=keys::checkpoint(self.group, u64::MAX);
-        let mut found = Vec::new();
-        for row in self.store.engine().state.range(range) {
-            let key = row.key().map_err(|source| Error::storage("list checkpoints", source))?;
-            found.extend(keys::checkpoint_index(&key));
-        }
-        Ok(found)
+        self.store.engine().checkpoints(self.group)
     }
 
     /// The index row that covers an offset: the last one that starts at or below it.
@@ -295,6 +298,15 @@ impl Log {
             }
         }
         Ok(Some(late))
+    }
+
+    /// Reads the index rows from `offset` on, so many of them, to see whether they are intact. Gives where to go on.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::BadRecord`].
+    pub fn verify_index(&self, offset: u64, rows: usize) -> Result<Option<u64>, Error> {
+        let last = self.index_rows(offset, u64::MAX).take(rows).last().transpose()?;
+        Ok(last.and_then(|row| row.offset.checked_add(1)))
     }
 
     /// Removes all rows up to and with `position`, the index rows that point at them, and the checkpoints below the
@@ -430,8 +442,9 @@ impl Log {
         let group = self.group;
         // An empty range must not have its ends the wrong way round.
         let to = keys::index_row(group, to.max(from));
-        self.store.engine().index.range(keys::index_row(group, from)..=to).map(move |row| {
-            let (key, value) = row.into_inner().map_err(|source| Error::storage("read the index", source))?;
+        let (store, rows) = (self.store.clone(), self.store.engine().index.of(group));
+        rows.range(keys::index_row(group, from)..=to).map(move |row| {
+            let (key, value) = row.into_inner().map_err(|source| store.index_error(group, source))?;
             IndexRow::decode(&key, &value.into()).ok_or(Error::BadRecord { group, what: "an index row" })
         })
     }
@@ -495,7 +508,7 @@ fn read_error(group: GroupId, index: u64, source: fjall::Error) -> Error {
 }
 
 /// What about a block is wrong, if that is the engine's error.
-fn damage(source: &fjall::Error) -> Option<&'static str> {
+pub(super) fn damage(source: &fjall::Error) -> Option<&'static str> {
     use fjall::LsmError;
     match source {
         fjall::Error::Storage(LsmError::ChecksumMismatch { .. }) => {

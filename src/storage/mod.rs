@@ -8,9 +8,11 @@
 //! | [`committer`] | the only writer: gathers waiting batches, writes them at once, syncs once |
 //! | [`background_sync`] | syncs journals while the committer writes, and takes them out of the page cache |
 //! | [`engine`] | the tables of the embedded engine, and the bounds on its memory |
+//! | [`index_tables`] | where index rows are, and how a damaged table of them is replaced |
 //! | [`store`] | open, close, groups, identity records, usage |
 //! | [`log`] | one group's rows, index, checkpoints, vote and purge point |
 //! | [`journal`] | what a journal must look like before it may be replayed |
+//! | [`boot`] | whether the machine ended before everything was on disk |
 //! | [`space`] | free disk space and the reserve |
 //! | `simulated` | in test builds: a disk in memory in the engine's place |
 //!
@@ -25,10 +27,12 @@
 
 mod background_sync;
 mod batch;
+mod boot;
 mod committer;
 mod config;
 mod engine;
 mod error;
+mod index_tables;
 mod journal;
 mod keys;
 mod log;

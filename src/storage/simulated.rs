@@ -182,8 +182,8 @@ impl Builder {
         Builder(self.0.manual_journal_persist(flag))
     }
 
-    pub fn worker_threads(self, count: usize) -> Self {
-        Builder(self.0.worker_threads(count))
+    pub fn worker_threads_unchecked(self, count: usize) -> Self {
+        Builder(self.0.worker_threads_unchecked(count))
     }
 
     pub fn open(self) -> fjall::Result<Database> {

@@ -14,12 +14,14 @@ use tokio::task::JoinError;
 
 use super::background_sync::BackgroundSync;
 use super::batch::{Batch, Table};
+use super::boot;
 use super::committer::{Committer, Done, Permit, Queue, Stats, SyncObserver};
 #[cfg(test)]
 use super::engine::Database;
-use super::engine::{Engine, LogTable};
+use super::engine::Engine;
+use super::index_tables;
 use super::keys::{self, GroupId, Position, Round};
-use super::log::{Log, PurgePoints};
+use super::log::{Log, PurgePoints, damage};
 #[cfg(test)]
 use super::simulated::Disk;
 use super::space::Space;
@@ -30,6 +32,8 @@ const FORMAT: u32 = 1;
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "lock";
 const TABLES_DIR: &str = "tables";
+/// Is there while the tables of index rows are to be looked at, because one was found damaged, or the engine failed.
+const CHECK_FILE: &str = "check";
 /// Rows removed by one commit when a group's rows in shared tables are deleted.
 pub(super) const REMOVE_CHUNK: usize = 4096;
 
@@ -46,6 +50,7 @@ struct Shared {
     tables_dir: PathBuf,
     purge_points: PurgePoints,
     settles_in: Duration,
+    check_file: CheckFile,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Released when the last handle is gone, after the engine's own files are closed.
     _lock: Option<File>,
@@ -120,18 +125,22 @@ impl Store {
         check_format(data_dir)?;
         let tables_dir = data_dir.join(TABLES_DIR);
         journal::check(&tables_dir)?;
-        // The engine asserts where it finds its own files inconsistent; a broker should say so instead of aborting.
-        let engine =
-            catch_unwind(AssertUnwindSafe(|| Engine::open(&tables_dir, config))).unwrap_or_else(|_| {
-                Err(Error::path(
-                    "open the tables in",
-                    &tables_dir,
-                    std::io::Error::other("the files contradict each other"),
-                ))
-            })?;
+        let check_file = CheckFile(Some(data_dir.join(CHECK_FILE)));
+        let engine = catch_unwind(AssertUnwindSafe(|| {
+            if check_file.is_there() {
+                renew_index(&tables_dir, config)?;
+                check_file.remove()?;
+            }
+            Engine::open(&tables_dir, config)
+        }))
+        .unwrap_or_else(|_| {
+            // The engine asserts where it finds its own files inconsistent; a broker should say so instead of aborting.
+            let contradiction = std::io::Error::other("the files contradict each other");
+            Err(Error::path("open the tables in", &tables_dir, contradiction))
+        })?;
         let engine = Arc::new(engine);
         let last_round = last_round(&engine)?;
-        let queue = Arc::new(Queue::new(config));
+        let queue = Arc::new(Queue::new(config, check_file.clone()));
         let background =
             BackgroundSync::start(tables_dir.clone(), last_round, Arc::clone(&queue), observer.clone())?;
         let committer = Committer::new(
@@ -156,12 +165,15 @@ impl Store {
                 super::Sync::Always => Duration::ZERO,
                 super::Sync::Interval => config.sync_interval * 2,
             },
+            check_file,
             thread: Mutex::new(Some(thread)),
             _lock: Some(lock),
             #[cfg(test)]
             simulated: None,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        let store = Self { shared: Arc::new(shared) };
+        boot::note(&store, config.sync)?;
+        Ok(store)
     }
 
     /// An empty batch.
@@ -246,10 +258,35 @@ impl Store {
         if exists.is_none() {
             let mut batch = Batch::new();
             batch.put(Table::State, keys::exists(group), Bytes::new());
+            let number = self.shared.engine.index.newest();
+            self.shared.engine.index.assign(group, number);
+            if number > 0 {
+                let number = keys::encode_index_number(number);
+                batch.put(Table::State, keys::index_number(group), number);
+            }
             self.commit_blocking(batch, Durability::Sync)?;
         }
         let table = self.shared.engine.log_table(group)?;
         Log::open(self.clone(), group, table, self.shared.purge_points.of(group))
+    }
+
+    /// Has a group that is not open begin its index anew, and make its rows from its log when it is opened next. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], or any error of a commit.
+    pub fn remake_index(&self, group: GroupId) -> Result<(), Error> {
+        let engine = &self.shared.engine;
+        engine.leave_index_table(group)?;
+        let number = engine.index.newest();
+        let mut batch = Batch::new();
+        batch.put(Table::State, keys::index_number(group), keys::encode_index_number(number));
+        for index in engine.checkpoints(group)? {
+            batch.remove_checkpoint(group, index);
+        }
+        self.commit_blocking(batch, Durability::Always)?;
+        engine.index.assign(group, number);
+        tracing::warn!(name: "index.remade", %group, "the damaged index of a partition is made anew from its log");
+        Ok(())
     }
 
     /// Removes everything of a group and gives its disk space back. The caller has stopped using the group's logs. A
@@ -291,7 +328,13 @@ impl Store {
             let log = self.shared.engine.log_table(group)?;
             self.remove_where(&Table::Log(log), prefix, |_| true)?;
         }
-        self.remove_where(&Table::Index, prefix, |_| true)?;
+        if let Err(error) = self.remove_where(&Table::Index(group), prefix, |_| true) {
+            if !error.is_damage() {
+                return Err(error);
+            }
+            // What is left is never looked at, because the group begins in another table.
+            self.shared.engine.leave_index_table(group)?;
+        }
         self.remove_where(&Table::State, prefix, |key| keys::group_of_exists(key).is_none() && !keep(key))?;
         let mut batch = Batch::new();
         batch.remove(Table::State, keys::exists(group));
@@ -306,11 +349,7 @@ impl Store {
     /// [`Error::Storage`].
     pub fn groups(&self) -> Result<Vec<GroupId>, Error> {
         let mut groups: BTreeSet<GroupId> = self.shared.engine.partitions().into_iter().collect();
-        // Each group has few keys in this table: its checkpoints are the only ones that can be many.
-        for row in self.shared.engine.state.iter() {
-            let key = row.key().map_err(|source| Error::storage("list the groups", source))?;
-            groups.extend(keys::group_of_exists(&key));
-        }
+        groups.extend(self.shared.engine.groups_with_state()?);
         Ok(groups.into_iter().collect())
     }
 
@@ -408,15 +447,28 @@ impl Store {
         &self.shared.engine
     }
 
+    /// What it means that index rows of a group cannot be read. If they are damaged the table is replaced at the next start.
+    pub(super) fn index_error(&self, group: GroupId, source: fjall::Error) -> Error {
+        let Some(what) = damage(&source) else { return Error::storage("read the index", source) };
+        if self.shared.check_file.put() {
+            tracing::error!(
+                name: "index.damaged",
+                %group,
+                reason = what,
+                "a table of index rows is damaged; replicas that meet it are repaired, and the next start replaces it"
+            );
+        }
+        Error::IndexDamaged { group }
+    }
+
     /// The value of a key as of now.
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        let rows = match &table {
-            Table::Meta => &self.shared.engine.meta,
-            Table::State => &self.shared.engine.state,
-            Table::Index => &self.shared.engine.index,
-            Table::Log(LogTable { rows }) => rows,
-        };
-        let value = rows.get(key).map_err(|source| Error::storage("read a record", source))?;
+        let value = self
+            .shared
+            .engine
+            .rows(&table)
+            .get(key)
+            .map_err(|source| Error::storage("read a record", source))?;
         Ok(value.map(Bytes::from))
     }
 
@@ -427,15 +479,12 @@ impl Store {
         prefix: [u8; 8],
         chosen: impl Fn(&[u8]) -> bool,
     ) -> Result<(), Error> {
-        let rows = match table {
-            Table::Meta => &self.shared.engine.meta,
-            Table::State => &self.shared.engine.state,
-            Table::Index => &self.shared.engine.index,
-            Table::Log(LogTable { rows }) => rows,
-        };
         let mut batch = Batch::new();
-        for row in rows.prefix(prefix) {
-            let key = row.key().map_err(|source| Error::storage("read keys", source))?;
+        for row in self.shared.engine.rows(table).prefix(prefix) {
+            let key = row.key().map_err(|source| match table {
+                Table::Index(group) => self.index_error(*group, source),
+                _ => Error::storage("read keys", source),
+            })?;
             if chosen(&key) {
                 batch.remove(table.clone(), key.into());
             }
@@ -459,7 +508,7 @@ impl Store {
             ..Config::in_dir("simulated")
         };
         let engine = Arc::new(Engine::on(Database::Simulated(disk.clone()), &config)?);
-        let queue = Arc::new(Queue::new(&config));
+        let queue = Arc::new(Queue::new(&config, CheckFile::default()));
         let last_round = last_round(&engine)?;
         let committer =
             Committer::new(&config, Arc::clone(&queue), Arc::clone(&engine), last_round, None, None);
@@ -470,11 +519,17 @@ impl Store {
             tables_dir: PathBuf::new(),
             purge_points: PurgePoints::default(),
             settles_in: Duration::ZERO,
+            check_file: CheckFile::default(),
             thread: Mutex::new(None),
             _lock: None,
             simulated: Some(Simulated { disk: disk.clone(), committer: Mutex::new(committer), observer }),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The machine ended without a sync.
+    pub fn doubt_logs(&self) -> Result<(), Error> {
+        boot::doubt(self).map(drop)
     }
 
     /// Completes when a batch waits to be written on a simulated disk.
@@ -545,6 +600,38 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A file that has the next start look at the tables of index rows. A simulated store has none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CheckFile(Option<PathBuf>);
+
+impl CheckFile {
+    fn is_there(&self) -> bool {
+        self.0.as_ref().is_some_and(|path| path.exists())
+    }
+
+    /// Returns whether it was not there before. A disk that refuses it refuses everything else, too.
+    pub(super) fn put(&self) -> bool {
+        !self.is_there() && self.0.as_ref().is_some_and(|path| File::create(path).is_ok())
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        std::fs::remove_file(path).map_err(|source| Error::path("remove", path, source))
+    }
+}
+
+fn renew_index(tables_dir: &Path, config: &Config) -> Result<(), Error> {
+    if let Some(renewed) = index_tables::renew(tables_dir, config)? {
+        tracing::warn!(
+            name: "index.replaced",
+            copied = renewed.copied,
+            applied_anew = renewed.applied_anew,
+            "a damaged table of index rows was replaced; replicas whose rows are lost apply their logs once more"
+        );
+    }
+    Ok(())
 }
 
 fn last_round(engine: &Engine) -> Result<u64, Error> {

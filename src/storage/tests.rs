@@ -304,6 +304,140 @@ fn a_damaged_table_is_reported_with_its_row_and_serves_nothing_corrupt() {
     assert!(matches!(outcome, Err(Error::Corrupt { group: GROUP, index: 3, .. })), "{outcome:?}");
 }
 
+/// Writes so many index rows of a group, each of a block's tenth.
+fn write_index(store: &Store, group: GroupId, rows: std::ops::Range<u64>) {
+    let mut batch = store.batch();
+    for offset in rows {
+        let detail = format!("{group}-{offset}-{}", "x".repeat(400)).into();
+        batch.put_index_row(group, &IndexRow { offset, index: offset + 1, append_time_ms: 1, detail });
+    }
+    store.commit_blocking(batch, Durability::Lazy).expect("written");
+}
+
+fn offsets(log: &Log) -> Vec<u64> {
+    log.index_from(0, usize::MAX).expect("rows").iter().map(|row| row.offset).collect()
+}
+
+/// A store with index rows of two groups in a file, of which one block of the first group is damaged.
+fn with_damaged_index(directory: &Path) -> Store {
+    let store = open(directory);
+    for group in [GROUP, OTHER] {
+        store.log(group).expect("a log");
+        write_index(&store, group, 0..100);
+        let mut batch = store.batch();
+        batch.put_checkpoint(group, 7, &b"checkpoint"[..]);
+        batch.put_snapshot(group, &b"snapshot"[..]);
+        store.commit_blocking(batch, Durability::Lazy).expect("written");
+    }
+    store.engine().index.of(GROUP).rotate_memtable_and_wait().expect("a file");
+    store.close().expect("closes");
+    assert_eq!(damage_tables(&directory.join("data/tables/keyspaces"), b"1/0-50-"), 1);
+    open(directory)
+}
+
+fn index_tables(store: &Store) -> Vec<String> {
+    store.engine().index.all().iter().map(|table| table.name().to_owned()).collect()
+}
+
+#[test]
+fn a_group_whose_index_rows_are_damaged_is_emptied_and_begins_in_another_table() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = with_damaged_index(directory.path());
+    let (log, other) = (store.log(GROUP).expect("a log"), store.log(OTHER).expect("a log"));
+    assert_eq!(log.verify_index(0, 10).expect("it is before the damage"), Some(10));
+    assert!(log.index_at(50).expect_err("it is damaged").is_damage());
+    assert!(log.verify_index(0, 100).expect_err("one is damaged").is_damage());
+    assert_eq!(offsets(&other), (0..100).collect::<Vec<_>>());
+
+    drop(log);
+    store.empty_group(GROUP, &b"v"[..], at(1)).expect("emptied");
+    let log = store.log(GROUP).expect("a log");
+    assert_eq!(log.index_at(u64::MAX).expect("no row"), None);
+    write_index(&store, GROUP, 0..10);
+    write_index(&store, OTHER, 100..110);
+
+    // The one before is replaced, and everything is in one table again.
+    drop((log, other));
+    for _ in 0..2 {
+        let image = crash_image(directory.path());
+        let reopened = open(image.path());
+        let (log, other) = (reopened.log(GROUP).expect("a log"), reopened.log(OTHER).expect("a log"));
+        assert_eq!(offsets(&log), (0..10).collect::<Vec<_>>());
+        assert_eq!(offsets(&other), (0..110).collect::<Vec<_>>());
+        assert_eq!(index_tables(&reopened), ["index.2"]);
+        drop((log, other));
+        reopened.close().expect("closes");
+        assert_eq!(index_tables(&open(image.path())), ["index.2"], "once is enough");
+    }
+    assert_eq!(index_tables(&store), ["index", "index.1"]);
+}
+
+#[test]
+fn a_group_whose_index_rows_are_lost_goes_on_from_its_snapshot() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = with_damaged_index(directory.path());
+    assert!(store.log(GROUP).expect("a log").index_at(50).is_err());
+    store.close().expect("closes");
+
+    let store = open(directory.path());
+    let (log, other) = (store.log(GROUP).expect("a log"), store.log(OTHER).expect("a log"));
+    assert_eq!((offsets(&log), log.checkpoint_at(u64::MAX).expect("a checkpoint")), (vec![], None));
+    assert_eq!(log.snapshot().expect("a snapshot").as_deref(), Some(&b"snapshot"[..]));
+    assert_eq!(offsets(&other), (0..100).collect::<Vec<_>>());
+    assert!(other.checkpoint_at(u64::MAX).expect("a checkpoint").is_some());
+    let third = store.log(GroupId::partition(2, 0)).expect("a log");
+    write_index(&store, third.group(), 0..3);
+    drop((log, other, third));
+    store.close().expect("closes");
+    let store = open(directory.path());
+    assert_eq!(offsets(&store.log(GroupId::partition(2, 0)).expect("a log")), [0, 1, 2]);
+    assert_eq!(index_tables(&store), ["index.1"]);
+}
+
+#[test]
+fn an_index_that_is_begun_anew_goes_on_from_the_snapshot_too() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = with_damaged_index(directory.path());
+    let lost = store.log(GROUP).expect("a log").index_at(50).expect_err("it is damaged");
+    assert!(matches!(lost, Error::IndexDamaged { group: GROUP }), "{lost:?}");
+    store.remake_index(GROUP).expect("begun");
+    let log = store.log(GROUP).expect("a log");
+    assert_eq!((offsets(&log), log.checkpoint_at(u64::MAX).expect("a checkpoint")), (vec![], None));
+    write_index(&store, GROUP, 0..5);
+    drop(log);
+
+    let image = crash_image(directory.path());
+    let reopened = open(image.path());
+    assert_eq!(offsets(&reopened.log(GROUP).expect("a log")), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_store_that_fails_where_it_merges_damaged_files_works_after_the_next_start() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = with_damaged_index(directory.path());
+    store.log(OTHER).expect("a log");
+    eventually("the damaged file is merged, and the store fails", || {
+        let mut batch = store.batch();
+        batch
+            .put_index_row(OTHER, &IndexRow { offset: 7, index: 8, append_time_ms: 1, detail: Bytes::new() });
+        let _ = store.commit_blocking(batch, Durability::Sync);
+        let _ = store.engine().index.of(OTHER).rotate_memtable();
+        std::thread::sleep(Duration::from_millis(10));
+        store.healthy().is_err()
+    });
+    drop(store);
+
+    let store = open(directory.path());
+    let other = store.log(OTHER).expect("a log");
+    assert_eq!(offsets(&other), (0..100).collect::<Vec<_>>());
+    for _ in 0..10 {
+        write_index(&store, OTHER, 0..3);
+        store.engine().index.of(OTHER).rotate_memtable_and_wait().expect("a file");
+    }
+    store.engine().index.of(OTHER).major_compact().expect("nothing is damaged");
+    store.healthy().expect("it works");
+}
+
 struct LogTableForTest(engine::Keyspace);
 
 fn table_of(store: &Store) -> LogTableForTest {

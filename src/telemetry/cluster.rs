@@ -31,7 +31,7 @@ pub struct ClusterLevels {
     pub offline: u64,
     /// Partitions that this broker leads and of which replicas do not keep up.
     pub under_replicated: u64,
-    /// Partitions whose replicas move.
+    /// Partitions whose replicas move, or wait until they can.
     pub moving: u64,
     /// Partitions that this broker leads although another one should.
     pub misplaced: u64,

@@ -54,7 +54,7 @@ struct Shared {
     tracer: Tracer,
     /// Batches of one produce stream that may await their commit.
     stream_window_batches: usize,
-    /// For answers to fetches that their clients have not read.
+    /// For answers that their clients have not read.
     fetched_room: Room,
     drain: CancellationToken,
 }

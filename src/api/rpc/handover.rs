@@ -32,6 +32,11 @@ impl Handover {
         self.lock().share = Some(share);
     }
 
+    /// Whether the call's answer has a share.
+    pub(super) fn has_share(&self) -> bool {
+        self.lock().share.is_some()
+    }
+
     /// Counts the answer that has a share, if there is one, to its connection.
     pub(super) fn is_of(&self, unread: &Unread) {
         let mut made = self.lock();

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
+use super::answers::Answers;
 use crate::api::status::Failure;
 use crate::broker::{Room, Share};
 use crate::telemetry::Metrics;
@@ -23,7 +24,7 @@ pub(super) const SMALL_BYTES: usize = 64 * 1024;
 /// have room from getting on: this must end.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 
-/// What messages of clients may cost. Clones share the room.
+/// What messages of clients, and answers to them, may cost. Clones share the room.
 #[derive(Clone)]
 pub(in crate::api) struct Limits {
     /// Length of the largest message.
@@ -32,6 +33,8 @@ pub(in crate::api) struct Limits {
     pub(in crate::api) room: Room,
     /// How long a message may take to get on.
     pub(in crate::api) timeout: Duration,
+    /// For what clients are answered.
+    pub(in crate::api) answers: Answers,
 }
 
 /// A request body whose messages are at most so large, find room and get on. Otherwise the call ends with a precise
@@ -307,7 +310,8 @@ mod tests {
     }
 
     fn limits(room: u64) -> Limits {
-        Limits { message_bytes_max: 1 << 20, room: Room::new(room), timeout: TIMEOUT }
+        let answers = Answers::new(Room::new(room), room);
+        Limits { message_bytes_max: 1 << 20, room: Room::new(room), timeout: TIMEOUT, answers }
     }
 
     /// The bytes of the next frame, or the call's failure.

@@ -1,6 +1,7 @@
-//! What every gRPC call gets: a server span, its metrics, a limit on its messages, an end at its deadline and when the
-//! broker drains.
+//! What every gRPC call gets: a server span, its metrics, a limit on its messages, room for its answer, an end at its
+//! deadline and when the broker drains.
 
+mod answers;
 mod deadline;
 mod handover;
 mod limit;
@@ -25,6 +26,8 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service as _;
 
+pub(super) use self::answers::Answers;
+use self::answers::{Admission, Waiting};
 pub(super) use self::deadline::Deadline;
 pub(super) use self::handover::Handover;
 pub(super) use self::limit::{Limited, Limits};
@@ -150,6 +153,8 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
             time_is_up: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.at().into()))),
             call: Some(Call::new(method, started, span, open, self.metrics.clone(), end)),
             unread: self.unread.clone(),
+            answers: self.limits.answers.clone(),
+            waiting: None,
         }
     }
 }
@@ -164,6 +169,9 @@ pub(super) struct Answer {
     time_is_up: Option<Pin<Box<Sleep>>>,
     call: Option<Call>,
     unread: Unread,
+    answers: Answers,
+    /// Set while there is no room for the answer.
+    waiting: Option<Waiting>,
 }
 
 impl Answer {
@@ -171,11 +179,31 @@ impl Answer {
         match Pin::new(&mut self.answer).poll(cx) {
             Poll::Ready(Ok(response)) => Poll::Ready(response),
             Poll::Ready(Err(never)) => match never {},
-            Poll::Pending => {
-                let Some(time_is_up) = &mut self.time_is_up else { return Poll::Pending };
-                ready!(time_is_up.as_mut().poll(cx));
-                Poll::Ready(status::deadline_exceeded(self.method.writes()).into_http())
+            Poll::Pending => self.poll_deadline(cx),
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let Some(time_is_up) = &mut self.time_is_up else { return Poll::Pending };
+        ready!(time_is_up.as_mut().poll(cx));
+        Poll::Ready(status::deadline_exceeded(self.method.writes()).into_http())
+    }
+
+    /// The answer, once there is room for it. Those to produced batches are small, and those of streams have their own bounds.
+    fn poll_with_room(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        if self.waiting.is_none() {
+            let response = ready!(self.poll_answer(cx));
+            if self.method.kind() != Kind::Unary {
+                return Poll::Ready(response);
             }
+            match self.answers.admit(response, self.method.writes(), cx) {
+                Admission::Given(response) => return Poll::Ready(response),
+                Admission::Waits(waiting) => self.waiting = Some(waiting),
+            }
+        }
+        match self.waiting.as_mut().map(|waiting| waiting.poll(cx)) {
+            Some(Poll::Ready(response)) => Poll::Ready(response),
+            _ => self.poll_deadline(cx),
         }
     }
 }
@@ -186,7 +214,7 @@ impl Future for Answer {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match self.foreign.take() {
             Some(response) => response,
-            None => ready!(self.poll_answer(cx)),
+            None => ready!(self.poll_with_room(cx)),
         };
         let call = self.call.take().expect("a future is not polled after it is ready");
         Poll::Ready(Ok(call.observe(response, &self.unread)))

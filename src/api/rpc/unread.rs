@@ -1,4 +1,4 @@
-//! Answers to fetches that a connection's client has not read.
+//! Large answers that a connection's client has not read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

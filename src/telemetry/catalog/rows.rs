@@ -272,7 +272,7 @@ rows! {
 
     CLUSTER_PARTITIONS = up_down("streambus.cluster.partition.count", "streambus_cluster_partitions", "{partition}")
         .labels(&["state"], 5)
-        .help("Number of partitions in states that call for attention, as this broker sees them: leaderless, offline and moving of the whole cluster, under_replicated and misplaced of those that it leads.")
+        .help("Number of partitions in states that call for attention, as this broker sees them: leaderless, offline and moving of the whole cluster, under_replicated and misplaced of those that it leads. Those count as moving, too, whose replicas are to leave a broker that is drained or was replaced and wait.")
         .moves(Cluster, "telemetry/cluster.rs", "Changes when brokers are lost or come back, when leaders change, and while replicas move.");
     PEER_CONNECTED = gauge("streambus.peer.connected", "streambus_peer_connected", "{peer}")
         .labels(&["peer"], PEERS_MAX)

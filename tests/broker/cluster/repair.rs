@@ -83,6 +83,19 @@ async fn damage(cluster: &mut Cluster, id: u64, in_order: bool) {
     cluster.restart(id).await;
 }
 
+/// Damages the block of a broker's table of index rows that has those of the topic.
+async fn damage_index(cluster: &mut Cluster, id: u64) {
+    cluster.stop(id).await;
+    let directory = cluster.data_dir(id);
+    damage::write_out(&directory, "index");
+    // How many bytes come before the batch, and its end: nothing else has these next to each other.
+    let before: u64 = (0..DAMAGED / 4).map(|number| noise(number).len() as u64).sum();
+    let row = [before.to_le_bytes(), (DAMAGED + 4).to_le_bytes()].concat();
+    damage::inflict(&directory, &row);
+    cluster.restart(id).await;
+    cluster.settled().await;
+}
+
 async fn repairs(cluster: &Cluster) -> f64 {
     let mut total = 0.0;
     for (_, broker) in cluster.running() {
@@ -223,6 +236,45 @@ async fn a_reader_gets_what_one_replica_has_lost_from_another_and_it_is_repaired
     repaired(&cluster).await;
     assert_eq!(logged(&cluster, "replica.damaged"), 1);
     has_everything(&cluster, victim).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_index_is_damaged_is_repaired_and_the_table_is_replaced_at_the_next_start() {
+    let mut cluster = filled(3, 3, &[("partition.verify_interval", "300ms")]).await;
+    cluster.create_topic("other", 1, 3).await;
+    append(cluster.broker(1), "other", 0, noise(0)).await;
+    let victim = cluster.leader(TOPIC, 0).await % 3 + 1;
+    damage_index(&mut cluster, victim).await;
+    eventually(PATIENCE, "it is noticed", async || (logged(&cluster, "index.damaged") == 1).then_some(()))
+        .await;
+    eventually(PATIENCE, "all are repaired", async || {
+        let status = cluster.status_at(victim).await?;
+        (repairs(&cluster).await >= 1.0 && status.problems.is_empty()).then_some(())
+    })
+    .await;
+    has_everything(&cluster, victim).await;
+
+    cluster.stop(victim).await;
+    cluster.restart(victim).await;
+    cluster.settled().await;
+    assert_eq!(cluster.broker(victim).events("index.replaced").len(), 1);
+    has_everything(&cluster, victim).await;
+    let records = read_soon(cluster.broker(victim), "other", 0, At::Earliest(())).await;
+    assert_eq!((records.error.as_ref(), offsets(&records)), (None, vec![0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_replica_makes_its_index_anew_from_its_log() {
+    let mut cluster = filled(3, 1, &[]).await;
+    let owner = cluster.leader(TOPIC, 0).await;
+    damage_index(&mut cluster, owner).await;
+    assert_eq!(cluster.broker(owner).events("index.remade").len(), 1);
+    has_everything(&cluster, owner).await;
+    cluster.kill(owner);
+    cluster.restart(owner).await;
+    cluster.settled().await;
+    assert_eq!(cluster.broker(owner).events("index.replaced").len(), 1);
+    has_everything(&cluster, owner).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,6 +55,27 @@ async fn partitions_without_a_majority_are_offline_wherever_they_move() {
     assert_eq!(offline_in_metrics(&cluster).await, Some(2.0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_wait_for_their_turn_to_move_are_moving_in_metrics_too() {
+    let mut cluster = Cluster::with(3, &[("cluster.moves_at_once", "1")]).await;
+    cluster.create_topic("moved", 3, 3).await;
+    cluster.settled().await;
+    // Where they go is not reached, so none of them arrives.
+    let fourth = cluster.grow().await;
+    cluster.kill(fourth);
+    cluster.client().await.admin().drain_broker(3, false).await.expect("known");
+    let moving = |problem: &&PartitionProblem| problem.kind == ProblemKind::Moving;
+    let waits = |problem: &PartitionProblem| problem.reason.contains("wait for their turn");
+    cluster
+        .until(1, "one moves, and the others wait", |status| {
+            let waiting = status.problems.iter().filter(moving).filter(|problem| waits(problem)).count();
+            (status.problems.iter().filter(moving).count(), waiting) == (3, 2)
+        })
+        .await;
+    let scrape = cluster.broker(1).scrape().await;
+    assert_eq!(scrape.get(&catalog::CLUSTER_PARTITIONS, &[("state", "moving")]), Some(3.0));
+}
+
 /// Waits until a broker is not ready, and gives the reason.
 async fn not_ready(cluster: &Cluster, id: u64) -> String {
     eventually(PATIENCE, &format!("broker {id} is not ready"), async || {

@@ -47,6 +47,20 @@ async fn unread(broker: &Endpoint) -> Streaming<v1::FetchResponse> {
     within("an answer", client.server_streaming(request, path, codec)).await.expect("served").into_inner()
 }
 
+/// Positions in a topic that does not exist, of which each is answered with an error of some 600 bytes.
+fn positions() -> v1::ListOffsetsRequest {
+    let position = v1::PartitionPosition {
+        topic: "x".repeat(249),
+        partition: 0,
+        position: Some(v1::Position { at: Some(At::Latest(())) }),
+    };
+    v1::ListOffsetsRequest { positions: vec![position; 1_000] }
+}
+
+async fn positions_of(broker: Endpoint) -> Result<usize, tonic::Status> {
+    Ok(broker.topics().await.list_offsets(positions()).await?.into_inner().offsets.len())
+}
+
 async fn fetched(broker: Endpoint) -> usize {
     let answer = broker.consume().await.fetch(fetch("orders", 0, At::Earliest(()))).await.expect("served");
     answer.into_inner().partitions[0].batches.len()
@@ -95,6 +109,49 @@ async fn who_never_reads_is_disconnected_when_others_need_the_room() {
     let mut first = unread(&broker).await;
     assert_eq!(within("an answer", fetched(*broker)).await, 1);
     assert!(within("the end", first.message()).await.is_err());
+    counted(&broker, &[("stalled", 1.0)]).await;
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn large_answers_of_any_call_wait_for_room_and_those_that_wait_are_bounded() {
+    let broker = with_noise(MIB, PATIENCE).await;
+    let mut first = unread(&broker).await;
+    let mut waiting = tokio::spawn(positions_of(*broker));
+    assert!(
+        tokio::time::timeout(MOMENT, &mut waiting).await.is_err(),
+        "the first answer has most of the room"
+    );
+
+    let refused = within("an answer", positions_of(*broker)).await.expect_err("too many wait");
+    let refusal = Refusal::from(refused);
+    let refusal = refusal.is(Code::ResourceExhausted, "BUSY").says("api.fetched_bytes_max");
+    assert!(refusal.advises_retry, "{refusal:?}");
+    let small = v1::ListTopicsRequest::default();
+    within("a small answer", broker.topics().await.list_topics(small)).await.expect("it needs no room");
+
+    within("the first answer", first.message()).await.expect("served").expect("an answer");
+    let found = within("the second one", waiting).await.expect("no panic");
+    assert_eq!(found.expect("answered"), 1_000);
+    assert_eq!(within("one more", positions_of(*broker)).await.expect("its room was given back"), 1_000);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_holds_room_whatever_the_call() {
+    let broker = with_noise(MIB, MOMENT).await;
+    let channel = Channel::from_shared(format!("http://{}", broker.grpc)).expect("an address");
+    let channel = channel.initial_stream_window_size(1_000).connect().await.expect("a connection");
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.expect("connected");
+    let codec = tonic_prost::ProstCodec::<v1::ListOffsetsRequest, v1::ListOffsetsResponse>::default();
+    let path = "/streambus.v1.TopicService/ListOffsets".parse().expect("a path");
+    let answer = within("a head", client.server_streaming(Request::new(positions()), path, codec)).await;
+    let mut answer = answer.expect("served").into_inner();
+
+    // Others need the room, so who does not read is disconnected.
+    assert_eq!(within("another one", positions_of(*broker)).await.expect("answered"), 1_000);
+    assert!(within("the end", answer.message()).await.is_err());
     counted(&broker, &[("stalled", 1.0)]).await;
     broker.stop().await;
 }

@@ -18,6 +18,13 @@ pub fn find_in_tables(directory: &Path, bytes: &[u8]) -> Option<(PathBuf, usize)
     })
 }
 
+/// Has the store of a broker that does not run write a table out of memory, as happens after a while.
+pub fn write_out(directory: &Path, table: &str) {
+    let database = fjall::Database::builder(directory.join("tables")).open().expect("the store's tables");
+    let rows = database.keyspace(table, fjall::KeyspaceCreateOptions::default).expect("a table");
+    rows.rotate_memtable_and_wait().expect("written");
+}
+
 /// Turns a byte of what a table holds around; it must be in one.
 #[track_caller]
 pub fn inflict(directory: &Path, bytes: &[u8]) {
