@@ -1,7 +1,8 @@
 //! The store as its users see it: order, durability, damage, retention.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fjall::AbstractTree as _;
 
+use super::engine::Engine;
 use super::*;
 
 const GROUP: GroupId = GroupId::partition(1, 0);
@@ -39,27 +41,46 @@ fn at(index: u64) -> Position {
 
 /// What a process that is killed now would leave behind.
 fn crash_image(directory: &Path) -> tempfile::TempDir {
-    let image = tempfile::tempdir().expect("a temporary directory");
-    copy(directory, image.path());
-    image
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        // The engine's threads may begin and remove files meanwhile, and a copy is not made at once as a crash is.
+        let before = names(directory);
+        let image = tempfile::tempdir().expect("a temporary directory");
+        let copied = copy(directory, image.path());
+        if copied.is_ok() && names(directory) == before {
+            return image;
+        }
+        assert!(Instant::now() < deadline, "the files do not come to rest: {copied:?}");
+    }
 }
 
-fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let entry = entry.expect("an entry");
+/// The files below a directory; those that are removed meanwhile may be missing.
+fn names(directory: &Path) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names = BTreeSet::new();
+    for path in entries.map(|entry| entry.path()) {
+        if path.is_dir() {
+            names.append(&mut self::names(&path));
+        }
+        names.insert(path);
+    }
+    names
+}
+
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            std::fs::create_dir(&target).expect("a new directory");
-            copy(&entry.path(), &target);
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy(&entry.path(), &target)?;
         } else {
             // Without the holes of preallocated journals, which are 64 MiB of zeros.
-            std::fs::write(&target, journal::read_data(&entry.path()).expect("a file"))
-                .expect("a copied file");
-            let length = entry.metadata().expect("its length").len();
-            let file = std::fs::OpenOptions::new().write(true).open(&target).expect("the copied file");
-            file.set_len(length).expect("the length of the copied file");
+            std::fs::write(&target, journal::read_data(&entry.path())?)?;
+            std::fs::OpenOptions::new().write(true).open(&target)?.set_len(entry.metadata()?.len())?;
         }
     }
+    Ok(())
 }
 
 fn newest_journal(directory: &Path) -> std::path::PathBuf {
@@ -595,6 +616,38 @@ fn deleting_a_group_leaves_nothing_of_it_and_all_of_the_others() {
     let other = reopened.log(OTHER).expect("a log");
     assert_eq!(other.committed().expect("a position"), Some(at(1)));
     assert_eq!(payloads(&other, 1, 2).len(), 1);
+}
+
+/// The engine has a queue for 1,000 tables whose memory is to be written, and fills it before anybody takes from it.
+#[test]
+#[ignore = "takes a minute to make the tables"]
+fn more_tables_than_the_engine_has_room_for_in_its_queue_are_recovered() {
+    const TABLES: u32 = 1_010;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let engine = Engine::open(directory.path(), &Config::default()).expect("the engine opens");
+    let table = |number| engine.log_table(GroupId::partition(1, number)).expect("a table");
+    for number in 0..TABLES {
+        table(number).rows.insert("row", "value").expect("a row is written");
+    }
+    // Enough for the engine to begin another journal when it writes a table.
+    let large = table(TABLES);
+    for number in 0_u32..17 {
+        large.rows.insert(number.to_be_bytes(), vec![7; 4 << 20]).expect("a row is written");
+    }
+    engine.begin_file(&large).expect("begun");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while large.rows.sealed_memtable_count() > 0 {
+        assert!(Instant::now() < deadline, "the table is not written");
+        std::thread::yield_now();
+    }
+
+    let image = crash_image(directory.path());
+    let (opened, open) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let engine = Engine::open(image.path(), &Config::default()).expect("the engine opens again");
+        opened.send(engine.partitions().len())
+    });
+    assert_eq!(open.recv_timeout(Duration::from_secs(60)), Ok(TABLES as usize + 1));
 }
 
 #[test]
