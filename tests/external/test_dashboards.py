@@ -36,6 +36,7 @@ QUIET = [
     "streambus_control_overrides",
     "streambus_telemetry_overflowing_metrics",
     "streambus_telemetry_observer_panics_total",
+    "streambus_log_lines_dropped_total",
     "streambus_storage_errors_total",
     "streambus_replica_repairs_total",
     'level="error"',
