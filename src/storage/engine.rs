@@ -1,7 +1,7 @@
 //! The embedded engine: its tables, their settings, and the bounds on what it keeps in memory.
 //!
 //! A partition's log has a table of its own, whose keys only grow: compaction moves files instead of rewriting them, and
-//! retention drops whole files. Everything else shares four tables.
+//! retention drops whole files. Everything else shares a few tables.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, VecDeque};
