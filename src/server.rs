@@ -51,6 +51,10 @@ pub enum Error {
     /// A task that the broker cannot do without has panicked; the log says which.
     #[error("a critical task failed; see the log")]
     TaskFailed,
+    /// The disk or the engine failed at a write. What has not been acknowledged may be lost, what has been is there at the
+    /// next start, and nothing can be written before it.
+    #[error("the store failed, and works again only after a start, which looks at what is on the disk")]
+    StoreFailed(#[source] storage::Error),
     /// A signal handler cannot be set up.
     #[error("signals cannot be watched")]
     Signals(#[source] std::io::Error),
@@ -194,11 +198,13 @@ impl Server {
         );
     }
 
-    /// Completes when a task has panicked that the broker cannot do without.
-    pub async fn failed(&self) {
+    /// Completes when the broker cannot do its work any more, with the reason: a task has panicked that it cannot do
+    /// without, or its store failed. Who supervises the process starts it again.
+    pub async fn failed(&self) -> Error {
         tokio::select! {
-            () = self.tasks.failed() => {}
-            () = self.ports.failed() => {}
+            () = self.tasks.failed() => Error::TaskFailed,
+            () = self.ports.failed() => Error::TaskFailed,
+            failure = self.store.failed() => Error::StoreFailed(failure),
         }
     }
 
@@ -243,7 +249,7 @@ async fn hand_over_what_comes(broker: &Broker) -> std::convert::Infallible {
     }
 }
 
-/// Runs a broker until SIGTERM or SIGINT, and drains it then. A second signal ends the process at once. `warnings` of
+/// Runs a broker until SIGTERM or SIGINT, or until it cannot go on, and drains it then. A second signal ends the process at once. `warnings` of
 /// the configuration are logged once there is a log.
 ///
 /// # Errors
@@ -270,16 +276,16 @@ pub async fn run(config: Config, warnings: &[String]) -> Result<(), Error> {
         warn!(name: "config.no_effect", target: telemetry::NOTICE, "{warning}");
     }
     let failed = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-        () = server.failed() => true,
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        failure = server.failed() => Some(failure),
     };
     tokio::select! {
         () = server.stop() => {}
         _ = terminate.recv() => end_at_once(),
         _ = interrupt.recv() => end_at_once(),
     }
-    if failed { Err(Error::TaskFailed) } else { Ok(()) }
+    failed.map_or(Ok(()), Err)
 }
 
 fn end_at_once() -> ! {

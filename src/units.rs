@@ -239,6 +239,50 @@ pub mod size {
     }
 }
 
+/// `#[serde(with = "crate::units::size_or_auto")]` for an optional number of bytes. `"auto"` stands for `None`.
+pub mod size_or_auto {
+    use super::{ByteSize, Deserializer, Serialize, Serializer, SizeVisitor, Visitor, de, fmt};
+
+    /// Writes the shortest exact form, or `auto`.
+    pub fn serialize<S: Serializer>(bytes: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match bytes {
+            Some(bytes) => ByteSize(*bytes).serialize(serializer),
+            None => serializer.serialize_str("auto"),
+        }
+    }
+
+    /// Reads a number of bytes, a text with a unit, or `auto`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        deserializer.deserialize_any(SizeOrAuto)
+    }
+
+    struct SizeOrAuto;
+
+    impl Visitor<'_> for SizeOrAuto {
+        type Value = Option<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            SizeVisitor.expecting(f)?;
+            f.write_str(", or \"auto\"")
+        }
+
+        fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Option<u64>, E> {
+            Ok(Some(bytes))
+        }
+
+        fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Option<u64>, E> {
+            SizeVisitor.visit_i64(bytes).map(|size| Some(size.0))
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<u64>, E> {
+            if text == "auto" {
+                return Ok(None);
+            }
+            text.parse::<ByteSize>().map(|size| Some(size.0)).map_err(E::custom)
+        }
+    }
+}
+
 /// `#[serde(with = "crate::units::duration")]` for a [`Duration`]. Accepts `"250ms"`, not a bare number, whose unit
 /// nobody could know.
 pub mod duration {
@@ -328,6 +372,29 @@ mod tests {
     fn sizes_that_mean_nothing_are_refused() {
         for text in ["", "KiB", "12M", "1.5", "-1", "1..5KiB", "1.KiB", "99999999999TiB", "5 parsecs"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_may_be_left_to_the_program_are_read_and_printed() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Settings {
+            #[serde(with = "size_or_auto")]
+            size: Option<u64>,
+        }
+        for (text, size, printed) in [
+            ("'auto'", None, "auto"),
+            ("4096", Some(4096), "4KiB"),
+            ("'64KiB'", Some(65_536), "64KiB"),
+            ("0", Some(0), "0"),
+        ] {
+            let settings = toml::from_str::<Settings>(&format!("size = {text}")).expect(text);
+            assert_eq!(settings, Settings { size });
+            assert_eq!(toml::to_string(&settings).expect(text), format!("size = \"{printed}\"\n"));
+        }
+        for text in ["-1", "'Auto'", "true", "'12 parsecs'"] {
+            let error = toml::from_str::<Settings>(&format!("size = {text}")).expect_err(text).to_string();
+            assert!(error.contains("size"), "{error}");
         }
     }
 

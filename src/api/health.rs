@@ -43,28 +43,31 @@ pub(super) fn not_started(health: &Health) -> Option<&str> {
 /// Makes the health service, with every service not serving yet.
 pub(super) async fn service() -> (HealthReporter, HealthServer<impl HealthProtocol>) {
     let reporter = HealthReporter::new();
-    report(&reporter, Statuses::NONE).await;
+    set(&reporter, &SERVICES, Statuses::NONE.serving).await;
+    set(&reporter, &[grpc::PRODUCE], Statuses::NONE.writable).await;
     let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
     (reporter, server)
 }
 
 /// Keeps the service's answers up to date until the broker stops or `drain` is cancelled; then nothing serves any
-/// more. Cancels `told` once the watchers of a drained server can see that.
+/// more. Who watches is told changes only: the reporter would repeat a status that is set again. Cancels `told` once
+/// the watchers of a drained server can see that it serves no more.
 pub(super) async fn follow(
     reporter: HealthReporter,
     mut health: watch::Receiver<Health>,
     drain: CancellationToken,
     told: CancellationToken,
 ) {
+    let mut reported = Statuses::NONE;
     loop {
         let statuses = Statuses::of(&health.borrow_and_update());
-        report(&reporter, statuses).await;
+        reported = report(&reporter, reported, statuses).await;
         tokio::select! {
             () = drain.cancelled() => break,
             changed = health.changed() => if changed.is_err() { break },
         }
     }
-    report(&reporter, Statuses::NONE).await;
+    report(&reporter, reported, Statuses::NONE).await;
     drain.cancelled().await;
     told.cancel();
 }
@@ -84,11 +87,20 @@ impl Statuses {
     }
 }
 
-async fn report(reporter: &HealthReporter, statuses: Statuses) {
-    for service in SERVICES {
-        reporter.set_service_status(service, status(statuses.serving)).await;
+async fn report(reporter: &HealthReporter, before: Statuses, now: Statuses) -> Statuses {
+    if now.serving != before.serving {
+        set(reporter, &SERVICES, now.serving).await;
     }
-    reporter.set_service_status(grpc::PRODUCE, status(statuses.writable)).await;
+    if now.writable != before.writable {
+        set(reporter, &[grpc::PRODUCE], now.writable).await;
+    }
+    now
+}
+
+async fn set(reporter: &HealthReporter, services: &[&str], serves: bool) {
+    for service in services {
+        reporter.set_service_status(service, status(serves)).await;
+    }
 }
 
 fn status(serving: bool) -> ServingStatus {
@@ -97,6 +109,8 @@ fn status(serving: bool) -> ServingStatus {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn health(phase: Phase) -> Health {
@@ -134,6 +148,40 @@ mod tests {
                 .unwrap()
                 .contains("leaders")
         );
+    }
+
+    #[tokio::test]
+    async fn who_watches_is_told_changes_only() {
+        use tokio_stream::StreamExt;
+        use tonic::Request;
+        use tonic_health::pb::HealthCheckRequest;
+        use tonic_health::pb::health_check_response::ServingStatus as Told;
+
+        let (health, seen) = watch::channel(health(Phase::Running));
+        let (drain, told) = (CancellationToken::new(), CancellationToken::new());
+        let reporter = HealthReporter::new();
+        set(&reporter, &SERVICES, false).await;
+        set(&reporter, &[grpc::PRODUCE], false).await;
+        let service = HealthService::from_health_reporter(reporter.clone());
+        let following = tokio::spawn(follow(reporter, seen, drain.clone(), told.clone()));
+        let request = HealthCheckRequest { service: grpc::PRODUCE.to_owned() };
+        let mut watch = service.watch(Request::new(request)).await.expect("a known service").into_inner();
+        let mut next = async || watch.next().await.expect("open").expect("a status").status();
+        while next().await != Told::Serving {}
+        // One reason after the other, then a drain that the phase tells of as well: each status once.
+        for reason in ["a", "b", "c"] {
+            health.send_modify(|health| health.storage = Check::Failing { reason: reason.to_owned() });
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(next().await, Told::NotServing);
+        health.send_modify(|health| health.storage = Check::Ok);
+        assert_eq!(next().await, Told::Serving);
+        health.send_modify(|health| health.phase = Phase::Draining);
+        assert_eq!(next().await, Told::NotServing);
+        drain.cancel();
+        told.cancelled().await;
+        following.await.expect("no panic");
+        assert!(tokio::time::timeout(Duration::ZERO, next()).await.is_err(), "nothing changed");
     }
 
     #[test]

@@ -246,7 +246,7 @@ fn check_storage(open: &Open) -> Check {
         Err(full @ storage::Error::DiskFull { .. }) => {
             Check::failing(format!("{full}; delete topics or records, shorten retention, or grow the disk"))
         }
-        Err(error) => Check::failing(format!("{error}; look at the log and restart the broker")),
+        Err(error) => Check::failing(format!("{error}; the broker ends, to be started again")),
     }
 }
 

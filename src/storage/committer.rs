@@ -180,6 +180,7 @@ impl Queue {
             // The engine's own threads end when they are to merge a file that is damaged, and do not say which.
             self.check_file.put();
             tracing::error!(
+                name: "storage.failed",
                 error = error as &dyn std::error::Error,
                 "the store failed; no more writes are accepted"
             );

@@ -50,9 +50,10 @@ pub struct Config {
     /// larger tables when many partitions are written at once.
     #[serde(with = "crate::units::size")]
     pub write_buffer_bytes: u64,
-    /// Rows of one group in memory before they become a table, in bytes.
-    #[serde(with = "crate::units::size")]
-    pub table_bytes: u64,
+    /// Rows of one group in memory before they become a table, in bytes; `None` stands for what suits `sync`, see
+    /// [`Config::table_bytes`].
+    #[serde(with = "crate::units::size_or_auto")]
+    pub table_bytes: Option<u64>,
     /// Journal files on disk, in bytes; at least 64 MiB. All of it is replayed on start after a crash, at 1 to 2 GB/s. Much
     /// less than twice `write_buffer_bytes` makes small tables when many partitions are written at once: a journal goes
     /// only when everything in it is in tables.
@@ -78,6 +79,17 @@ impl Config {
         Self { data_dir: data_dir.into(), ..Self::default() }
     }
 
+    /// Rows of one group in memory before they become a table, in bytes. By itself 8 MiB with `sync = "always"`, where
+    /// each sync waits for the table that is written at the time, and so do all whom it is to acknowledge; 32 MiB with
+    /// `sync = "interval"`, where nobody waits for a sync and larger tables cost less.
+    #[must_use]
+    pub fn table_bytes(&self) -> u64 {
+        self.table_bytes.unwrap_or(match self.sync {
+            Sync::Always => 8 * MIB,
+            Sync::Interval => 32 * MIB,
+        })
+    }
+
     /// Every setting that is out of range, by name, with what is wrong.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, String)> {
@@ -88,7 +100,7 @@ impl Config {
             }
         };
         at_least("journal_bytes", self.journal_bytes, 64 * MIB);
-        at_least("table_bytes", self.table_bytes, MIB);
+        at_least("table_bytes", self.table_bytes(), MIB);
         at_least("write_buffer_bytes", self.write_buffer_bytes, 4 * MIB);
         at_least("commit_queue_bytes", self.commit_queue_bytes, MIB);
         at_least("round_bytes", self.round_bytes, 64 * 1024);
@@ -112,7 +124,7 @@ impl Default for Config {
             reserve_bytes: 512 * MIB,
             cache_bytes: 32 * MIB,
             write_buffer_bytes: 320 * MIB,
-            table_bytes: 32 * MIB,
+            table_bytes: None,
             journal_bytes: 640 * MIB,
             commit_queue_bytes: 64 * MIB,
             round_bytes: 16 * MIB,
@@ -138,6 +150,15 @@ mod tests {
         let names: Vec<_> = config.problems().into_iter().map(|(name, _)| name).collect();
 
         assert_eq!(names, ["journal_bytes", "round_bytes", "sync_interval"]);
+    }
+
+    #[test]
+    fn tables_are_small_where_syncs_are_waited_for_unless_told_otherwise() {
+        let table_bytes = |text: &str| toml::from_str::<Config>(text).expect("settings").table_bytes();
+        assert_eq!(table_bytes(""), 8 * MIB);
+        assert_eq!(table_bytes("sync = \"interval\""), 32 * MIB);
+        assert_eq!(table_bytes("table_bytes = \"16MiB\""), 16 * MIB);
+        assert_eq!(table_bytes("sync = \"interval\"\ntable_bytes = \"16MiB\""), 16 * MIB);
     }
 
     #[test]

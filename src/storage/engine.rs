@@ -35,6 +35,8 @@ const JOURNAL_FILE_BYTES: u64 = 64 * 1024 * 1024;
 const MEMORY_POLL: Duration = Duration::from_millis(1);
 /// Tables waiting in memory per group before writers wait. At 4 the engine itself waits, in steps of 100 ms.
 const SEALED_MAX: usize = 3;
+/// No full file of a group is begun while this many wait to be written.
+const WAITING_FILES_MAX: usize = 2;
 /// A table is written early to free space only if that frees at least this share of a full one.
 const RECLAIMABLE_SHARE: u64 = 8;
 
@@ -98,7 +100,7 @@ impl Engine {
                 .map_err(|source| Error::storage("open a shared table", source))
         };
         let system_log = database
-            .keyspace(keys::SYSTEM_LOG, || log_rows(config.table_bytes))
+            .keyspace(keys::SYSTEM_LOG, log_rows)
             .map_err(|source| Error::storage("open a shared table", source))?;
         let state = small(keys::STATE)?;
         let engine = Self {
@@ -107,7 +109,7 @@ impl Engine {
             state,
             system_log,
             partitions: Mutex::default(),
-            table_bytes: config.table_bytes,
+            table_bytes: config.table_bytes(),
             write_buffer_bytes: config.write_buffer_bytes,
             unwritten: Mutex::default(),
             journal_bytes: config.journal_bytes,
@@ -134,7 +136,7 @@ impl Engine {
         }
         let rows = self
             .database
-            .keyspace(&keys::partition_table(group), || log_rows(self.table_bytes))
+            .keyspace(&keys::partition_table(group), log_rows)
             .map_err(|source| Error::storage("open a partition's table", source))?;
         let table = LogTable { rows };
         partitions.insert(group, table.clone());
@@ -276,10 +278,16 @@ impl Engine {
     /// Writes batches as one atomic unit, to the operating system.
     pub fn write<'a>(&self, batches: impl Iterator<Item = &'a Batch>, round: Round) -> Result<(), Error> {
         let mut unit = self.database.batch().durability(Some(PersistMode::Buffer));
+        let mut grown: Vec<&LogTable> = Vec::new();
         for op in batches.flat_map(|batch| &batch.ops) {
             match op {
                 Op::Put { table, key, value } => {
                     unit.insert(&self.rows(table), key.clone(), value.clone());
+                    if let Table::Log(log) = table
+                        && grown.last().is_none_or(|last| last.rows.name() != log.rows.name())
+                    {
+                        grown.push(log);
+                    }
                 }
                 Op::Remove { table, key } => unit.remove(&self.rows(table), key.clone()),
                 Op::RemoveLogFrom { group, log, index } => {
@@ -290,7 +298,23 @@ impl Engine {
             }
         }
         unit.insert(&self.meta, keys::ROUND, &round.encode()[..]);
-        unit.commit().map_err(|source| Error::storage("write to the journal", source))
+        unit.commit().map_err(|source| Error::storage("write to the journal", source))?;
+        grown.into_iter().try_for_each(|log| self.begin_full_file(log))
+    }
+
+    /// Begins a new file of a log's table if enough is in memory for one. While earlier ones still wait to be written,
+    /// memory grows instead: the next file is larger, and nobody waits. The engine would do neither, and remembers for
+    /// ever how large its files were to be when a table was made.
+    fn begin_full_file(&self, log: &LogTable) -> Result<(), Error> {
+        #[cfg(test)]
+        if log.rows.is_simulated() {
+            return Ok(());
+        }
+        let full = log.rows.tree.active_memtable().size() >= self.table_bytes;
+        if full && log.rows.sealed_memtable_count() < WAITING_FILES_MAX {
+            self.begin_file(log)?;
+        }
+        Ok(())
     }
 
     /// Forces everything written so far to the disk.
@@ -473,10 +497,10 @@ impl Unwritten {
 }
 
 /// Large rows, written once, read in order: no filters, no compression (payloads are compressed by producers or not at
-/// all).
-fn log_rows(table_bytes: u64) -> KeyspaceCreateOptions {
+/// all). When a file is begun is [`Engine`]'s to say.
+fn log_rows() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
-        .max_memtable_size(table_bytes)
+        .max_memtable_size(u64::MAX)
         .manual_journal_persist(true)
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
         .data_block_compression_policy(CompressionPolicy::disabled())
@@ -528,6 +552,44 @@ mod tests {
         until_written(&table.rows);
         memory.look(&table.rows);
         assert_eq!(memory.bytes(), second);
+    }
+
+    #[test]
+    fn files_are_begun_as_large_as_is_configured_now_and_none_while_two_wait() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let open = |table_bytes: u64| {
+            let config = Config { table_bytes: Some(table_bytes), ..Config::default() };
+            Engine::open(directory.path(), &config).expect("the engine opens")
+        };
+        let group = GroupId::partition(1, 0);
+        let mut round = 0;
+        let mut write = |engine: &Engine, bytes: usize| {
+            let log = engine.log_table(group).expect("a table");
+            round += 1;
+            let mut batch = Batch::new();
+            batch.put(Table::Log(log), keys::log_row(group, round), vec![7; bytes].into());
+            engine.write(std::iter::once(&batch), Round { number: round, synced: 0 }).expect("written");
+        };
+        let rows = |engine: &Engine| engine.log_table(group).expect("a table").rows;
+        let engine = open(32 << 20);
+        write(&engine, 2 << 20);
+        assert_eq!((rows(&engine).sealed_memtable_count(), rows(&engine).table_count()), (0, 0));
+        drop(engine);
+
+        let engine = open(1 << 20);
+        let rows = rows(&engine);
+        // Held back, so that what is begun waits.
+        let held = rows.tree.get_flush_lock();
+        for (waiting, growing) in [(1, 0), (2, 0), (2, 1), (2, 2)] {
+            write(&engine, 1 << 20);
+            let found = (rows.sealed_memtable_count(), rows.tree.active_memtable().size() >> 20);
+            assert_eq!(found, (waiting, growing));
+        }
+        drop(held);
+        until_written(&rows);
+        write(&engine, 1);
+        until_written(&rows);
+        assert_eq!(rows.tree.active_memtable().size(), 0, "what has grown is written at the next chance");
     }
 
     #[test]

@@ -529,7 +529,7 @@ fn purging_hides_rows_at_once_and_frees_disk_space() {
 fn what_a_purge_leaves_in_memory_and_in_the_newest_file_is_reclaimed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store =
-        Store::open(&Config { table_bytes: 1 << 20, ..config(directory.path()) }, None).expect("open");
+        Store::open(&Config { table_bytes: Some(1 << 20), ..config(directory.path()) }, None).expect("open");
     let log = store.log(GROUP).expect("a log");
     let payload = vec![7; 100_000];
     for index in 1..=30 {

@@ -376,6 +376,40 @@ async fn a_second_sigterm_ends_the_process_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_whose_store_fails_ends_and_has_everything_after_the_next_start() {
+    let settings = [("storage.table_bytes", "1MiB"), ("server.drain_timeout", "1s")];
+    let mut broker = Process::start(&settings).await;
+    broker.create_topic("orders", 1).await;
+    let mut acknowledged = 0;
+    let mut produce_client = broker.produce().await;
+    let mut put =
+        async |seed: u64| produce_client.produce(produce("orders", 0, batch::noise(seed, 1, 60_000))).await;
+    put(acknowledged).await.expect("committed");
+    acknowledged += 1;
+    // The next table cannot be written: its directory is not there.
+    let tables = broker.data_dir().join("tables/keyspaces");
+    let aside = broker.data_dir().join("aside");
+    std::fs::rename(&tables, &aside).expect("moved away");
+    let deadline = Instant::now() + PATIENCE;
+    while put(acknowledged).await.is_ok() {
+        acknowledged += 1;
+        assert!(Instant::now() < deadline, "the store does not fail");
+    }
+    let ended = broker.ended(PATIENCE).await;
+    assert_eq!(ended.code(), Some(1));
+    assert_eq!(broker.events("storage.failed").len(), 1);
+    assert_eq!(broker.events("broker.stopped").len(), 1, "in order");
+    let last = "works again only after a start";
+    eventually(PATIENCE, "it says why", async || broker.said().contains(last).then_some(())).await;
+    std::fs::rename(&aside, &tables).expect("moved back");
+
+    let broker = broker.kill().start().await;
+    let found = read_all(&broker, "orders", 0).await;
+    assert!(found.len() as u64 >= acknowledged, "{} of {acknowledged}", found.len());
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_broker_starts_and_stops_quickly() {
     let started = Instant::now();
     let mut broker = Process::start(&[]).await;

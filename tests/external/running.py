@@ -102,6 +102,15 @@ class Program:
         self._process.stderr.close()
         return code
 
+    def ended(self, deadline=DEADLINE_SECONDS):
+        """Waits for the process to end by itself, and gives the exit code."""
+        try:
+            code = self._process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the process did not end within {deadline} s") from None
+        self._reader.join(deadline)
+        return code
+
     def kill(self):
         """Ends the process with SIGKILL."""
         self._process.kill()

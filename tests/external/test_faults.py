@@ -217,11 +217,16 @@ class Faults(unittest.TestCase):
         self.needs_network()
         victim = self.brokers.controller()
         ballast = self.ballast(victim)
-        with self.under_load("the disk of a broker is filled to the last byte; it is started again") as clients:
+        with self.under_load("the disk of a broker is filled to the last byte; it ends, and is started again") as clients:
+            # From now on it may be gone.
+            broker = self.brokers.running.pop(victim)
+            self.addCleanup(broker.kill)
             self.fill(ballast, 0)
             self.last(clients)
+            self.assertEqual(broker.program.ended(), 1)
+            self.assertIn("No space left on device", broker.program.lines[-1])
+            broker.kill()
             ballast.unlink()
-            self.brokers.kill(victim)
             self.brokers.start(victim)
 
     def ballast(self, number):

@@ -18,7 +18,7 @@ const BATCHES: u64 = 12;
 async fn filled() -> TestBroker {
     let broker = TestBroker::with(|config| {
         config.partition.retention_interval = Duration::from_millis(50);
-        config.storage.table_bytes = MIB;
+        config.storage.table_bytes = Some(MIB);
         // Entries go up to a checkpoint.
         config.raft.checkpoint_bytes = MIB;
         // Durability is not at stake here.
@@ -151,7 +151,7 @@ async fn records_younger_than_the_retention_stay() {
 #[tokio::test]
 async fn topics_deleted_while_their_tables_are_written_leave_the_store_working() {
     let broker = TestBroker::with(|config| {
-        config.storage.table_bytes = MIB;
+        config.storage.table_bytes = Some(MIB);
         config.storage.sync = streambus::storage::Sync::Interval;
     })
     .await;

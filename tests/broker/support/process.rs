@@ -161,6 +161,11 @@ impl Process {
         self.lines.all().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Everything that it has written to standard error.
+    pub fn said(&self) -> String {
+        self.lines.joined()
+    }
+
     /// Whether standard error is read. If it is not, the process can soon write no more to it.
     pub fn read_log(&self, reads: bool) {
         self.lines.pause(!reads);
