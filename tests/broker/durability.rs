@@ -380,12 +380,13 @@ async fn a_broker_whose_store_fails_ends_and_has_everything_after_the_next_start
     let settings = [("storage.table_bytes", "1MiB"), ("server.drain_timeout", "1s")];
     let mut broker = Process::start(&settings).await;
     broker.create_topic("orders", 1).await;
-    let mut acknowledged = 0;
+    let value = |number: u64| format!("{number} {}", "x".repeat(60_000));
     let mut produce_client = broker.produce().await;
-    let mut put =
-        async |seed: u64| produce_client.produce(produce("orders", 0, batch::noise(seed, 1, 60_000))).await;
-    put(acknowledged).await.expect("committed");
-    acknowledged += 1;
+    let mut put = async |number: u64| {
+        produce_client.produce(produce("orders", 0, batch::values([value(number)]))).await
+    };
+    put(0).await.expect("committed");
+    let mut acknowledged = 1;
     // The next table cannot be written: its directory is not there.
     let tables = broker.data_dir().join("tables/keyspaces");
     let aside = broker.data_dir().join("aside");
@@ -406,6 +407,9 @@ async fn a_broker_whose_store_fails_ends_and_has_everything_after_the_next_start
     let broker = broker.kill().start().await;
     let found = read_all(&broker, "orders", 0).await;
     assert!(found.len() as u64 >= acknowledged, "{} of {acknowledged}", found.len());
+    assert!(
+        found.iter().zip(0..).all(|((offset, read), number)| *offset == number && *read == value(number))
+    );
     broker.stop().await;
 }
 
