@@ -237,13 +237,17 @@ class Faults(unittest.TestCase):
 
     @staticmethod
     def fill(ballast, leave):
-        """Takes all room but so many bytes."""
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
-            room = os.statvfs(ballast.parent)
-            os.posix_fallocate(file.fileno(), 0, max(room.f_bavail * room.f_frsize - leave, 1))
-            while leave == 0:
-                file.write(bytes(4096))
-                file.flush()
+        """Takes all room but so many bytes, in pieces: who is refused a piece gets nothing of it, and brokers take room, too."""
+
+        def room():
+            found = os.statvfs(ballast.parent)
+            return found.f_bavail * found.f_frsize
+
+        with ballast.open("wb") as file:
+            for piece in (1 << 24, 1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while room() - leave >= piece or leave == 0:
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
 
     def health(self, number):
         """What a broker says of its health."""
