@@ -72,7 +72,9 @@
 //!
 //! A record that is sent while a sampled span is current gets a `send` span and, unless it has one, a `traceparent`
 //! header with that span's context. A record that brings a sampled `traceparent` of its own keeps it; its `send` span
-//! links to it. Without either there is no span and the cost is one look at the current context.
+//! links to it. Without either there is no span and the cost is one look at the current context. A `send` span that took long says
+//! why: `streambus.send.resend_count` is how often the record's batch was sent again, and `streambus.send.held_up_by` what
+//! failed, as in `error.type`, be it this batch or one that must come before it.
 
 mod admin;
 mod backoff;

@@ -363,6 +363,16 @@ impl Polling {
     }
 }
 
+/// What a `send` span says of the time that it took, if the batch did not just go to the broker and was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Way {
+    /// How often the batch was sent again.
+    pub(super) resends: u32,
+    /// What kept the partition's batches from being sent, this one's failure or that of one before it; as in
+    /// `error.type`.
+    pub(super) held_up_by: Option<&'static str>,
+}
+
 /// The `send` span of one record; it ends when the record's outcome is known.
 #[derive(Debug)]
 pub(super) struct SendSpan {
@@ -382,7 +392,13 @@ impl SendSpan {
         self.injects.then(|| WireContext::of(&self.context))
     }
 
-    pub(super) fn end(mut self, failure: Option<&Error>) {
+    pub(super) fn end(mut self, way: Way, failure: Option<&Error>) {
+        if way.resends > 0 {
+            self.span.set_attribute(KeyValue::new("streambus.send.resend_count", i64::from(way.resends)));
+        }
+        if let Some(kind) = way.held_up_by {
+            self.span.set_attribute(KeyValue::new("streambus.send.held_up_by", kind));
+        }
         if let Some(error) = failure {
             self.span.set_attribute(KeyValue::new("error.type", error.kind()));
             self.span.set_status(Status::error(error.to_string()));

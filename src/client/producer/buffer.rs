@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::budget::Budget;
 use super::delivery::{Committed, Delivery, Outcome};
 use super::topics::Shared;
-use crate::client::telemetry::{SendSpan, Sending};
+use crate::client::telemetry::{SendSpan, Sending, Way};
 use crate::client::{Codec, CodecSet, Error, RecordMetadata};
 use crate::record::{BatchBuilder, Draft, ProducerSequence};
 
@@ -219,6 +219,7 @@ impl OpenBatch {
                 created: Instant::now(),
                 sequence: None,
                 first_sent: None,
+                way: Way::default(),
                 uncertain: false,
                 broken: None,
                 trace: None,
@@ -268,6 +269,8 @@ pub(super) struct Batch {
     /// What the broker recognises it by, from when it is sent first.
     pub(super) sequence: Option<ProducerSequence>,
     pub(super) first_sent: Option<Instant>,
+    /// What its way has been so far.
+    pub(super) way: Way,
     /// Whether an attempt ended without telling if the batch was written.
     pub(super) uncertain: bool,
     /// Why it cannot be sent at all.
@@ -299,7 +302,7 @@ impl Batch {
         let began = self.first_sent.unwrap_or(self.created);
         self.buffer.sending.done(self.records, began.elapsed(), failure);
         for span in self.spans.drain(..) {
-            span.end(failure);
+            span.end(self.way, failure);
         }
         self.outcome.set(result);
         for (index, callback) in self.callbacks.drain(..) {

@@ -149,7 +149,13 @@ impl Lane {
             });
             self.next_sequence = self.next_sequence.wrapping_add(batch.records);
         }
-        batch.first_sent.get_or_insert(now);
+        match batch.first_sent {
+            None => batch.first_sent = Some(now),
+            Some(_) => batch.way.resends = batch.way.resends.saturating_add(1),
+        }
+        if self.failures > 0 {
+            batch.way.held_up_by = self.last_error.as_ref().map(Error::kind);
+        }
         let correlation = self.next_correlation;
         self.next_correlation = correlation.wrapping_add(1);
         queued.flight = Some(Flight { correlation, position });

@@ -391,6 +391,42 @@ async fn a_record_of_a_sampled_span_carries_its_send_span() {
 }
 
 #[tokio::test]
+async fn a_send_span_says_what_held_its_record_up() {
+    use opentelemetry::context::FutureExt as _;
+    let fake = Fake::start(1).await;
+    let (producer, provider, kept) = traced(&fake).await;
+    // Of three records that are sent together the first is refused twice, and the others come behind it.
+    let busy = Act::Refuse(ErrorCode::Busy);
+    fake.state().script = [busy, Act::Refuse(ErrorCode::SequenceOutOfOrder), busy].into();
+    let root = Context::new().with_span(provider.tracer("test").start("work"));
+    let send = |value: &'static str| {
+        producer.send(ProducerRecord::new("t").partition(0).value(value)).with_context(root.clone())
+    };
+    let first = send("a").await.expect("taken");
+    let second = send("b").await.expect("taken");
+    first.await.expect("delivered");
+    second.await.expect("delivered");
+    send("c").await.expect("taken").await.expect("delivered");
+
+    let way = |number: usize| {
+        let spans = kept.spans();
+        let sends: Vec<_> = spans.iter().filter(|span| span.name == "send t").collect();
+        let value = |key: &str| {
+            sends[number]
+                .attributes
+                .iter()
+                .find(|found| found.key.as_str() == key)
+                .map(|found| found.value.to_string())
+        };
+        (value("streambus.send.resend_count"), value("streambus.send.held_up_by"))
+    };
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(way(0), (text("2"), text("BUSY")));
+    assert_eq!(way(1).1, text("BUSY"), "it was behind the one that was refused");
+    assert_eq!(way(2), (None, None));
+}
+
+#[tokio::test]
 async fn a_traceparent_of_the_record_is_left_alone_and_linked() {
     const OWN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let fake = Fake::start(1).await;
