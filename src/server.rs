@@ -146,6 +146,8 @@ impl Server {
         };
         let cluster = tokio::select! {
             cluster = Cluster::open(open, &tasks) => cluster?,
+            failure = store.failed() => return Err(Error::StoreFailed(failure)),
+            () = tasks.failed() => return Err(Error::TaskFailed),
             never = broker.tell_waiting(|| format!("{}{}", *waiting_for.borrow(), hub.and_away())) => match never {},
         };
         let coordinators = cluster.coordinators().clone();

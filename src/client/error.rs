@@ -236,6 +236,15 @@ impl Error {
         }
     }
 
+    /// Whether trying again will do as soon as somebody leads, or the broker is there.
+    pub(super) fn awaits_leader(&self) -> bool {
+        match self {
+            Error::Unreachable { .. } | Error::Connection { .. } => true,
+            Error::Partition { error, .. } => error.awaits_leader(),
+            other => matches!(other.code(), Some(ErrorCode::NotLeader | ErrorCode::NotReady)),
+        }
+    }
+
     /// How long the broker asks to wait before a retry.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

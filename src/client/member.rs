@@ -92,7 +92,7 @@ pub(super) async fn run<R: Role>(
             Err(error) => error,
         };
         failures += 1;
-        let delay = router.config().backoff.delay(failures, error.retry_after());
+        let delay = router.config().backoff.delay_after(failures, &error);
         let in_time = first.is_none() || Instant::now() + delay < give_up;
         if !(may_join_again(&error) && in_time) {
             match first {

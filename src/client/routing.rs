@@ -185,7 +185,7 @@ impl Router {
                 Err(error) => error,
             };
             failures += 1;
-            let delay = self.config.backoff.delay(failures, error.retry_after());
+            let delay = self.config.backoff.delay_after(failures, &error);
             let may_repeat = repeat == Repeat::Harmless || !error.may_have_been_written();
             // A full disk and an unreachable cluster can last: these are told at once rather than waited for.
             let worth_waiting =

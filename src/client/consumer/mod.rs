@@ -411,7 +411,7 @@ impl Consumer {
     fn pause(&mut self, error: &Error) {
         if self.pause.is_none() {
             self.failures = self.failures.saturating_add(1);
-            let delay = self.router.config().backoff.delay(self.failures, error.retry_after());
+            let delay = self.router.config().backoff.delay_after(self.failures, error);
             self.pause = Some(Box::pin(sleep(delay)));
         }
     }

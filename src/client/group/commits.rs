@@ -92,7 +92,7 @@ impl Committer {
             let result = result.unwrap_or(Err(Error::Timeout { from: None, after: config.request_timeout }));
             let Err(error) = result else { return Ok(()) };
             failures += 1;
-            let delay = config.backoff.delay(failures, error.retry_after());
+            let delay = config.backoff.delay_after(failures, &error);
             // After a connection broke others may have the partitions, and may have committed more.
             let refused = error.code().is_some() && error.is_retriable();
             if !refused || Instant::now() + delay >= give_up {

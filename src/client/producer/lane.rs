@@ -130,6 +130,10 @@ impl Lane {
         self.failures
     }
 
+    pub(super) fn last_error(&self) -> Option<&Error> {
+        self.last_error.as_ref()
+    }
+
     pub(super) fn batches_mut(&mut self) -> impl Iterator<Item = &mut Batch> {
         self.queue.iter_mut().map(|queued| &mut queued.batch)
     }

@@ -25,7 +25,11 @@ impl Driver {
             0 => self.repair(id),
             failures => {
                 slot.stage = Stage::Waiting;
-                let delay = self.router.config().backoff.delay(failures, asked);
+                let backoff = &self.router.config().backoff;
+                let delay = match slot.lane.last_error() {
+                    Some(error) => backoff.delay_after(failures, error).max(asked.unwrap_or_default()),
+                    None => backoff.delay(failures, asked),
+                };
                 self.timers.push(Reverse((Instant::now() + delay, Timer::Repair(id))));
             }
         }
