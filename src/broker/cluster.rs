@@ -7,6 +7,7 @@ use super::{Broker, Error};
 use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::placement::{self, Candidate};
 use crate::cluster::turns::can_leave;
+use crate::cluster::words::Words;
 use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage};
 use crate::{partition, raft};
 
@@ -321,10 +322,12 @@ fn move_in_words(
         let away: Vec<BrokerId> = replicas.iter().copied().filter(|id| !reached(*id)).collect();
         let missing = match away.is_empty() {
             true => String::new(),
-            false => format!(
-                "; it waits for brokers {}, which are not reached: start them, or reassign the partition",
-                list(&away)
-            ),
+            false => {
+                let Words { brokers, are, them } = Words::of(&away);
+                format!(
+                    "; it waits for {brokers}, which {are} not reached: start {them}, or reassign the partition"
+                )
+            }
         };
         return Some(format!("replicas move from {} to {}{missing}", list(moving_from), list(replicas)));
     }
@@ -335,7 +338,7 @@ fn move_in_words(
         }
         Ok(_) => format!("wait for their turn, {TURNS}"),
     };
-    Some(format!("replicas are to leave brokers {} and {waits}", list(&leaving)))
+    Some(format!("replicas are to leave {} and {waits}", Words::of(&leaving).brokers))
 }
 
 fn list(ids: &[BrokerId]) -> String {
@@ -359,12 +362,13 @@ fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -
         }
         .to_owned();
     }
+    let Words { brokers, are, them } = Words::of(&away);
     let consequence = match assignment.lacks_majority(&reached) {
-        true if assignment.is_moving() => ", so there may be no majority: start them",
-        true => ", so there is no majority: start them",
-        false => "; an election is under way",
+        true if assignment.is_moving() => format!(", so there may be no majority: start {them}"),
+        true => format!(", so there is no majority: start {them}"),
+        false => "; an election is under way".to_owned(),
     };
-    format!("brokers {} are not reached{consequence}", list(&away))
+    format!("{brokers} {are} not reached{consequence}")
 }
 
 /// Which of the `lagging` brokers are not reached, and which are and lag all the same.
@@ -372,10 +376,12 @@ fn why_under_replicated(lagging: &[BrokerId], reached: impl Fn(BrokerId) -> bool
     let (behind, away): (Vec<_>, Vec<_>) = lagging.iter().copied().partition(|id| reached(*id));
     let mut parts = Vec::new();
     if !away.is_empty() {
-        parts.push(format!("brokers {} are not reached", list(&away)));
+        let Words { brokers, are, .. } = Words::of(&away);
+        parts.push(format!("{brokers} {are} not reached"));
     }
     if !behind.is_empty() {
-        parts.push(format!("brokers {} lag behind", list(&behind)));
+        let lag = if behind.len() == 1 { "lags" } else { "lag" };
+        parts.push(format!("{} {lag} behind", Words::of(&behind).brokers));
     }
     parts.join("; ")
 }
@@ -444,16 +450,16 @@ mod tests {
         };
         let (one, three) = (moving(&[], &[3]), moving(&[], &[1, 2, 3]));
         assert_eq!(why(&three, &[]), "an election is under way");
-        assert_eq!(why(&three, &[2]), "brokers 2 are not reached; an election is under way");
+        assert_eq!(why(&three, &[2]), "broker 2 is not reached; an election is under way");
         assert_eq!(why(&three, &[2, 3]), "brokers 2, 3 are not reached, so there is no majority: start them");
-        assert_eq!(why(&one, &[3]), "brokers 3 are not reached, so there is no majority: start them");
+        assert_eq!(why(&one, &[3]), "broker 3 is not reached, so there is no majority: start it");
         // The group is where the replicas move from, until they have moved.
         let leaves = moving(&[3], &[1]);
-        let missing = "brokers 3 are not reached, so there may be no majority: start them";
+        let missing = "broker 3 is not reached, so there may be no majority: start it";
         assert_eq!(why(&leaves, &[3]), missing);
         assert_eq!(why(&leaves, &[2]), "an election is under way");
         let last_moves = moving(&[1, 2, 3], &[1, 2, 4]);
-        assert_eq!(why(&last_moves, &[3]), "brokers 3 are not reached; an election is under way");
+        assert_eq!(why(&last_moves, &[3]), "broker 3 is not reached; an election is under way");
     }
 
     #[test]
@@ -472,11 +478,11 @@ mod tests {
         let moves = moving(&[1, 3], &[1, 4]);
         assert_eq!(says(&moves, &[1, 4], 3).as_deref(), Some("replicas move from 1, 3 to 1, 4"));
         let waits = says(&moves, &[1, 4], 4).expect("it moves");
-        assert!(waits.contains("waits for brokers 4, which are not reached: start them"), "{waits}");
+        assert!(waits.contains("waits for broker 4, which is not reached: start it"), "{waits}");
         let stays = moving(&[], &[1, 3]);
         assert_eq!(says(&stays, &[1, 2, 3], 0), None);
         let drained = says(&stays, &[1, 2], 0).expect("3 is drained");
-        assert!(drained.starts_with("replicas are to leave brokers 3 and wait for their turn"), "{drained}");
+        assert!(drained.starts_with("replicas are to leave broker 3 and wait for their turn"), "{drained}");
         let stuck = says(&stays, &[1], 0).expect("3 is drained");
         assert!(
             stuck.contains("nowhere to go: 2 replicas need as many brokers, and 1 can take one"),
@@ -487,8 +493,8 @@ mod tests {
     #[test]
     fn brokers_that_are_not_reached_are_told_from_those_that_lag() {
         let why = |lagging: &[BrokerId]| why_under_replicated(lagging, |id| id.0 != 2);
-        assert_eq!(why(&[BrokerId(2)]), "brokers 2 are not reached");
-        assert_eq!(why(&[BrokerId(3)]), "brokers 3 lag behind");
-        assert_eq!(why(&[BrokerId(2), BrokerId(3)]), "brokers 2 are not reached; brokers 3 lag behind");
+        assert_eq!(why(&[BrokerId(2)]), "broker 2 is not reached");
+        assert_eq!(why(&[BrokerId(3)]), "broker 3 lags behind");
+        assert_eq!(why(&[BrokerId(2), BrokerId(3)]), "broker 2 is not reached; broker 3 lags behind");
     }
 }

@@ -170,17 +170,19 @@ async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
     let count = |kind| status.problems.iter().filter(|problem| problem.kind == kind).count();
     let offline = count(ProblemKind::Offline);
     let leaderless = count(ProblemKind::Leaderless) + offline;
+    let away = status.brokers.iter().filter(|broker| !broker.reached).count();
     if json {
         line(status_json(&status))?;
     } else {
         line(format_args!(
-            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {} are not reached\npartitions        {}\nleaderless        {leaderless}, of which {offline} are offline\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
+            "controller        {}, votes: {}\ncoordinators      {}\nbrokers           {}, of which {away} {} not reached\npartitions        {}\nleaderless        {leaderless}, of which {offline} {} offline\nunder-replicated  {}\nmoving            {}\ndamaged           {}",
             id(status.controller_id),
             list(&status.controller_voters),
             status.coordinators.iter().map(|at| id(*at)).collect::<Vec<_>>().join(", "),
             status.brokers.len(),
-            status.brokers.iter().filter(|broker| !broker.reached).count(),
+            is_or_are(away),
             status.partitions,
+            is_or_are(offline),
             count(ProblemKind::UnderReplicated),
             count(ProblemKind::Moving),
             count(ProblemKind::Damaged),
@@ -330,6 +332,10 @@ fn kind(kind: ProblemKind) -> &'static str {
 
 fn id(id: Option<u64>) -> String {
     id.map_or_else(|| "none".to_owned(), |id| id.to_string())
+}
+
+fn is_or_are(count: usize) -> &'static str {
+    if count == 1 { "is" } else { "are" }
 }
 
 fn list(ids: &[u64]) -> String {

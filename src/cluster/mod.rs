@@ -37,6 +37,7 @@ pub mod routing;
 pub(crate) mod steps;
 pub(crate) mod turns;
 mod verify;
+pub(crate) mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

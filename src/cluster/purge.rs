@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tracing::warn;
 
-use crate::raft::{Error, Group, Machine};
+use crate::raft::{Error, Group, Machine, Role};
 
 /// What a log row costs beside its command, in bytes, roughly.
 const ROW_BYTES: u64 = 64;
@@ -85,8 +85,9 @@ async fn purge<M: Machine>(group: &Group<M>) -> bool {
         Ok(_) => true,
         Err(Error::Stopped) => false,
         Err(error) => {
+            // It is tried again when the log has grown as much once more.
             warn!(group = %group.id(), error = %error, "the log of a group could not be purged");
-            false
+            group.status().now().role != Role::Stopped
         }
     }
 }

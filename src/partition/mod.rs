@@ -265,6 +265,8 @@ struct Inner {
     topic: Arc<TopicMetrics>,
     /// Held by a trim, so that two at once do not count the same records.
     trimming: tokio::sync::Mutex<()>,
+    /// The log start up to which the log was purged.
+    freed: tokio::sync::Mutex<Offset>,
     /// The first damage that was found.
     damage: OnceLock<String>,
     /// Gone once the partition is closed.
@@ -320,6 +322,7 @@ impl Partition {
             env: env.clone(),
             topic,
             trimming: Default::default(),
+            freed: Default::default(),
             damage: OnceLock::new(),
             queue,
             tasks,
@@ -472,23 +475,29 @@ impl Partition {
         let records = log_start.saturating_since(bounds.log_start);
         let bytes = self.view().bytes_start().saturating_sub(bytes_start);
         self.0.env.metrics.storage.trimmed(&self.0.topic, records, bytes);
-        self.free(log_start).await?;
+        self.free().await?;
         Ok(log_start)
     }
 
-    /// Purges the log entries whose records all lie below the log start.
-    async fn free(&self, log_start: Offset) -> Result<(), Error> {
+    /// Purges the log entries whose records all lie below the log start, if it has moved.
+    async fn free(&self) -> Result<(), Error> {
+        let mut freed = self.0.freed.lock().await;
         let bounds = self.bounds();
-        let purge_to = if log_start == bounds.high_watermark {
+        if bounds.log_start <= *freed {
+            return Ok(());
+        }
+        let purge_to = if bounds.log_start == bounds.high_watermark {
             // Nothing is retained: everything that is applied may go.
             self.status().now().applied
         } else {
-            let entry = self.0.reader.entry_holding(log_start).await?;
+            let entry = self.0.reader.entry_holding(bounds.log_start).await?;
             entry.and_then(|entry| entry.raft_index.checked_sub(1))
         };
         if let Some(index) = purge_to {
-            self.0.group.purge_to(index).await?;
+            let purged = self.0.group.purge_to(index).await.map_err(Error::from);
+            purged.inspect_err(|error| self.note_failure(error))?;
         }
+        *freed = bounds.log_start;
         Ok(())
     }
 

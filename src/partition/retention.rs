@@ -35,11 +35,21 @@ impl Partition {
         if before > bounds.log_start {
             return self.trim(before).await;
         }
-        self.reclaim().await?;
+        self.free_trimmed().await?;
         Ok(bounds.log_start)
     }
 
-    /// Frees the disk space that earlier trims could not free at once.
+    /// Frees the disk space of what was trimmed: by another replica while it led, or by this one, if that could not be
+    /// done at once.
+    ///
+    /// # Errors
+    /// The replica or the store failed.
+    pub async fn free_trimmed(&self) -> Result<(), Error> {
+        self.free().await?;
+        self.reclaim().await
+    }
+
+    /// Frees the disk space that a purge could not free at once.
     async fn reclaim(&self) -> Result<(), Error> {
         let reader = self.0.reader.clone();
         if !reader.log.has_purged() {

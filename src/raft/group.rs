@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use openraft::ChangeMembers;
@@ -41,6 +42,9 @@ pub struct Env {
     /// How other nodes are reached.
     pub transport: Arc<dyn Transport>,
 }
+
+/// How long is waited for a purge. A follower that is being sent the entries can hold it up for longer.
+const PURGE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A replica of a group whose machine is an `M`. Clones are handles to the same replica.
 ///
@@ -243,10 +247,10 @@ impl<M> Group<M> {
 
     /// Forgets entries up to at most `index`: the newest checkpoint at or below it becomes the snapshot, and
     /// the log before it goes, also from disk. Without such a checkpoint nothing happens. Returns up to where
-    /// the log is purged now.
+    /// the log is purged now: less, if followers are being sent those entries, which then go when they have them.
     ///
     /// # Errors
-    /// What ended the replica.
+    /// What ended the replica, or what the store failed with.
     pub async fn purge_to(&self, index: u64) -> Result<Option<u64>, Error> {
         self.core.purge_to(index).await
     }
@@ -383,14 +387,21 @@ impl Core {
         let Some(at) = self.store_snapshot(index).await? else {
             return Ok(self.shared.status().purged);
         };
+        self.shared.update_status(|status| status.purge_failed = None);
         // Taking up the snapshot makes openraft purge the log up to it, once no follower is being sent those
         // entries.
         self.agreement.trigger().snapshot().await.map_err(|_| self.shared.stopped())?;
         let mut status = self.shared.watch();
-        let done = status.wait_for(|status| status.purged >= Some(at) || status.role == Role::Stopped).await;
-        match done {
-            Ok(status) if status.role != Role::Stopped => Ok(status.purged),
-            _ => Err(self.shared.stopped()),
+        let done = status.wait_for(|status| {
+            status.purged >= Some(at) || status.purge_failed.is_some() || status.role == Role::Stopped
+        });
+        match tokio::time::timeout(PURGE_PATIENCE, done).await {
+            Ok(Ok(status)) if status.role != Role::Stopped => match &status.purge_failed {
+                Some(error) => Err(error.clone()),
+                None => Ok(status.purged),
+            },
+            Ok(_) => Err(self.shared.stopped()),
+            Err(_) => Ok(self.shared.status().purged),
         }
     }
 

@@ -296,8 +296,14 @@ impl RaftLogStorage<Types> for LogStore {
         self.shared.purges.spawn(async move {
             let store = shared.store.clone();
             let purge = store.blocking(move || match shared.log.purge_to(position(&upto)) {
-                Ok(()) => shared.update_status(|status| status.purged = status.purged.max(Some(upto.index))),
-                Err(error) => shared.progress.fail_in_background(error),
+                Ok(()) => shared.update_status(|status| {
+                    status.purged = status.purged.max(Some(upto.index));
+                    status.purge_failed = None;
+                }),
+                Err(error) => {
+                    tracing::error!(group = %shared.group, error = %error, "a log was not purged to the end");
+                    shared.update_status(|status| status.purge_failed = Some(error.into()));
+                }
             });
             // An error means that the runtime ends, and the process with it.
             let _ = purge.await;

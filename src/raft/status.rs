@@ -42,6 +42,8 @@ pub struct Status {
     pub applied_term: u64,
     /// The log was purged up to and including this entry.
     pub purged: Option<u64>,
+    /// Why the last purge did not get to its end; what it left goes with the next one.
+    pub purge_failed: Option<Error>,
     /// Who has a vote, in ascending order; during a change of members, in the old or the new configuration.
     pub voters: Arc<[NodeId]>,
     /// Those of them who have a vote in the old and in the new configuration: all, unless members change.

@@ -246,7 +246,21 @@ fn trim(world: &Arc<World>) {
             let outcome = outcome.map(|outcome| outcome.map_err(|error| error.to_string()));
             world.trace.tell(format!("group {group} was trimmed: {outcome:?}"));
         }
+        free(&world, number).await;
     });
+}
+
+/// Every replica of a partition purges what it has heard was trimmed, as each does for itself now and then.
+async fn free(world: &Arc<World>, number: usize) {
+    for node in world.plan.nodes.clone() {
+        let Some(broker) = world.broker(node) else { continue };
+        let Some(partition) = broker.partitions[number].clone() else { continue };
+        // It may be stopped, or have a damaged disk.
+        let freed = timeout(Duration::from_secs(5), partition.free_trimmed());
+        if let Some(Ok(outcome)) = broker.gone.run_until_cancelled(freed).await {
+            world.trace.tell(format!("node {node} freed what was trimmed: {:?}", outcome.is_ok()));
+        }
+    }
 }
 
 /// Ends all trouble.

@@ -312,6 +312,10 @@ impl Engine {
         }
         let full = log.rows.tree.active_memtable().size() >= self.table_bytes;
         if full && log.rows.sealed_memtable_count() < WAITING_FILES_MAX {
+            // Several may be begun between two looks at all tables, and each counts until it is written.
+            let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+            unwritten.entry(log.rows.tree.id()).or_default().look(&log.rows);
+            drop(unwritten);
             self.begin_file(log)?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 mod failover;
 mod membership;
 mod repair;
+mod retention;
 mod serving;
 mod starting;
 mod status;

@@ -40,6 +40,7 @@ use super::control::Control;
 use super::identity::Identity;
 use super::partition_ref::DESERTED;
 use super::routing::Routing;
+use super::words::Words;
 use crate::metadata::State;
 use crate::proto::internal::peer_service_server::PeerServiceServer;
 use crate::raft::message::{Request, Response};
@@ -230,7 +231,10 @@ impl Hub {
         let away: Vec<String> = away.map(|(node, known)| format!("{node} ({})", known.address)).collect();
         match away.is_empty() {
             true => String::new(),
-            false => format!("; brokers {} are not reached", away.join(", ")),
+            false => {
+                let Words { brokers, are, .. } = Words::of(&away);
+                format!("; {brokers} {are} not reached")
+            }
         }
     }
 

@@ -318,7 +318,7 @@ async fn brokers_are_ready_while_the_only_replica_of_a_partition_is_away() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let status = cluster.status_at(1).await.expect("a status");
-    let reason = "brokers 3 are not reached, so there is no majority: start them";
+    let reason = "broker 3 is not reached, so there is no majority: start it";
     assert_eq!(status.problems.iter().map(|problem| &*problem.reason).collect::<Vec<_>>(), [reason]);
 }
 

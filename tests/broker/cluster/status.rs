@@ -35,7 +35,7 @@ async fn partitions_without_a_majority_are_offline_wherever_they_move() {
     cluster.settled().await;
     cluster.kill(2);
     let lost = problem(&cluster, "moves", ProblemKind::Offline).await;
-    assert!(lost.reason.contains("brokers 2 are not reached"), "{lost:?}");
+    assert!(lost.reason.contains("broker 2 is not reached"), "{lost:?}");
     problem(&cluster, "three", ProblemKind::UnderReplicated).await;
 
     // Its only replica does not leave a broker that is down, so where it goes it is of no use yet.
@@ -156,7 +156,7 @@ async fn a_drain_that_cannot_go_on_says_why() {
     admin.reassign_partition("wide", 0, vec![1, 2, 3]).await.expect("known");
     cluster.settled().await;
     let mut drain = Running::start(cluster.broker(1), &["cluster", "drain", "3"]);
-    let why = "wide/0: replicas are to leave brokers 3 and have nowhere to go: 3 replicas need as many brokers, \
+    let why = "wide/0: replicas are to leave broker 3 and have nowhere to go: 3 replicas need as many brokers, \
                and 2 can take one";
     let told = |lines: &[String]| lines.iter().any(|line| line.contains(why));
     drain.until_said("it says why it does not go on", told).await;
