@@ -126,6 +126,7 @@ impl Server {
             tasks: tasks.clone(),
             config: config.raft.clone(),
             metronome: raft::Metronome::new(),
+            catch_up: raft::CatchUp::default(),
             transport: Arc::new(hub.clone()),
         };
         let partitions = partition::Env::new(

@@ -284,7 +284,8 @@ impl Membership {
             Next::Wait => {}
             Next::Advance(from) => {
                 let over = Command::AdvanceRepair { topic: topic.id, partition, revision, from };
-                self.spawn_change(place, knows(Duration::ZERO), over, move |metrics, topic| {
+                // Then another one is emptied, or this one, that may be the last to have a record on its disk.
+                self.spawn_change(place, knows(self.settles_in), over, move |metrics, topic| {
                     if from == RepairStage::Joining {
                         metrics.cluster.repaired();
                         info!(name: "replica.repaired", topic, partition, "a replica that was damaged has everything again");

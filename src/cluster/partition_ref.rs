@@ -690,6 +690,7 @@ mod tests {
             tasks: tasks.clone(),
             config: raft::Config::default(),
             metronome: raft::Metronome::new(),
+            catch_up: raft::CatchUp::default(),
             transport: Arc::new(raft::NoPeers),
         };
         let node = BrokerId(1);

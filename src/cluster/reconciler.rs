@@ -441,6 +441,7 @@ mod tests {
             tasks: tasks.clone(),
             config: Default::default(),
             metronome: raft::Metronome::new(),
+            catch_up: raft::CatchUp::default(),
             transport: Arc::new(raft::NoPeers),
         };
         let identity = Identity { cluster: uuid::Uuid::nil(), broker: NODE };

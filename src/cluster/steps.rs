@@ -206,6 +206,14 @@ impl Leading<'_> {
         {
             return Next::Wait;
         }
+        // Votes may have gone to others before one of these was found to be damaged, too.
+        let leaves = assignment.under_repair().is_some_and(|repair| repair.stage == RepairStage::Leaving);
+        if leaves
+            && matches!(next, Next::Do(Step::Expel(_)) | Next::Done)
+            && self.status.voters.iter().all(|node| (self.damaged)(*node))
+        {
+            return Next::Wait;
+        }
         match self.keep_vote(next) {
             Next::Done => match assignment.under_repair().map(|repair| repair.stage) {
                 Some(RepairStage::Emptying) => Next::Wait,

@@ -83,8 +83,10 @@ pub(crate) fn turns(
         revision,
         from: RepairStage::Waiting,
     }));
+    // A move does not make a repair give up its turn, and does not wait for one that cannot go on, which may be for ever.
+    let free = places.saturating_sub(taken - late.len() + begin);
     commands.extend(late.into_iter().take(waiting.len()).map(defer));
-    Turns { commands, free: free - begin }
+    Turns { commands, free }
 }
 
 fn defer((topic, partition, revision): Place) -> Command {

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Config;
 use super::apply::Applier;
+use super::catch_up::CatchUp;
 use super::log_store::LogStore;
 use super::promise::Promise;
 use super::shared::Shared;
@@ -25,7 +26,8 @@ impl StoreBuilder<Types, LogStore, Applier, Broker> for Empty {
         let log = broker.env.store.log(GROUP).expect("a new store opens a log");
         let tail = Tail::new(None, None);
         let transport = Arc::new(crate::raft::NoPeers);
-        let shared = Shared::new(log, 1 << 20, tail, None, Promise::new(None, None), transport);
+        let shared =
+            Shared::new(log, 1 << 20, CatchUp::default(), tail, None, Promise::new(None, None), transport);
         let (ended, _) = oneshot::channel();
         let applier = Applier::new(Arc::clone(&shared), Box::new(Notebook::default()), None, 1 << 20, ended);
         Ok((broker, LogStore::new(shared), applier))

@@ -11,6 +11,7 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use tokio::sync::oneshot;
 
 use super::apply::Applier;
+use super::catch_up::CatchUp;
 use super::checkpoint::Checkpoint;
 use super::hand_over::HandOver;
 use super::log_store::LogStore;
@@ -39,6 +40,8 @@ pub struct Env {
     pub config: Config,
     /// When leaders send heartbeats; one for all groups of the broker.
     pub metronome: Metronome,
+    /// What groups read at once for followers; one for all groups of the broker.
+    pub catch_up: CatchUp,
     /// How other nodes are reached.
     pub transport: Arc<dyn Transport>,
 }
@@ -106,6 +109,7 @@ impl<M: Machine> Group<M> {
         let shared = Shared::new(
             log,
             env.config.append_bytes_max,
+            env.catch_up.clone(),
             tail,
             found.vote,
             Promise::new(found.promised, found.last),
@@ -494,6 +498,12 @@ impl Replica {
                 if !request.rows.is_empty() && self.id().is_partition() {
                     self.core.shared.store.can_follow()?;
                 }
+                // Held until they are written: leaders send as fast as they can read.
+                let bytes = request.rows.iter().map(|row| row.len()).sum::<usize>() as u64;
+                let _room = match bytes {
+                    0 => None,
+                    bytes => Some(self.core.shared.store.reserve(bytes).await?),
+                };
                 let request = network::append_from(self.id(), request)?;
                 let response = agreement.append_entries(request).await.map_err(|_| stopped())?;
                 if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {

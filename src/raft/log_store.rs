@@ -81,6 +81,23 @@ impl LogStore {
         rows.into_iter().map(|row| self.entry(row)).collect()
     }
 
+    /// Rows for a follower. What is not in the tail is read where nobody is kept waiting by the disk, and no more of it than
+    /// the group's share.
+    async fn read_for_follower(
+        &self,
+        range: Range<u64>,
+    ) -> Result<Result<Vec<Row>, storage::Error>, io::Error> {
+        let bytes_max = self.shared.append_bytes_max;
+        let remembered = !self.shared.tail().read(range.start..range.start.saturating_add(1)).is_empty();
+        if remembered {
+            return Ok(self.read_by(Log::read_intact, range, bytes_max));
+        }
+        let bytes_max = self.shared.catch_up.share(self.shared.group, bytes_max, Instant::now());
+        let log = self.clone();
+        let read = self.shared.store.blocking(move || log.read_by(Log::read_intact, range, bytes_max));
+        read.await.map_err(|_| io::Error::other("the runtime ends"))
+    }
+
     fn entry(&self, row: Row) -> Result<Entry, io::Error> {
         entry_from(row).ok_or_else(|| {
             self.shared.fail(super::Error::Corrupt { group: self.shared.group, what: "a membership entry" })
@@ -165,7 +182,7 @@ impl RaftLogReader<Types> for LogStore {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         // Only replication reads this way. A replica that cannot give a follower what it lacks still is a good voter, so
         // it goes on, says so, and sends nothing but heartbeats until another one leads.
-        match self.read_by(Log::read_intact, start..end, self.shared.append_bytes_max) {
+        match self.read_for_follower(start..end).await? {
             Err(error) if error.is_damage() => {
                 self.shared.update_status(|status| status.unreadable = Some(error.into()));
                 tokio::time::sleep(UNREADABLE_PAUSE).await;

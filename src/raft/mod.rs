@@ -31,6 +31,7 @@
 //! | `runtime` | in test builds: what openraft runs on, with the chance taken out |
 
 mod apply;
+mod catch_up;
 mod checkpoint;
 mod config;
 #[cfg(test)]
@@ -62,6 +63,7 @@ mod tests;
 mod types;
 mod vote;
 
+pub use catch_up::CatchUp;
 pub use config::Config;
 pub use error::Error;
 pub use group::{Env, Group, Replica};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::catch_up::CatchUp;
 use super::network::Transport;
 use super::promise::Promise;
 use super::tail::Tail;
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     pub(super) log: Log,
     /// The most bytes of entries read at once for a follower.
     pub(super) append_bytes_max: u64,
+    /// What this group may read of that from the disk.
+    pub(super) catch_up: CatchUp,
     /// The world outside.
     pub(super) transport: Arc<dyn Transport>,
     /// Removal of purged rows, under way.
@@ -60,6 +63,7 @@ impl Shared {
     pub(super) fn new(
         log: Log,
         append_bytes_max: u64,
+        catch_up: CatchUp,
         tail: Tail,
         vote: Option<Vote>,
         promise: Promise,
@@ -71,6 +75,7 @@ impl Shared {
             store: log.store().clone(),
             log,
             append_bytes_max,
+            catch_up,
             transport,
             purges: TaskTracker::new(),
             progress: Arc::new(Progress { group, tail: Mutex::new(tail), failure: Mutex::new(None) }),

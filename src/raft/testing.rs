@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 
 use super::message::{Request, Response};
 use super::{
-    Config, Env, Group, Machine, MachineError, Metronome, NoPeers, NodeId, Replica, Role, Status, Transport,
-    TransportError,
+    CatchUp, Config, Env, Group, Machine, MachineError, Metronome, NoPeers, NodeId, Replica, Role, Status,
+    Transport, TransportError,
 };
 use crate::storage::{self, Batch, CommandBuf, Durability, GroupId, Store};
 use crate::task::Tasks;
@@ -107,7 +107,14 @@ impl Broker {
     fn on(dir: tempfile::TempDir, config: Config, transport: Arc<dyn Transport>) -> Self {
         let store = Store::open(&Self::settings(&dir), None).unwrap();
         Broker {
-            env: Env { store, tasks: Tasks::new(), config, metronome: Metronome::new(), transport },
+            env: Env {
+                store,
+                tasks: Tasks::new(),
+                config,
+                metronome: Metronome::new(),
+                catch_up: CatchUp::default(),
+                transport,
+            },
             dir,
         }
     }
@@ -134,7 +141,14 @@ impl Broker {
             }
         };
         Broker {
-            env: Env { store, tasks: Tasks::new(), config, metronome: Metronome::new(), transport },
+            env: Env {
+                store,
+                tasks: Tasks::new(),
+                config,
+                metronome: Metronome::new(),
+                catch_up: CatchUp::default(),
+                transport,
+            },
             dir,
         }
     }

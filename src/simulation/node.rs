@@ -168,6 +168,7 @@ async fn open(
         store: store.clone(),
         tasks: tasks.clone(),
         metronome: raft::Metronome::new(),
+        catch_up: raft::CatchUp::default(),
         config: raft::Config {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(350),

@@ -35,6 +35,8 @@ const JOURNAL_FILE_BYTES: u64 = 64 * 1024 * 1024;
 const MEMORY_POLL: Duration = Duration::from_millis(1);
 /// Tables waiting in memory per group before writers wait. At 4 the engine itself waits, in steps of 100 ms.
 const SEALED_MAX: usize = 3;
+/// With so many the engine itself waits, in steps of 100 ms.
+const ENGINE_SEALED_MAX: usize = 4;
 /// No full file of a group is begun while this many wait to be written.
 const WAITING_FILES_MAX: usize = 2;
 /// A table is written early to free space only if that frees at least this share of a full one.
@@ -298,8 +300,36 @@ impl Engine {
             }
         }
         unit.insert(&self.meta, keys::ROUND, &round.encode()[..]);
+        self.wait_for_room(&grown)?;
         unit.commit().map_err(|source| Error::storage("write to the journal", source))?;
         grown.into_iter().try_for_each(|log| self.begin_full_file(log))
+    }
+
+    /// Waits while a table that is written to has as many memories waiting as the engine allows; after a crash it can have
+    /// one from each journal. The engine would wait itself, but also when the threads that write them have failed, and for
+    /// ever.
+    fn wait_for_room(&self, logs: &[&LogTable]) -> Result<(), Error> {
+        #[cfg(test)]
+        if self.meta.is_simulated() {
+            return Ok(());
+        }
+        let is_full = |rows: &Keyspace| rows.sealed_memtable_count() >= ENGINE_SEALED_MAX;
+        while is_full(&self.meta)
+            || is_full(&self.state)
+            || logs.iter().any(|log| is_full(&log.rows))
+            || self.index.all().iter().any(is_full)
+        {
+            std::thread::sleep(MEMORY_POLL);
+            self.persist_to_system()?;
+        }
+        Ok(())
+    }
+
+    /// An engine whose own threads failed never gets better; this is how it says so.
+    fn persist_to_system(&self) -> Result<(), Error> {
+        self.database
+            .persist(PersistMode::Buffer)
+            .map_err(|source| Error::storage("turn memory into tables", source))
     }
 
     /// Begins a new file of a log's table if enough is in memory for one. While earlier ones still wait to be written,
@@ -346,10 +376,7 @@ impl Engine {
             }
             waited = true;
             std::thread::sleep(MEMORY_POLL);
-            // An engine whose own threads failed never gets better; this is how it says so.
-            self.database
-                .persist(PersistMode::Buffer)
-                .map_err(|source| Error::storage("turn memory into tables", source))?;
+            self.persist_to_system()?;
         }
         Ok(if waited { started.elapsed() } else { Duration::ZERO })
     }
@@ -594,6 +621,33 @@ mod tests {
         write(&engine, 1);
         until_written(&rows);
         assert_eq!(rows.tree.active_memtable().size(), 0, "what has grown is written at the next chance");
+    }
+
+    #[test]
+    fn a_write_that_waits_for_tables_ends_when_those_cannot_be_written() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let engine = Engine::open(directory.path(), &Config::default()).expect("the engine opens");
+        let meta = engine.meta.clone();
+        // Held back, so that what is begun waits.
+        let held = meta.tree.get_flush_lock();
+        for _ in 0..ENGINE_SEALED_MAX {
+            meta.insert("row", "value").expect("a row is written");
+            meta.rotate_memtable().expect("begun");
+        }
+        std::fs::rename(directory.path().join("keyspaces"), directory.path().join("aside")).expect("moved");
+        let (tell, told) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            let batch = Batch::new();
+            tell.send(()).expect("somebody listens");
+            let outcome = engine.write(std::iter::once(&batch), Round { number: 1, synced: 0 });
+            tell.send(()).expect("somebody listens");
+            outcome
+        });
+        let deadline = Duration::from_secs(30);
+        told.recv_timeout(deadline).expect("it writes");
+        drop(held);
+        told.recv_timeout(deadline).expect("it does not wait for ever");
+        writer.join().expect("no panic").expect_err("the tables are gone");
     }
 
     #[test]

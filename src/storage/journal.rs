@@ -34,11 +34,14 @@ const CLEAR: u8 = 4;
 const TRAILER: &[u8] = b"FJL\x03";
 const VERSION_MARKER: &str = "version";
 const TABLES: &str = "keyspaces";
+/// The engine's list of its tables, which it has from the beginning.
+const FIRST_TABLE: &str = "0/current";
 
 /// Checks every journal in the engine's directory, and cuts off a torn tail.
 ///
 /// # Errors
-/// [`Error::CorruptJournal`] if replay would lose acknowledged data, [`Error::Storage`] if a file cannot be read or cut.
+/// [`Error::CorruptJournal`] if replay would lose acknowledged data, [`Error::Path`] if the tables are gone,
+/// [`Error::Storage`] if a file cannot be read or cut.
 pub fn check(directory: &Path) -> Result<(), Error> {
     let reading = |source| Error::path("read the journals in", directory, source);
     if !directory.try_exists().map_err(reading)? {
@@ -47,6 +50,14 @@ pub fn check(directory: &Path) -> Result<(), Error> {
     let files = journal_files(directory).map_err(reading)?;
     if !is_complete(directory).map_err(reading)? {
         return discard_unfinished(directory, &files);
+    }
+    // The engine would make new ones, and then its journals say something else than before.
+    let tables = directory.join(TABLES);
+    if !tables.join(FIRST_TABLE).try_exists().map_err(reading)? {
+        let gone = std::io::Error::other(
+            "they are gone; nothing was changed: put them back, or empty the data directory, which then is one of a new broker",
+        );
+        return Err(Error::path("open the tables in", &tables, gone));
     }
     let mut last_round = None;
     for (at, file) in files.iter().enumerate() {

@@ -459,6 +459,28 @@ fn a_store_that_fails_where_it_merges_damaged_files_works_after_the_next_start()
     store.healthy().expect("it works");
 }
 
+#[test]
+fn a_start_without_the_tables_is_refused_and_changes_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = open(directory.path());
+    let log = store.log(GROUP).expect("a log");
+    append(&store, &log, 1, b"kept");
+    drop((log, store));
+    let tables = directory.path().join("data/tables/keyspaces");
+    let aside = directory.path().join("aside");
+    std::fs::rename(&tables, &aside).expect("moved away");
+
+    for _ in 0..2 {
+        let Err(refused) = Store::open(&config(directory.path()), None) else { panic!("the tables are gone") };
+        let why = std::error::Error::source(&refused).expect("a cause").to_string();
+        assert!(why.contains("nothing was changed"), "{refused:?}: {why}");
+    }
+
+    std::fs::rename(&aside, &tables).expect("nothing is in its place");
+    let store = open(directory.path());
+    assert_eq!(payloads(&store.log(GROUP).expect("a log"), 1, 100), ["kept"]);
+}
+
 struct LogTableForTest(engine::Keyspace);
 
 fn table_of(store: &Store) -> LogTableForTest {

@@ -164,6 +164,7 @@ async fn open_broker(
         tasks: tasks.clone(),
         config: Default::default(),
         metronome: raft::Metronome::new(),
+        catch_up: raft::CatchUp::default(),
         transport: Arc::new(hub.clone()),
     };
     let partitions = partition::Env::new(store, raft, clock.clone(), metrics, Default::default());

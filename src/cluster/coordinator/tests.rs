@@ -44,6 +44,7 @@ impl Home {
             tasks: tasks.clone(),
             config: Default::default(),
             metronome: raft::Metronome::new(),
+            catch_up: raft::CatchUp::default(),
             transport: Arc::new(raft::NoPeers),
         };
         Home { env, tasks }

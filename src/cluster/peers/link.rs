@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
@@ -21,6 +21,8 @@ use crate::storage::GroupId;
 
 /// Requests that may wait to be sent to a broker. A full queue loses further ones, as a network would.
 const QUEUE_FRAMES: usize = 4_096;
+/// Bytes of entries and snapshots that may wait to be sent to a broker. What has none, such as a vote, waits for no room.
+const QUEUE_BYTES: usize = 64 << 20;
 /// Frames that travel in one message, at most.
 const FRAMES_PER_MESSAGE: usize = 256;
 /// Bytes of entries after which a message is closed.
@@ -45,12 +47,15 @@ struct Outgoing {
     group: GroupId,
     request: Request,
     answer: Answer,
+    /// Given back when the request is in a message.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// See the module. The connection is made, and made anew, by a task of the link's own.
 pub(super) struct Link {
     node: NodeId,
     queue: mpsc::Sender<Outgoing>,
+    room: Arc<Semaphore>,
     channel: Channel,
     up: Arc<AtomicBool>,
     ready: AtomicBool,
@@ -66,7 +71,8 @@ impl Link {
         let (queue, requests) = mpsc::channel(QUEUE_FRAMES);
         let up = Arc::new(AtomicBool::new(false));
         let ready = AtomicBool::new(false);
-        let link = Arc::new(Link { node, queue, channel: channel.clone(), up: Arc::clone(&up), ready });
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+        let link = Arc::new(Link { node, queue, room, channel: channel.clone(), up: Arc::clone(&up), ready });
         let runner = Runner { hub: hub.clone(), node, address: address.to_owned(), channel, requests, up };
         hub.spawn("peer link", runner.run());
         Ok(link)
@@ -91,13 +97,19 @@ impl Link {
         self.channel.clone()
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer. Waits for room if it carries much; who gives up before it is sent has
+    /// not sent it.
     pub(super) async fn call(&self, group: GroupId, request: Request) -> Result<Response, TransportError> {
         let node = self.node;
         let unreachable = |reason: &str| TransportError::Unreachable { node, reason: reason.to_owned() };
+        let bytes = request.payload_bytes().min(QUEUE_BYTES) as u32;
+        let room = match bytes {
+            0 => None,
+            bytes => Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
+        };
         let (answer, answered) = oneshot::channel();
         self.queue
-            .try_send(Outgoing { group, request, answer })
+            .try_send(Outgoing { group, request, answer, _room: room })
             .map_err(|_| unreachable("too many requests wait for it"))?;
         answered.await.unwrap_or_else(|_| Err(unreachable("the connection broke")))
     }
@@ -208,9 +220,12 @@ impl Runner {
                     let mut frames = Vec::new();
                     let mut bytes = 0;
                     let mut rest = gathered.drain(..).peekable();
-                    while let Some(Outgoing { group, request, answer }) =
+                    while let Some(Outgoing { group, request, answer, .. }) =
                         rest.next_if(|_| bytes < MESSAGE_BYTES && frames.len() < FRAMES_PER_MESSAGE)
                     {
+                        if answer.is_closed() {
+                            continue;
+                        }
                         bytes += request.payload_bytes();
                         next_call += 1;
                         pending.insert(next_call, answer);

@@ -57,7 +57,8 @@ async fn every_replica_frees_its_disk_of_what_was_trimmed() {
     // Who followed has what is kept, and goes on with it.
     let next = leader % 3 + 1;
     let admin = cluster.client().await.admin();
-    eventually(PATIENCE, "another one leads", async || admin.transfer_leader(TOPIC, 0, next).await.ok()).await;
+    eventually(PATIENCE, "another one leads", async || admin.transfer_leader(TOPIC, 0, next).await.ok())
+        .await;
     let kept = read_soon(cluster.broker(next), TOPIC, 0, At::Earliest(())).await;
     assert_eq!((offsets(&kept), kept.log_start_offset), (vec![4 * (BATCHES - 1)], 4 * (BATCHES - 1)));
     assert_eq!(append(cluster.broker(next), TOPIC, 0, noise(BATCHES)).await.base_offset, 4 * BATCHES);
