@@ -20,6 +20,7 @@ use fjall::{AbstractTree, KeyspaceCreateOptions, PersistMode};
 pub use fjall::{Database, Guard, Keyspace};
 
 use super::batch::{Batch, Op, Table};
+use super::engine_log;
 use super::index_tables::IndexTables;
 use super::keys::{self, GroupId, Round};
 #[cfg(test)]
@@ -83,6 +84,7 @@ impl Engine {
     }
 
     fn open_with(directory: &Path, config: &Config, threads: usize) -> Result<Self, Error> {
+        engine_log::install();
         let database = Database::builder(directory)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes)

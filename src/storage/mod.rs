@@ -31,6 +31,7 @@ mod boot;
 mod committer;
 mod config;
 mod engine;
+mod engine_log;
 mod error;
 mod index_tables;
 mod journal;

@@ -471,7 +471,9 @@ fn a_start_without_the_tables_is_refused_and_changes_nothing() {
     std::fs::rename(&tables, &aside).expect("moved away");
 
     for _ in 0..2 {
-        let Err(refused) = Store::open(&config(directory.path()), None) else { panic!("the tables are gone") };
+        let Err(refused) = Store::open(&config(directory.path()), None) else {
+            panic!("the tables are gone")
+        };
         let why = std::error::Error::source(&refused).expect("a cause").to_string();
         assert!(why.contains("nothing was changed"), "{refused:?}: {why}");
     }

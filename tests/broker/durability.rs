@@ -398,6 +398,9 @@ async fn a_broker_whose_store_fails_ends_and_has_everything_after_the_next_start
     }
     let ended = broker.ended(PATIENCE).await;
     assert_eq!(ended.code(), Some(1));
+    let why = broker.events("storage.engine");
+    let reason = why.first().and_then(|line| line["reason"].as_str()).expect("the engine's reason");
+    assert!(reason.contains("NotFound"), "{reason}");
     assert_eq!(broker.events("storage.failed").len(), 1);
     assert_eq!(broker.events("broker.stopped").len(), 1, "in order");
     let last = "works again only after a start";

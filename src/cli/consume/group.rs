@@ -15,6 +15,8 @@ use crate::client::{
 use super::Printer;
 use crate::cli::position::{partitions, resolve};
 
+/// Records that a member of a share group is given ahead, if it says nothing.
+const PREFETCHED: u32 = 500;
 /// Records of a share group that are printed before they are accepted, as long as more are there.
 const ACCEPTED_TOGETHER: usize = 256;
 
@@ -43,6 +45,9 @@ impl Membership {
         if self.share {
             let config = ShareConfig {
                 offset_reset: self.offset_reset,
+                // What is not asked for is not to count as delivered.
+                in_flight_records_max: u32::try_from(printer.left)
+                    .map_or(0, |count| if count < PREFETCHED { count } else { 0 }),
                 ..ShareConfig::new(&self.group, [&self.topic])
             };
             let mut consumer = client.share_consumer(config).await?;

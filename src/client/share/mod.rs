@@ -95,14 +95,14 @@ impl ShareConsumer {
         Processor::new(Arc::clone(&self.shared.telemetry))
     }
 
-    /// Waits until every acknowledgement was answered, releases what is not acknowledged, and leaves the group.
+    /// Waits until every acknowledgement was answered, and leaves the group, which gives back what is not acknowledged.
     ///
     /// # Errors
     ///
     /// [`Error::Timeout`] if the broker did not answer within `request_timeout`. The consumer is closed all the same.
     pub async fn close(mut self) -> Result<(), Error> {
         self.current = None;
-        self.shared.release_all();
+        // What is not acknowledged is not released: the broker would deliver it here again, and count that.
         let limit = self.shared.router.config().request_timeout;
         let settled = timeout(limit, self.settled()).await;
         let connected = {

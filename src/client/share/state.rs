@@ -293,17 +293,6 @@ impl Shared {
         state.send_acks();
     }
 
-    /// The program wants to leave: whatever is not acknowledged goes back.
-    pub(super) fn release_all(&self) {
-        let mut state = self.lock();
-        state.ready.clear();
-        let partitions: Vec<TopicPartition> = state.partitions.keys().cloned().collect();
-        for at in partitions {
-            state.release_where(&at, |_| true);
-        }
-        state.send_acks();
-    }
-
     /// The membership is over, and all leases with it.
     pub(super) fn lost(&self, error: &Error) {
         let mut state = self.lock();
@@ -394,20 +383,15 @@ impl State {
 
     /// Gives back what the program does not have of a partition.
     fn release_unheld(&mut self, at: &TopicPartition) {
-        self.release_where(at, |lease| !lease.held);
-        self.send_acks();
-    }
-
-    fn release_where(&mut self, at: &TopicPartition, released: impl Fn(&Lease) -> bool) {
         let Some(partition) = self.partitions.get_mut(at) else { return };
         let acks = &mut self.acks;
         partition.leases.retain(|offset, lease| {
-            let goes = released(lease);
-            if goes {
+            if !lease.held {
                 acks.push(Ack::new(at.clone(), *offset, Say::Release(Duration::ZERO)));
             }
-            !goes
+            lease.held
         });
+        self.send_acks();
     }
 
     /// Releases revoked partitions of which nothing is leased, or whose time is over.

@@ -69,3 +69,16 @@ async fn brokers_are_described_with_their_racks() {
     let ran = streambus(&broker, &["cluster", "describe"]).await;
     assert!(ran.text.contains("RACK") && ran.text.contains("berlin-1"), "{ran:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_group_that_is_read_one_record_at_a_time_loses_none_to_its_dead_letter_topic() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("orders", 1).await;
+    let request = produce("orders", 0, batch::values((0..12).map(|number| number.to_string())));
+    within("a commit", broker.produce().await.produce(request)).await.expect("committed");
+    // More often than a record is delivered before it is given up.
+    for number in 0..12 {
+        let ran = streambus(&broker, &["consume", "orders", "--group", "g", "--share", "--count", "1"]).await;
+        assert_eq!((ran.success, ran.text), (true, format!("{number}\n")), "{}", ran.errors);
+    }
+}
