@@ -57,6 +57,7 @@ impl Bench {
             tasks: tasks.clone(),
             config: raft::Config::default(),
             metronome: raft::Metronome::new(),
+            catch_up: raft::CatchUp::default(),
             transport: Arc::new(raft::NoPeers),
         };
         let config = partition::Config { partition_tail_bytes: tail_bytes, ..partition::Config::default() };
