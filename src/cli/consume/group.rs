@@ -40,7 +40,7 @@ impl RebalanceListener for Assignments {
 }
 
 impl Membership {
-    /// Prints until there is enough, or Ctrl-C; then leaves the group. A second Ctrl-C does not wait for that.
+    /// Prints until there is enough, or Ctrl-C or SIGTERM; then leaves the group. A second one does not wait for that.
     pub(super) async fn print_all(&self, client: &Client, printer: &mut Printer) -> anyhow::Result<()> {
         if self.share {
             let config = ShareConfig {
@@ -152,11 +152,23 @@ fn accept(printed: &mut Vec<SharedRecord>) {
     }
 }
 
+/// Waits for Ctrl-C, or for SIGTERM, with which whoever supervises a process ends it.
+pub(super) async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return drop(tokio::signal::ctrl_c().await);
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
 /// Does `work` until it is done or interrupted.
 async fn until_interrupted(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::select! {
         result = work => result,
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        () = asked_to_end() => Ok(()),
     }
 }
 
@@ -168,6 +180,6 @@ async fn end(
     let close = pin!(close);
     tokio::select! {
         closed = close => printed.and(closed.map_err(Into::into)),
-        _ = tokio::signal::ctrl_c() => printed,
+        () = asked_to_end() => printed,
     }
 }

@@ -107,7 +107,7 @@ impl Consume {
             // Otherwise an interrupt just ends the process.
             tokio::select! {
                 result = printing => result,
-                _ = tokio::signal::ctrl_c() => Ok(()),
+                () = group::asked_to_end() => Ok(()),
             }
         } else {
             printing.await

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{Endpoint, PATIENCE, eventually};
@@ -74,6 +75,13 @@ impl Running {
     pub async fn until_said(&mut self, what: &str, wish: impl Fn(&[String]) -> bool) -> Vec<String> {
         let errors = Arc::clone(&self.errors);
         self.wait(what, &errors, wish).await
+    }
+
+    /// Ends it with SIGTERM, and gives whether it succeeded.
+    pub async fn terminated(mut self) -> bool {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process lives");
+        let ended = eventually(PATIENCE, "it ends", async || self.child.try_wait().expect("a child")).await;
+        ended.success()
     }
 
     async fn wait(

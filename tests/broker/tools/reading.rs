@@ -82,3 +82,13 @@ async fn a_share_group_that_is_read_one_record_at_a_time_loses_none_to_its_dead_
         assert_eq!((ran.success, ran.text), (true, format!("{number}\n")), "{}", ran.errors);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_terminated_commits_what_it_printed_and_leaves() {
+    let broker = uneven().await;
+    let mut following = Running::start(&broker, &["consume", "orders", "--group", "g", "--follow"]);
+    following.until("it prints everything", |lines| lines.len() == 4).await;
+    assert!(following.terminated().await);
+    let ran = streambus(&broker, &["consume", "orders", "--group", "g"]).await;
+    assert_eq!((ran.success, &ran.text[..]), (true, ""), "{ran:?}");
+}
