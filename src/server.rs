@@ -121,14 +121,7 @@ impl Server {
             blocking(move || identity.establish(&data_dir, &store)).await?;
         }
         let (waiting, waiting_for) = watch::channel("the metadata");
-        let raft = raft::Env {
-            store: store.clone(),
-            tasks: tasks.clone(),
-            config: config.raft.clone(),
-            metronome: raft::Metronome::new(),
-            catch_up: raft::CatchUp::default(),
-            transport: Arc::new(hub.clone()),
-        };
+        let raft = raft::Env::new(store.clone(), tasks.clone(), config.raft.clone(), Arc::new(hub.clone()));
         let partitions = partition::Env::new(
             store.clone(),
             raft,

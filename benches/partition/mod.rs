@@ -52,14 +52,8 @@ impl Bench {
             storage::Config { sync, reserve_bytes: 1, ..storage::Config::in_dir(directory.path()) };
         let store = Store::open(&settings, None).expect("an empty store opens");
         let (tasks, metrics) = (Tasks::new(), Metrics::detached());
-        let raft = raft::Env {
-            store: store.clone(),
-            tasks: tasks.clone(),
-            config: raft::Config::default(),
-            metronome: raft::Metronome::new(),
-            catch_up: raft::CatchUp::default(),
-            transport: Arc::new(raft::NoPeers),
-        };
+        let raft =
+            raft::Env::new(store.clone(), tasks.clone(), raft::Config::default(), Arc::new(raft::NoPeers));
         let config = partition::Config { partition_tail_bytes: tail_bytes, ..partition::Config::default() };
         let topic = metrics.topic("bench");
         let env = partition::Env::new(store.clone(), raft, Clock::system(), metrics, config);

@@ -685,14 +685,8 @@ mod tests {
     fn partition() -> PartitionRef {
         let (tasks, metrics) = (Tasks::new(), Metrics::detached());
         let store = Store::simulated(&Disk::new(), Sync::Always, Arc::new(|_| {})).expect("a store");
-        let raft = raft::Env {
-            store: store.clone(),
-            tasks: tasks.clone(),
-            config: raft::Config::default(),
-            metronome: raft::Metronome::new(),
-            catch_up: raft::CatchUp::default(),
-            transport: Arc::new(raft::NoPeers),
-        };
+        let raft =
+            raft::Env::new(store.clone(), tasks.clone(), raft::Config::default(), Arc::new(raft::NoPeers));
         let node = BrokerId(1);
         let identity = Identity { cluster: uuid::Uuid::nil(), broker: node };
         let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);

@@ -436,14 +436,7 @@ mod tests {
         let store = Store::open(&settings, None).expect("opened");
         let tasks = Tasks::new();
         let metrics = Metrics::detached();
-        let raft = raft::Env {
-            store: store.clone(),
-            tasks: tasks.clone(),
-            config: Default::default(),
-            metronome: raft::Metronome::new(),
-            catch_up: raft::CatchUp::default(),
-            transport: Arc::new(raft::NoPeers),
-        };
+        let raft = raft::Env::new(store.clone(), tasks.clone(), Default::default(), Arc::new(raft::NoPeers));
         let identity = Identity { cluster: uuid::Uuid::nil(), broker: NODE };
         let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);
         let control = Control::open(NODE.0, true, 1 << 20, hub.clone(), &raft, &tasks).await.expect("opened");

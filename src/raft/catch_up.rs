@@ -16,7 +16,7 @@ const LASTS: Duration = Duration::from_secs(2);
 /// The groups of a broker that read from the disk for a follower. A broker that comes back may lack something of every group:
 /// each that read as much as one may alone would take the leader's memory. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct CatchUp(Arc<Mutex<HashMap<GroupId, Instant>>>);
+pub(super) struct CatchUp(Arc<Mutex<HashMap<GroupId, Instant>>>);
 
 impl CatchUp {
     /// The bytes that `group` may read now, of which it would like `wanted`.

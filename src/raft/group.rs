@@ -39,11 +39,20 @@ pub struct Env {
     /// Settings.
     pub config: Config,
     /// When leaders send heartbeats; one for all groups of the broker.
-    pub metronome: Metronome,
+    pub(super) metronome: Metronome,
     /// What groups read at once for followers; one for all groups of the broker.
-    pub catch_up: CatchUp,
+    pub(super) catch_up: CatchUp,
     /// How other nodes are reached.
     pub transport: Arc<dyn Transport>,
+}
+
+impl Env {
+    /// What groups share that keep their data in `store`, run on `tasks` and reach others by `transport`.
+    #[must_use]
+    pub fn new(store: Store, tasks: Tasks, config: Config, transport: Arc<dyn Transport>) -> Self {
+        let (metronome, catch_up) = (Metronome::new(), CatchUp::default());
+        Env { store, tasks, config, metronome, catch_up, transport }
+    }
 }
 
 /// How long is waited for a purge. A follower that is being sent the entries can hold it up for longer.

@@ -63,14 +63,12 @@ mod tests;
 mod types;
 mod vote;
 
-pub use catch_up::CatchUp;
 pub use config::Config;
 pub use error::Error;
 pub use group::{Env, Group, Replica};
 pub use machine::{Machine, MachineError};
 pub use members::{Follower, Members};
 pub use network::{NoPeers, SpanIds, Transport, TransportError};
-pub use pace::Metronome;
 pub use promise::empty;
 pub use proposal::{Proposal, Proposed, Timing};
 pub use status::{Role, Status, Watch};

@@ -20,7 +20,7 @@ const TURNS: u32 = 10;
 
 /// Tells the leaders of a broker when to send heartbeats. Copies beat in time.
 #[derive(Clone, Copy, Debug)]
-pub struct Metronome(Instant);
+pub(super) struct Metronome(Instant);
 
 impl Metronome {
     /// One that begins now.

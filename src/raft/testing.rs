@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 
 use super::message::{Request, Response};
 use super::{
-    CatchUp, Config, Env, Group, Machine, MachineError, Metronome, NoPeers, NodeId, Replica, Role, Status,
-    Transport, TransportError,
+    Config, Env, Group, Machine, MachineError, NoPeers, NodeId, Replica, Role, Status, Transport,
+    TransportError,
 };
 use crate::storage::{self, Batch, CommandBuf, Durability, GroupId, Store};
 use crate::task::Tasks;
@@ -106,17 +106,7 @@ impl Broker {
 
     fn on(dir: tempfile::TempDir, config: Config, transport: Arc<dyn Transport>) -> Self {
         let store = Store::open(&Self::settings(&dir), None).unwrap();
-        Broker {
-            env: Env {
-                store,
-                tasks: Tasks::new(),
-                config,
-                metronome: Metronome::new(),
-                catch_up: CatchUp::default(),
-                transport,
-            },
-            dir,
-        }
+        Broker { env: Env::new(store, Tasks::new(), config, transport), dir }
     }
 
     fn settings(dir: &tempfile::TempDir) -> storage::Config {
@@ -140,17 +130,7 @@ impl Broker {
                 Err(error) => panic!("{error}"),
             }
         };
-        Broker {
-            env: Env {
-                store,
-                tasks: Tasks::new(),
-                config,
-                metronome: Metronome::new(),
-                catch_up: CatchUp::default(),
-                transport,
-            },
-            dir,
-        }
+        Broker { env: Env::new(store, Tasks::new(), config, transport), dir }
     }
 
     pub(super) async fn open(&self, node: NodeId) -> (Group<Notebook>, Notebook) {

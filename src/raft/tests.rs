@@ -8,7 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::message::{Append, Ballot, Request, Response, SnapshotRequest, VoteRequest};
 use super::testing::{Broker, Cluster, GROUP, Notebook, command, eventually, leads};
 use super::types::{Membership, StoredMembership, log_id};
-use super::{CatchUp, Config, Env, Error, Group, Metronome, NoPeers, NodeId, Role, Status};
+use super::{Config, Env, Error, Group, NoPeers, NodeId, Role, Status};
 use crate::storage::{self, Batch, Disk, Durability, Position, Store};
 use crate::task::Tasks;
 
@@ -413,14 +413,7 @@ async fn a_purge_does_not_replace_a_newer_snapshot_that_a_leader_sends_meanwhile
             }
         });
         let (config, transport) = (small_checkpoints(), Arc::new(NoPeers));
-        let env = Env {
-            store,
-            tasks: Tasks::new(),
-            config,
-            metronome: Metronome::new(),
-            catch_up: CatchUp::default(),
-            transport,
-        };
+        let env = Env::new(store, Tasks::new(), config, transport);
         let notebook = Notebook::default();
         (Group::open(GROUP, 1, notebook.clone(), &env).await.unwrap(), notebook, writer)
     };
@@ -502,14 +495,7 @@ async fn a_vote_survives_a_power_failure_although_records_may_not() {
         }
     });
     let (config, transport) = (Config::default(), Arc::new(NoPeers));
-    let env = Env {
-        store: store.clone(),
-        tasks: Tasks::new(),
-        config,
-        metronome: Metronome::new(),
-        catch_up: CatchUp::default(),
-        transport,
-    };
+    let env = Env::new(store.clone(), Tasks::new(), config, transport);
     let group = Group::open(GROUP, 1, Notebook::default(), &env).await.unwrap();
     let ballot = Ballot { term: 9, node: 2, granted: false };
     let plea = Request::Vote(VoteRequest { ballot, last: None, transfer: false });
@@ -533,14 +519,7 @@ async fn a_follower_whose_disk_is_nearly_full_takes_no_entries_and_stays() {
     let settings = storage::Config { reserve_bytes: u64::MAX, ..storage::Config::in_dir(dir.path()) };
     let store = Store::open(&settings, None).unwrap();
     let (config, transport) = (Config::default(), Arc::new(NoPeers));
-    let env = Env {
-        store,
-        tasks: Tasks::new(),
-        config,
-        metronome: Metronome::new(),
-        catch_up: CatchUp::default(),
-        transport,
-    };
+    let env = Env::new(store, Tasks::new(), config, transport);
     let ballot = Ballot { term: 9, node: 2, granted: true };
     let at = Position { index: 0, term: 9, leader: 2 };
     let row = storage::Row::encode(at, storage::Kind::Blank, storage::Command::copy_from_slice(b""));

@@ -164,12 +164,10 @@ async fn open(
     let gone = CancellationToken::new();
     tokio::spawn(write(Arc::clone(world), node, store.clone(), gone.clone()));
     let tasks = Tasks::new();
-    let raft = raft::Env {
-        store: store.clone(),
-        tasks: tasks.clone(),
-        metronome: raft::Metronome::new(),
-        catch_up: raft::CatchUp::default(),
-        config: raft::Config {
+    let raft = raft::Env::new(
+        store.clone(),
+        tasks.clone(),
+        raft::Config {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(350),
             election_max: world.plan.election_max,
@@ -179,8 +177,8 @@ async fn open(
             append_timeout: Duration::from_millis(500),
             snapshot_timeout: Duration::from_millis(500),
         },
-        transport: Arc::new(Port { world: Arc::downgrade(world), node, life }),
-    };
+        Arc::new(Port { world: Arc::downgrade(world), node, life }),
+    );
     // Small tails, so that much is read from the disk.
     let config = partition::Config { tail_bytes: 4_000, partition_tail_bytes: 1_000, ..Default::default() };
     let env = partition::Env::new(store.clone(), raft.clone(), clock.clone(), world.metrics.clone(), config);

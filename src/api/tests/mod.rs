@@ -159,14 +159,7 @@ async fn open_broker(
         clock: clock.clone(),
     });
     let store = Store::open(&storage, None).unwrap();
-    let raft = raft::Env {
-        store: store.clone(),
-        tasks: tasks.clone(),
-        config: Default::default(),
-        metronome: raft::Metronome::new(),
-        catch_up: raft::CatchUp::default(),
-        transport: Arc::new(hub.clone()),
-    };
+    let raft = raft::Env::new(store.clone(), tasks.clone(), Default::default(), Arc::new(hub.clone()));
     let partitions = partition::Env::new(store, raft, clock.clone(), metrics, Default::default());
     let registration = metadata::Broker {
         id: identity.broker,

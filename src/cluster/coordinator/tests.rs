@@ -39,14 +39,7 @@ impl Home {
             }
         };
         let tasks = Tasks::new();
-        let env = raft::Env {
-            store,
-            tasks: tasks.clone(),
-            config: Default::default(),
-            metronome: raft::Metronome::new(),
-            catch_up: raft::CatchUp::default(),
-            transport: Arc::new(raft::NoPeers),
-        };
+        let env = raft::Env::new(store, tasks.clone(), Default::default(), Arc::new(raft::NoPeers));
         Home { env, tasks }
     }
 

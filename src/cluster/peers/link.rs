@@ -234,7 +234,9 @@ impl Runner {
                     }
                     let rest: Vec<Outgoing> = rest.collect();
                     gathered = rest;
-                    permit.send(PeerFrames { frames });
+                    if !frames.is_empty() {
+                        permit.send(PeerFrames { frames });
+                    }
                     // Requests whose askers gave up are not waited for any longer.
                     if pending.len() > QUEUE_FRAMES {
                         pending.retain(|_, answer| !answer.is_closed());
