@@ -8,7 +8,7 @@ use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::placement::{self, Candidate};
 use crate::cluster::turns::can_leave;
 use crate::cluster::words::Words;
-use crate::metadata::{BrokerId, Command, PartitionAssignment, Repair, RepairStage};
+use crate::metadata::{self, BrokerId, Command, PartitionAssignment, Repair, RepairStage};
 use crate::{partition, raft};
 
 /// How long a hand-over may take before it counts as failed.
@@ -55,6 +55,8 @@ pub struct BrokerStatus {
     pub replicas: usize,
     /// Partitions that it leads.
     pub leaders: usize,
+    /// Votes that it has on the metadata and on the offsets of each shard of consumer groups.
+    pub votes: usize,
 }
 
 /// What is wrong with a partition.
@@ -142,6 +144,7 @@ impl Broker {
             replaced_by: broker.replaced_by.map(|id| id.0),
             replicas: state.replicas_of(broker.id),
             leaders: leaders.get(&broker.id).copied().unwrap_or(0),
+            votes: cluster.votes_of(broker.id),
         });
         let coordinators = cluster.coordinators().all().iter().map(|shard| hub.leader_of(&shard.members()));
         Ok(ClusterStatus {
@@ -180,12 +183,30 @@ impl Broker {
         Ok(cluster.state().replicas_of(id))
     }
 
-    /// Removes a broker that has no replicas.
+    /// Removes a broker that has neither replicas nor votes.
     ///
     /// # Errors
-    /// There is no such broker, it has replicas, or agreement failed.
+    /// There is no such broker, it has replicas or votes, or agreement failed.
     pub async fn remove_broker(&self, id: u64) -> Result<(), Error> {
-        self.running()?.cluster.change(&Command::RemoveBroker { id: BrokerId(id) }).await?;
+        let cluster = &self.running()?.cluster;
+        let (id, state) = (BrokerId(id), cluster.state());
+        // The others connect no more to a broker that is removed. One whose vote they still need would take their majority
+        // with it. Replicas are looked at when it is removed.
+        if let Some(broker) = state.broker(id)
+            && state.replicas_of(id) == 0
+            && cluster.votes_of(id) > 0
+        {
+            let text = match broker.draining {
+                true => format!(
+                    "broker {id} still has votes, which others are about to get: try again in a moment"
+                ),
+                false => {
+                    format!("broker {id} still has votes; drain it first: `streambus cluster drain {id}`")
+                }
+            };
+            return Err(Error::Metadata(metadata::Error::Refused(text)));
+        }
+        cluster.change(&Command::RemoveBroker { id }).await?;
         Ok(())
     }
 

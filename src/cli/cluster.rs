@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::connect::connect;
-use super::output::{self, Format, line, note, table};
-use crate::client::{Admin, BrokerDescription, BrokerStatus, ClusterStatus, PartitionProblem, ProblemKind};
+use super::output::{self, Format, line, list, note, table};
+use crate::client::{
+    Admin, BrokerDescription, BrokerStatus, ClusterStatus, PartitionProblem, ProblemKind, TopicDescription,
+    TopicSummary,
+};
 
 /// How often the progress of a drain is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -60,7 +63,7 @@ pub(super) enum Cluster {
         /// The broker that is to lead
         broker_id: u64,
     },
-    /// Hand leaderships to the first replica of each partition
+    /// Hand leaderships to the first replica of each partition; exits with 1 if one has no leader
     Balance,
 }
 
@@ -95,6 +98,15 @@ impl Cluster {
             }
             Cluster::Reassign { topic, partition, replicas } => {
                 admin.reassign_partition(&topic, partition, replicas.clone()).await?;
+                if let Ok(TopicDescription { topic: TopicSummary { replication_factor: wanted, .. }, .. }) =
+                    admin.describe_topic(&topic).await
+                    && (replicas.len() as u32) < wanted
+                {
+                    note(format_args!(
+                        "the replication factor of {topic} is {wanted}; {topic}/{partition} will have {} of its replicas",
+                        replicas.len()
+                    ));
+                }
                 if json {
                     return line(json!({ "topic": topic, "partition": partition, "replicas": replicas }));
                 }
@@ -113,10 +125,12 @@ impl Cluster {
             Cluster::Balance => {
                 let moved = admin.balance_leaders().await?;
                 if json {
-                    line(json!({ "transferred": moved }))
+                    line(json!({ "transferred": moved }))?;
                 } else {
-                    line(format_args!("{moved} leaderships handed over"))
+                    line(format_args!("{moved} leaderships handed over"))?;
                 }
+                // Who leads nothing hands nothing over.
+                check_leaders(&admin.cluster_status().await?)
             }
         }
     }
@@ -202,7 +216,17 @@ async fn status(admin: &Admin, json: bool) -> anyhow::Result<()> {
             table(["PARTITION", "PROBLEM", "LEADER", "REPLICAS", "REASON"], &rows)?;
         }
     }
-    if leaderless > 0 { Err(Leaderless(leaderless).into()) } else { Ok(()) }
+    check_leaders(&status)
+}
+
+/// Fails if there are partitions without a leader.
+fn check_leaders(status: &ClusterStatus) -> anyhow::Result<()> {
+    let leaderless =
+        |problem: &&PartitionProblem| matches!(problem.kind, ProblemKind::Leaderless | ProblemKind::Offline);
+    match status.problems.iter().filter(leaderless).count() {
+        0 => Ok(()),
+        leaderless => Err(Leaderless(leaderless).into()),
+    }
 }
 
 async fn brokers(admin: &Admin, json: bool) -> anyhow::Result<()> {
@@ -226,10 +250,11 @@ async fn brokers(admin: &Admin, json: bool) -> anyhow::Result<()> {
             state,
             broker.replicas.to_string(),
             broker.leaders.to_string(),
+            broker.votes.to_string(),
         ]
     };
     let rows: Vec<_> = status.brokers.iter().map(row).collect();
-    table(["BROKER", "GRPC", "RACK", "VERSION", "STATE", "REPLICAS", "LEADERS"], &rows)
+    table(["BROKER", "GRPC", "RACK", "VERSION", "STATE", "REPLICAS", "LEADERS", "VOTES"], &rows)
 }
 
 async fn wait_for_drain(admin: &Admin, broker_id: u64, json: bool) -> anyhow::Result<()> {
@@ -239,7 +264,7 @@ async fn wait_for_drain(admin: &Admin, broker_id: u64, json: bool) -> anyhow::Re
     loop {
         let status = admin.cluster_status().await?;
         let broker = status.brokers.iter().find(|broker| broker.broker_id == broker_id);
-        let left = broker.map_or(0, |broker| broker.replicas + broker.leaders);
+        let left = broker.map_or(0, |broker| broker.replicas + broker.leaders + broker.votes);
         if left == 0 {
             let seconds = started.elapsed().as_secs_f64();
             if json {
@@ -295,6 +320,7 @@ fn status_json(status: &ClusterStatus) -> Value {
             "replaced_by": broker.replaced_by,
             "replicas": broker.replicas,
             "leaders": broker.leaders,
+            "votes": broker.votes,
         })
     };
     let problem = |problem: &PartitionProblem| {
@@ -336,8 +362,4 @@ fn id(id: Option<u64>) -> String {
 
 fn is_or_are(count: usize) -> &'static str {
     if count == 1 { "is" } else { "are" }
-}
-
-fn list(ids: &[u64]) -> String {
-    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::config::{Entry, Loaded};
+use crate::config::{Entry, Loaded, Mistake, Mistakes};
 
 use super::output::{Format, line, note, table};
 use super::serve::Settings;
@@ -28,7 +28,13 @@ impl Config {
         match self {
             Config::Show { settings } => show(&load(settings)?, format),
             Config::Check { settings } => {
-                let loaded = load(settings)?;
+                let loaded = load(settings).inspect_err(|error| {
+                    if let (Format::Json, Some(Mistakes(mistakes))) = (format, error.downcast_ref()) {
+                        let mistakes: Vec<_> = mistakes.iter().map(mistake_json).collect();
+                        // If nobody reads, there is still the exit code.
+                        let _ = line(json!({"ok": false, "mistakes": mistakes}));
+                    }
+                })?;
                 match format {
                     Format::Json => line(json!({"ok": true, "warnings": loaded.warnings})),
                     Format::Text => line("the configuration is valid"),
@@ -36,6 +42,11 @@ impl Config {
             }
         }
     }
+}
+
+fn mistake_json(mistake: &Mistake) -> Value {
+    let Mistake { origin, key, what, suggestion } = mistake;
+    json!({"origin": origin.to_string(), "key": key, "what": what, "suggestion": suggestion})
 }
 
 fn load(settings: Settings) -> anyhow::Result<Loaded> {

@@ -223,7 +223,9 @@ fn show_sampling(overrides: &Overrides, format: Format) -> anyhow::Result<()> {
     }
     let export = match (overrides.traces_enabled, overrides.traces_exported) {
         (false, _) => "off (telemetry.trace.enabled = false)",
-        (true, false) => "made but not exported: no collector is configured",
+        (true, false) => {
+            "not exported: no collector is configured; made for traces of callers and for overrides only"
+        }
         (true, true) => "exported",
     };
     line(format_args!(

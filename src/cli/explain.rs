@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::connect::connect;
 use super::failure::Usage;
-use super::output::{self, Format, line, note};
+use super::output::{self, Format, line, list, note};
 use crate::client::{
     Admin, Explanation, GroupFacts, Offset, RecordFacts, TopicPartition, TraceReference, WhenKnown,
 };
@@ -69,7 +69,10 @@ impl Explain {
 async fn explain_trace(admin: &Admin, trace: &str, format: Format) -> anyhow::Result<()> {
     let found = admin.find_records(trace).await?;
     if !found.unreached.is_empty() {
-        note(format_args!("brokers {:?} were not reached: what they remember is missing", found.unreached));
+        note(format_args!(
+            "not reached: brokers {}; what is remembered there is missing",
+            list(&found.unreached)
+        ));
     }
     if found.batches.is_empty() {
         return Err(NotFound(trace.to_owned()).into());
@@ -157,8 +160,8 @@ fn text(explanation: &Explanation) -> String {
     if !explanation.unreached.is_empty() {
         let _ = writeln!(
             text,
-            "  brokers {:?} were not reached: what they remember of their groups is missing",
-            explanation.unreached
+            "  not reached: brokers {}; what is remembered there of groups is missing",
+            list(&explanation.unreached)
         );
     }
     text
@@ -200,7 +203,7 @@ fn write_group(text: &mut String, record: &RecordFacts, group: &GroupFacts) {
         let _ = writeln!(text, "    delivery trace      {trace_id} span {span_id}");
     }
     let (verb, done) = match group.kind.as_str() {
-        "share" => ("first acknowledged", "acknowledged"),
+        "share" => ("first done with", "accepted or given up"),
         _ => ("first committed", "committed"),
     };
     let acknowledged = match group.acknowledgement {
@@ -349,8 +352,8 @@ mod tests {
             "first committed     1970-01-01T00:00:12Z",
             "to member m1 (its memory begins 1970-01-01T00:00:20Z; earlier ones are not known)",
             "first delivered     not known (older than this broker's memory)",
-            "acknowledged; when is not known (older than this broker's memory)",
-            "brokers [3] were not reached",
+            "accepted or given up; when is not known (older than this broker's memory)",
+            "not reached: brokers 3;",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }

@@ -48,7 +48,15 @@ fn in_full(error: &anyhow::Error) -> String {
 
 /// What to do about a failure of the client library.
 fn advice(error: &anyhow::Error) -> Option<String> {
-    let error = error.chain().find_map(|cause| cause.downcast_ref::<client::Error>())?;
+    error.chain().find_map(|cause| cause.downcast_ref::<client::Error>()).and_then(advice_on)
+}
+
+fn advice_on(error: &client::Error) -> Option<String> {
+    if let client::Error::DeliveryTimeout { last: Some(last), .. } = error
+        && let Some(advice) = advice_on(last)
+    {
+        return Some(advice);
+    }
     if let client::Error::Unreachable { .. } = error {
         return Some(
             "is a broker running there? Start one with `streambus serve`, or name another with --broker HOST:PORT"
@@ -60,8 +68,8 @@ fn advice(error: &anyhow::Error) -> Option<String> {
     }
     if let client::Error::Timeout { .. } | client::Error::DeliveryTimeout { .. } = error {
         return Some(
-            "it may be stopped, cut off or overloaded: look at /health on its HTTP port and at `streambus cluster status` \
-             through another broker (--broker HOST:PORT), or wait longer with --timeout"
+            "a broker may be stopped, cut off or overloaded, or too few may be left to agree: `streambus cluster status` says \
+             what is wrong (ask another broker with --broker HOST:PORT if this one does not answer); --timeout waits longer"
                 .to_owned(),
         );
     }
@@ -111,6 +119,23 @@ mod tests {
         let error = client::Error::UnknownTopic { topic: "orders".to_owned() };
         let error = Err::<(), _>(error).context("cannot produce").unwrap_err();
         assert!(advice(&error).expect("advice").contains("topic create"));
+    }
+
+    #[test]
+    fn a_record_that_was_not_delivered_in_time_is_advised_on_by_what_held_it_up() {
+        let full = client::Error::Broker {
+            code: ErrorCode::DiskFull,
+            message: "the disk is full".to_owned(),
+            retry_after: None,
+            may_have_been_written: false,
+        };
+        let late = |last| client::Error::DeliveryTimeout {
+            after: std::time::Duration::from_secs(1),
+            may_have_been_written: false,
+            last,
+        };
+        assert!(advice_on(&late(Some(Box::new(full)))).expect("advice").contains("free some space"));
+        assert!(advice_on(&late(None)).expect("advice").contains("cluster status"));
     }
 
     #[test]

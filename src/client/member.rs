@@ -101,7 +101,8 @@ pub(super) async fn run<R: Role>(
             }
             return;
         }
-        if first.is_none() {
+        // Ever more rarely: while a coordinator is away, attempts are many.
+        if first.is_none() && failures.is_power_of_two() {
             tracing::warn!(%error, attempt = failures, "membership lost; joining again");
         }
         tokio::time::sleep(delay).await;

@@ -179,6 +179,9 @@ impl Membership {
                 Arc::ptr_eq(state, &self.control.state()) && at.elapsed() < LOOK_AT_ALL_EVERY
             });
             if !rests {
+                let partitions = self.routing.partitions();
+                seen.retain(|group, _| partitions.contains_key(group));
+                resigned.retain(|group, _| !group.is_partition() || partitions.contains_key(group));
                 self.see_terms(&mut seen).await;
             }
             let state = self.control.state();

@@ -264,9 +264,15 @@ impl Cluster {
     /// Waits until the partitions were made to follow `state` or something newer.
     async fn settled(&self, state: &Arc<State>) {
         let mut reconciled = self.reconciled.clone();
-        let control = &self.control;
-        // An error means that the reconciler is gone because the broker stops.
-        let _ = reconciled.wait_for(|now| now == state || *now == control.state()).await;
+        // The second round that ends from now on began after this, so it follows what is known now. Waiting for the newest
+        // state instead would take as long as there are changes.
+        for _ in 0..2 {
+            let now = Arc::clone(&reconciled.borrow_and_update());
+            // An error means that the reconciler is gone because the broker stops.
+            if now == *state || now == self.control.state() || reconciled.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Waits until this broker knows what the leader of the control group knew at some moment after the call. Returns
@@ -327,6 +333,13 @@ impl Cluster {
     pub async fn balance(&self) -> usize {
         let state = self.control.state();
         membership::balance(self.identity.broker, &state, &self.routing, &self.coordinators, &self.hub).await
+    }
+
+    /// In how many of the groups that hold metadata and offsets a broker votes, as far as this one knows.
+    pub fn votes_of(&self, id: BrokerId) -> usize {
+        let shards = self.coordinators.all().iter().map(coordinator::Coordinator::members);
+        let groups = std::iter::once(self.control.members()).chain(shards);
+        groups.filter(|members| members.status().now().voters.contains(&id.0)).count()
     }
 
     /// The most log entries that each other broker lacks in any group that this one leads.

@@ -33,6 +33,8 @@ const QUEUE_BATCHES: usize = 1_024;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A leader that no majority has followed for so long is none.
 pub const DESERTED: Duration = Duration::from_secs(3);
+/// How long a leader that was replaced may take to answer what it got before.
+const REPLACED: Duration = Duration::from_secs(2);
 /// How long a reader waits for a partition to have a leader.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
 const LEADER_LOOK: Duration = Duration::from_millis(10);
@@ -138,13 +140,15 @@ impl PartitionRef {
 
     pub(super) fn set_replica(&self, replica: Option<Partition>) {
         lock(&self.0.broken).take();
+        // Held all the time: who begins to listen meanwhile must not miss the new replica.
+        let mut reported = self.reported();
         if let Some(replica) = &replica {
-            for (signal, slot) in self.reported().listeners.alive() {
+            for (signal, slot) in reported.listeners.alive() {
                 replica.view().listen(&signal, slot);
             }
         }
         self.0.replica.store(replica.map(Arc::new));
-        self.reported().listeners.ring();
+        reported.listeners.ring();
     }
 
     /// The counters of the topic.
@@ -498,6 +502,22 @@ impl PartitionRef {
         self.reported().listeners.ring();
     }
 
+    /// Returns when another broker than `leader` has led for so long that an answer of that one would have come.
+    async fn replaced(&self, leader: NodeId) {
+        let mut since: Option<tokio::time::Instant> = None;
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            match self.leader().filter(|now| now.0 != leader) {
+                None => since = None,
+                Some(_) => {
+                    if since.get_or_insert_with(tokio::time::Instant::now).elapsed() >= REPLACED {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
     /// What the other brokers should know, if this one leads.
     pub(super) fn report(&self) -> Option<PartitionReport> {
         let replica = self.leading()?;
@@ -634,10 +654,13 @@ async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Fo
             writer.finish();
             let sent = Instant::now();
             let results = match partition.leader_elsewhere() {
-                Ok(leader) => {
-                    let appended = partition.0.hub.append(leader, partition.0.group, command.freeze()).await;
-                    appended.map_err(partition::Error::from)
-                }
+                Ok(leader) => tokio::select! {
+                    appended = partition.0.hub.append(leader, partition.0.group, command.freeze()) => {
+                        appended.map_err(partition::Error::from)
+                    }
+                    // It may be one that no majority follows any more, and which has not noticed.
+                    () = partition.replaced(leader) => Err(partition::Error::Raft(raft::Error::OutcomeUnknown)),
+                },
                 Err(error) => Err(error),
             };
             let arrived = Instant::now();

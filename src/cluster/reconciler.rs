@@ -271,6 +271,8 @@ impl Reconciler {
         self.routing.replace(routes, self.known.clone());
         for partition in gone.into_values() {
             partition.close();
+            // Whoever still holds it must not keep the replica in memory.
+            partition.set_replica(None);
         }
     }
 

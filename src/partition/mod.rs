@@ -521,7 +521,7 @@ impl Partition {
     /// What this replica has lost of what it wrote, if that was noticed: by a reader, by a follower, or when it looked.
     pub fn damage(&self) -> Option<String> {
         let status = self.status().now();
-        let noticed = status.unreadable.as_ref().or(status.failed.as_ref());
+        let noticed = status.damaged.as_ref().or(status.failed.as_ref());
         if let Some(error) = noticed.filter(|error| error.is_damage())
             && self.0.damage.set(in_full(error)).is_ok()
         {

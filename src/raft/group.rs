@@ -540,6 +540,10 @@ impl Replica {
                 let behind = message::Transferred::Behind { expected: request.last, actual: None };
                 Ok(message::Response::TransferLeader(behind))
             }
+            message::Request::Entries(request) => {
+                let rows = LogStore::new(Arc::clone(&self.core.shared)).give(request).await?;
+                Ok(message::Response::Entries(rows.iter().map(|row| row.bytes().clone()).collect()))
+            }
             message::Request::TransferLeader(request) => {
                 let request = network::transfer_from(&request);
                 let response = agreement.handle_transfer_leader(request).await.map_err(|_| stopped())?;

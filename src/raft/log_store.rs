@@ -11,15 +11,17 @@ use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, RaftLogReader};
 
-use super::Role;
 use super::membership;
+use super::message::{EntriesRequest, Request, Response};
 use super::shared::Shared;
 use super::types::{Command, Entry, LogId, Types, Vote, log_id, position};
-use super::vote;
+use super::{Role, network, vote};
 use crate::storage::{self, Batch, Durability, Kind, Log, Row};
 
 /// How long replication rests before it tries again to read what cannot be read.
 const UNREADABLE_PAUSE: Duration = Duration::from_millis(200);
+/// How long each of the other members has to give what cannot be read.
+const FETCH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A way to read the rows from one index to another, up to about so many bytes.
 type ReadStored = fn(&Log, u64, u64, u64) -> Result<Vec<Row>, storage::Error>;
@@ -96,6 +98,72 @@ impl LogStore {
         let log = self.clone();
         let read = self.shared.store.blocking(move || log.read_by(Log::read_intact, range, bytes_max));
         read.await.map_err(|_| io::Error::other("the runtime ends"))
+    }
+
+    /// Rows that cannot be read here, from the first other member that has them. All that another one knows to be committed
+    /// under this leadership or an earlier one was in this log too: it is what was lost.
+    async fn fetch(&self, range: Range<u64>) -> Vec<Row> {
+        let Some(vote) = *self.shared.vote() else { return Vec::new() };
+        let ballot = network::ballot(&vote);
+        let bytes_max =
+            self.shared.catch_up.share(self.shared.group, self.shared.append_bytes_max, Instant::now());
+        let wanted = EntriesRequest { ballot, from: range.start, to: range.end, bytes_max };
+        let members = self.shared.status().members;
+        // One after the other: what several send at once would be in memory at once.
+        for node in members.iter().filter(|node| **node != ballot.node) {
+            let request = Request::Entries(wanted);
+            let call = self.shared.transport.call(*node, self.shared.group, request, FETCH_PATIENCE);
+            let Ok(Ok(Response::Entries(rows))) = tokio::time::timeout(FETCH_PATIENCE, call).await else {
+                continue;
+            };
+            let rows = range.clone().zip(rows).map(|(index, row)| Row::decode(self.shared.group, index, row));
+            let rows: Vec<Row> =
+                rows.map_while(Result::ok).take_while(|row| row.term <= ballot.term).collect();
+            if !rows.is_empty() {
+                return rows;
+            }
+        }
+        Vec::new()
+    }
+
+    /// Rows for another member that leads and has lost them: what is known here to be committed, if that was under the
+    /// leadership of `request` or an earlier one.
+    ///
+    /// # Errors
+    /// What the first of them cannot be read for.
+    pub(super) async fn give(&self, request: EntriesRequest) -> Result<Vec<Row>, super::Error> {
+        let EntriesRequest { ballot, from, to, bytes_max } = request;
+        let committed = self.shared.status().committed;
+        // Looked at afterwards: what was committed before, was under this leadership or an earlier one.
+        let term = self.shared.vote().map_or(0, |vote| vote.leader_id.term);
+        let to = to.min(committed.map_or(0, |committed| committed + 1));
+        if term > ballot.term || from >= to {
+            return Ok(Vec::new());
+        }
+        let bytes_max = bytes_max.min(self.shared.append_bytes_max);
+        let bytes_max = self.shared.catch_up.share(self.shared.group, bytes_max, Instant::now());
+        let log = self.clone();
+        let read = self.shared.store.blocking(move || log.read_by(Log::read_intact, from..to, bytes_max));
+        match read.await.map_err(|_| super::Error::Stopped)? {
+            Err(storage::Error::Purged { .. }) => Ok(Vec::new()),
+            Err(error) => {
+                let error = super::Error::from(error);
+                self.note_damage(&error);
+                Err(error)
+            }
+            Ok(rows) => Ok(rows),
+        }
+    }
+
+    /// Notes, and tells, that an entry cannot be read, if that is what `error` says and it is the first one.
+    fn note_damage(&self, error: &super::Error) {
+        let Shared { group, transport, .. } = &*self.shared;
+        if !error.is_damage() || self.shared.status().damaged.is_some() {
+            return;
+        }
+        tracing::error!(%group, %error, "an entry of a log cannot be read");
+        self.shared.update_status(|status| status.damaged = Some(error.clone()));
+        transport.damaged(*group);
     }
 
     fn entry(&self, row: Row) -> Result<Entry, io::Error> {
@@ -181,16 +249,27 @@ impl RaftLogReader<Types> for LogStore {
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         // Only replication reads this way. A replica that cannot give a follower what it lacks still is a good voter, so
-        // it goes on, says so, and sends nothing but heartbeats until another one leads.
-        match self.read_for_follower(start..end).await? {
+        // it goes on, and gives what others have. If nobody has it, it says so, and sends nothing but heartbeats until
+        // another one leads.
+        let rows = match self.read_for_follower(start..end).await? {
             Err(error) if error.is_damage() => {
-                self.shared.update_status(|status| status.unreadable = Some(error.into()));
-                tokio::time::sleep(UNREADABLE_PAUSE).await;
-                Ok(Vec::new())
+                let error = super::Error::from(error);
+                self.note_damage(&error);
+                let rows = self.fetch(start..end).await;
+                if rows.is_empty() {
+                    self.shared.update_status(|status| status.unreadable = Some(error));
+                    tokio::time::sleep(UNREADABLE_PAUSE).await;
+                } else {
+                    let this = error.to_string();
+                    let is_this = |before: &mut super::Error| before.to_string() == this;
+                    self.shared.update_status_if(|status| status.unreadable.take_if(is_this).is_some());
+                }
+                rows
             }
-            Err(error) => Err(self.shared.fail(error)),
-            Ok(rows) => rows.into_iter().map(|row| self.entry(row)).collect(),
-        }
+            Err(error) => return Err(self.shared.fail(error)),
+            Ok(rows) => rows,
+        };
+        rows.into_iter().map(|row| self.entry(row)).collect()
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

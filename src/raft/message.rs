@@ -32,6 +32,8 @@ pub enum Request {
     Snapshot(SnapshotRequest),
     /// Leadership passes to `to`; if that is you, start an election at once.
     TransferLeader(TransferRequest),
+    /// Give the sender entries that it has lost.
+    Entries(EntriesRequest),
 }
 
 /// What a replica answers to the request of the same name.
@@ -45,6 +47,9 @@ pub enum Response {
     Snapshot(Ballot),
     /// To [`Request::TransferLeader`].
     TransferLeader(Transferred),
+    /// To [`Request::Entries`]: whole log rows ([`crate::storage::Row`]) from the first one asked for on; none if it is not
+    /// there, or not known to be committed.
+    Entries(Vec<Bytes>),
 }
 
 /// Entries from a leader; none in a heartbeat.
@@ -66,7 +71,7 @@ impl Request {
         match self {
             Request::Append(append) => append.rows.iter().map(Bytes::len).sum(),
             Request::Snapshot(snapshot) => snapshot.checkpoint.len(),
-            Request::Vote(_) | Request::PreVote(_) | Request::TransferLeader(_) => 0,
+            Request::Vote(_) | Request::PreVote(_) | Request::TransferLeader(_) | Request::Entries(_) => 0,
         }
     }
 }
@@ -145,4 +150,17 @@ pub enum Transferred {
         /// What it has.
         actual: Option<Position>,
     },
+}
+
+/// A leader's plea for entries that it cannot read itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntriesRequest {
+    /// The sender's leadership. What was committed under a later one, the sender may not have had.
+    pub ballot: Ballot,
+    /// The first entry.
+    pub from: u64,
+    /// The entry after the last.
+    pub to: u64,
+    /// How many bytes are wanted, about; an entry above it comes alone.
+    pub bytes_max: u64,
 }

@@ -88,6 +88,9 @@ pub trait Transport: Send + Sync + 'static {
     /// This node has stored, as a follower, commands with these spans.
     fn stored(&self, _group: GroupId, _spans: &[SpanIds], _received: Instant) {}
 
+    /// A replica on this node has lost an entry of its log.
+    fn damaged(&self, _group: GroupId) {}
+
     /// A replica on this node took over a snapshot.
     fn installed(&self, _group: GroupId) {}
 }
@@ -316,7 +319,7 @@ impl RaftNetworkV2<Types> for Peer {
     }
 }
 
-fn ballot(vote: &Vote) -> Ballot {
+pub(super) fn ballot(vote: &Vote) -> Ballot {
     Ballot { term: vote.leader_id.term, node: vote.leader_id.node_id, granted: vote.committed }
 }
 

@@ -52,7 +52,9 @@ pub struct Status {
     pub members: Arc<[NodeId]>,
     /// Whether this replica knows that these members are agreed on, and not only proposed.
     pub members_agreed: bool,
-    /// An entry that a follower needs cannot be read here. Another leader is wanted, which has it.
+    /// An entry that a follower needed cannot be read here.
+    pub damaged: Option<Error>,
+    /// Nor did another member give it. Another leader is wanted, which has it.
     pub unreadable: Option<Error>,
     /// Why the replica stopped, if it did so by itself.
     pub failed: Option<Error>,

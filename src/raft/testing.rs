@@ -292,6 +292,23 @@ impl Cluster {
         self.open(node).await;
     }
 
+    /// Stops a node, takes one entry from its disk, and starts it again.
+    pub(super) async fn restart_without(&mut self, node: NodeId, lost: u64) {
+        let (group, _) = self.groups.remove(&node).unwrap();
+        self.switch.cut(node);
+        group.shutdown().await;
+        self.switch.unplug(node);
+        let store = &self.brokers[&node].env.store;
+        let log = store.log(GROUP).unwrap();
+        let later = log.read(lost + 1, u64::MAX, u64::MAX).unwrap();
+        let mut batch = Batch::new();
+        log.truncate_after(&mut batch, lost - 1);
+        later.iter().for_each(|row| log.append(&mut batch, row));
+        store.commit_and_wait(batch, Durability::Sync).await.unwrap();
+        assert!(log.read(lost, u64::MAX, u64::MAX).is_err_and(|error| error.is_damage()));
+        self.open(node).await;
+    }
+
     /// Ends all writing at a node, which notices it only when it looks.
     pub(super) fn break_disk(&self, node: NodeId) {
         self.brokers[&node].env.store.break_down();

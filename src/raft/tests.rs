@@ -397,6 +397,37 @@ async fn a_follower_that_lags_behind_the_log_start_gets_the_snapshot_and_every_r
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_gets_what_its_leader_has_lost_from_who_has_it() {
+    let mut cluster = Cluster::start(1).await;
+    let leader = cluster.leader(&[]).await;
+    let [lagging, other] = [1, 2, 3].into_iter().filter(|node| *node != leader).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
+    write(cluster.group(leader), ["before"]).await;
+    cluster.catches_up(lagging, leader).await;
+    cluster.switch.cut(lagging);
+    write(cluster.group(leader), strs(&numbered(0..20))).await;
+    cluster.catches_up(other, leader).await;
+    let last = cluster.group(leader).status().now().applied.unwrap();
+
+    cluster.restart_without(leader, last - 5).await;
+    cluster.restart_without(other, last - 10).await;
+    let leader = cluster.leader(&[lagging]).await;
+    write(cluster.group(leader), ["after"]).await;
+    cluster.switch.join(lagging);
+    cluster.catches_up(lagging, leader).await;
+
+    assert_eq!(cluster.notebook(lagging).seen().commands.len(), 22);
+    let status = cluster.group(leader).status().now();
+    assert!(status.damaged.is_some_and(|error| error.is_damage()));
+    assert!(status.unreadable.is_none(), "no other leader is wanted");
+    let indexes: Vec<u64> = cluster.group(lagging).entries().into_iter().map(|(index, _)| index).collect();
+    assert_eq!(indexes, (0..=*indexes.last().unwrap()).collect::<Vec<_>>());
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn a_purge_does_not_replace_a_newer_snapshot_that_a_leader_sends_meanwhile() {
     let disk = Disk::new();

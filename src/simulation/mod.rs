@@ -517,7 +517,7 @@ fn seeds() {
 /// Seeds that found something once.
 #[test]
 fn seeds_that_once_failed_hold() {
-    for seed in [20_054, 20_126, 70_008, 90_243, 90_424] {
+    for seed in [20_054, 20_126, 70_008, 90_243, 90_424, 980_301, 980_407] {
         simulate(Plan::of(seed)).unwrap_or_else(|failure| panic!("{failure}"));
     }
 }

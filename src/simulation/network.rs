@@ -236,5 +236,6 @@ fn kind(request: &Request) -> u64 {
         Request::PreVote(_) => 2,
         Request::Snapshot(_) => 3,
         Request::TransferLeader(_) => 4,
+        Request::Entries(_) => 5,
     }
 }

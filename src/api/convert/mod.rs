@@ -393,6 +393,7 @@ impl From<BrokerStatus> for v1::BrokerStatus {
             replaced_by: status.replaced_by.unwrap_or_default(),
             replica_count: status.replicas as u32,
             leader_count: status.leaders as u32,
+            vote_count: status.votes as u32,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `streambus.v1.ClusterService`.
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Context;
 use super::forward::{self, Method};
@@ -90,11 +90,16 @@ impl ClusterService for Service {
     ) -> Result<Response<v1::BalanceLeadersResponse>, Status> {
         let mut transferred = self.0.broker().balance_leaders().await.map_err(Failure::from)? as u32;
         if !forward::is_forwarded(request.metadata()) {
-            for peer in self.0.broker().peers() {
-                let method = method("/streambus.v1.ClusterService/BalanceLeaders");
-                let there = self.0.forward(peer, method, Request::new(v1::BalanceLeadersRequest {})).await;
-                let there: v1::BalanceLeadersResponse = there?.into_inner();
-                transferred += there.transfer_count;
+            let peers = self.0.broker().peers();
+            let method = method("/streambus.v1.ClusterService/BalanceLeaders");
+            for (_, there) in
+                self.0.forward_to_all::<_, v1::BalanceLeadersResponse>(&peers, method, &request).await
+            {
+                transferred += match there {
+                    // A broker that starts or stops has no leaderships to hand over.
+                    Err(status) if status.code() == Code::Unavailable => 0,
+                    there => there?.transfer_count,
+                };
             }
         }
         Ok(Response::new(v1::BalanceLeadersResponse { transfer_count: transferred }))

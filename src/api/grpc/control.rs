@@ -1,6 +1,5 @@
 //! `streambus.v1.ControlService`.
 
-use futures_util::future::join_all;
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
@@ -75,13 +74,9 @@ impl Service {
         let mut outcomes = vec![v1::ControlOutcome { broker_id: self.id(), error: None }];
         if !only_here {
             let peers = self.0.broker().peers();
-            let asked = peers.iter().map(|peer| {
-                let request = Request::new(request.get_ref().clone());
-                async move { self.0.forward::<C, C::Answer>(*peer, method, request).await }
-            });
-            for (peer, answer) in peers.iter().zip(join_all(asked).await) {
+            for (peer, answer) in self.0.forward_to_all::<C, C::Answer>(&peers, method, &request).await {
                 match answer {
-                    Ok(answer) => outcomes.extend(C::outcomes(answer.into_inner())),
+                    Ok(answer) => outcomes.extend(C::outcomes(answer)),
                     Err(status) => {
                         let code = match status.code() {
                             Code::InvalidArgument => ErrorCode::InvalidArgument,
@@ -90,7 +85,7 @@ impl Service {
                         };
                         let failure = Failure::new(code, status.message());
                         outcomes
-                            .push(v1::ControlOutcome { broker_id: *peer, error: Some(failure.into_proto()) });
+                            .push(v1::ControlOutcome { broker_id: peer, error: Some(failure.into_proto()) });
                     }
                 }
             }
@@ -212,40 +207,37 @@ impl ControlService for Service {
 
     async fn explain_record(
         &self,
-        request: Request<v1::ExplainRecordRequest>,
+        mut request: Request<v1::ExplainRecordRequest>,
     ) -> Result<Response<v1::ExplainRecordResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.ControlService/ExplainRecord", writes: false };
         if forward::is_forwarded(request.metadata()) {
             return Ok(Response::new(self.explain_here(request.get_ref(), false).await?));
         }
-        let mut asked = request.get_ref().clone();
+        let asked = request.get_ref();
         let broker = self.0.broker();
         let leader = broker.leader_elsewhere(&asked.topic, asked.partition).map_err(Failure::from)?;
         // The leader first: without the record there is nothing to explain.
         let mut answer: v1::ExplainRecordResponse = match leader {
-            Some(to) => self.0.forward(to, METHOD, Request::new(asked.clone())).await?.into_inner(),
-            None => self.explain_here(&asked, true).await?,
+            Some(to) => self.0.forward(to, METHOD, forward::copy(&request)).await?.into_inner(),
+            None => self.explain_here(asked, true).await?,
         };
         let Some(record) = &mut answer.record else {
             let text = "the partition is getting another leader; retry";
             return Err(Failure::new(ErrorCode::NotReady, text).into());
         };
-        asked.producer_id = record.has_producer.then_some(record.producer_id);
+        request.get_mut().producer_id = record.has_producer.then_some(record.producer_id);
         let reached = broker.peers();
         let peers: Vec<u64> = reached.iter().copied().filter(|peer| Some(*peer) != leader).collect();
-        let others = peers.iter().map(|peer| {
-            self.0.forward::<_, v1::ExplainRecordResponse>(*peer, METHOD, Request::new(asked.clone()))
-        });
-        let mut others: Vec<_> =
-            join_all(others).await.into_iter().map(|other| other.map(Response::into_inner)).collect();
+        let mut others: Vec<(u64, Result<v1::ExplainRecordResponse, Status>)> =
+            self.0.forward_to_all(&peers, METHOD, &request).await;
         answer.unreached_broker_ids = self.unreached(&reached);
         if leader.is_some() {
             // What is replicated is known here too, so groups whose coordinator does not answer are not left out.
-            let here = self.explain_here(&asked, true).await?;
+            let here = self.explain_here(request.get_ref(), true).await?;
             let coordinated = std::mem::replace(&mut answer.groups, here.groups);
-            others.push(Ok(v1::ExplainRecordResponse { groups: coordinated, ..here }));
+            others.push((self.id(), Ok(v1::ExplainRecordResponse { groups: coordinated, ..here })));
         }
-        for (place, other) in others.into_iter().enumerate() {
+        for (peer, other) in others {
             match other {
                 Ok(other) => {
                     for group in other.groups {
@@ -258,7 +250,7 @@ impl ControlService for Service {
                         record.producer_user_agent = other.producer_user_agent;
                     }
                 }
-                Err(_) => answer.unreached_broker_ids.push(peers.get(place).copied().unwrap_or(self.id())),
+                Err(_) => answer.unreached_broker_ids.push(peer),
             }
         }
         answer.producer_user_agent.clear();
@@ -273,21 +265,18 @@ impl ControlService for Service {
     ) -> Result<Response<v1::FindRecordsResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.ControlService/FindRecords", writes: false };
         let forwarded = forward::is_forwarded(request.metadata());
-        let asked = request.into_inner();
-        let trace = convert::trace_id(&asked.trace_id).map_err(Failure::from)?;
+        let trace = convert::trace_id(&request.get_ref().trace_id).map_err(Failure::from)?;
         let here = self.0.broker().traced_batches(trace);
         let mut batches: Vec<v1::FoundBatch> = here.into_iter().map(Into::into).collect();
         let mut unreached = Vec::new();
         if !forwarded {
             let peers = self.0.broker().peers();
             unreached = self.unreached(&peers);
-            let others = peers.iter().map(|peer| {
-                self.0.forward::<_, v1::FindRecordsResponse>(*peer, METHOD, Request::new(asked.clone()))
-            });
-            for (peer, other) in peers.iter().zip(join_all(others).await) {
+            let others = self.0.forward_to_all::<_, v1::FindRecordsResponse>(&peers, METHOD, &request).await;
+            for (peer, other) in others {
                 match other {
-                    Ok(other) => batches.extend(other.into_inner().batches),
-                    Err(_) => unreached.push(*peer),
+                    Ok(other) => batches.extend(other.batches),
+                    Err(_) => unreached.push(peer),
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use prost::Message;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -39,6 +40,13 @@ pub(super) fn is_forwarded(metadata: &MetadataMap) -> bool {
 /// Whether batches of the call may be passed on to their leaders.
 pub(super) fn may_forward(metadata: &MetadataMap) -> bool {
     !is_forwarded(metadata) && metadata.get(ROUTING).is_none_or(|value| value != DIRECT)
+}
+
+/// The same call, with the caller's trace and deadline.
+pub(super) fn copy<Q: Clone>(request: &Request<Q>) -> Request<Q> {
+    let mut copy = Request::new(request.get_ref().clone());
+    *copy.extensions_mut() = request.extensions().clone();
+    copy
 }
 
 /// The method of a call as paths name it, and whether it may change something.
@@ -83,11 +91,29 @@ impl Context {
         let mut headers = std::mem::take(forwarded.metadata_mut()).into_headers();
         trace.inject(&mut headers);
         *forwarded.metadata_mut() = MetadataMap::from_headers(headers);
-        let mut client = tonic::client::Grpc::new(channel);
+        let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
         client.ready().await.map_err(|error| unreachable(to, &error.to_string()))?;
         let codec = ProstCodec::<Q, A>::default();
         let answer = client.unary(forwarded, PathAndQuery::from_static(method.path), codec).await;
         answer.map_err(|status| lost(status, to, method.writes))
+    }
+
+    /// Passes a call on to each of `peers` at the same time, and gives their answers.
+    pub(super) async fn forward_to_all<Q, A>(
+        &self,
+        peers: &[u64],
+        method: Method,
+        request: &Request<Q>,
+    ) -> Vec<(u64, Result<A, Status>)>
+    where
+        Q: Message + Clone + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let calls = peers.iter().map(|peer| {
+            let copy = copy(request);
+            async move { (*peer, self.forward(*peer, method, copy).await.map(Response::into_inner)) }
+        });
+        join_all(calls).await
     }
 
     fn mark(&self, metadata: &mut MetadataMap) {

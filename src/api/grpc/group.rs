@@ -1,6 +1,6 @@
 //! `streambus.v1.GroupService`.
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Context;
 use super::forward::{self, Method};
@@ -20,16 +20,21 @@ impl GroupService for Service {
     ) -> Result<Response<v1::ListGroupsResponse>, Status> {
         const METHOD: Method = Method { path: "/streambus.v1.GroupService/ListGroups", writes: false };
         let forwarded = forward::is_forwarded(request.metadata());
-        let asked = request.into_inner();
-        let v1::ListGroupsRequest { page_size, page_token } = &asked;
+        let v1::ListGroupsRequest { page_size, page_token } = request.get_ref();
         let (groups, next_page_token) =
             self.0.broker().list_groups(*page_size, page_token).map_err(Failure::from)?;
         let mut groups: Vec<v1::GroupListing> = groups.into_iter().map(Into::into).collect();
         if !forwarded {
             // Every broker knows all groups, but only the members of those that it coordinates.
-            for peer in self.0.broker().peers() {
-                let answer = self.0.forward(peer, METHOD, Request::new(asked.clone())).await;
-                let answer: v1::ListGroupsResponse = answer?.into_inner();
+            let peers = self.0.broker().peers();
+            for (_, answer) in
+                self.0.forward_to_all::<_, v1::ListGroupsResponse>(&peers, METHOD, &request).await
+            {
+                let answer = match answer {
+                    // A broker that starts or stops coordinates nothing.
+                    Err(status) if status.code() == Code::Unavailable => continue,
+                    answer => answer?,
+                };
                 for there in answer.groups {
                     if let Some(here) = groups.iter_mut().find(|here| here.group == there.group) {
                         here.member_count = here.member_count.max(there.member_count);

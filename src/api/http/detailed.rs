@@ -93,7 +93,11 @@ fn refused(status: StatusCode, problem: &str) -> Response {
 
 fn parse(pairs: &[(String, String)]) -> Result<Asked, String> {
     let (mut families, mut query, mut limit) = (Vec::new(), DetailQuery::default(), None);
-    for (key, value) in pairs {
+    for (number, (key, value)) in pairs.iter().enumerate() {
+        let again = pairs[..number].iter().any(|(earlier, _)| earlier == key);
+        if again && ["leading", "limit", "after"].contains(&key.as_str()) {
+            return Err(format!("{key} is given more than once"));
+        }
         let shown: String = value.chars().take(REPEATED_CHARS).collect();
         match key.as_str() {
             "family" => families.extend(value.split(',').filter(|name| !name.is_empty())),
@@ -171,6 +175,8 @@ mod tests {
             let problem = parse(&pairs(&[(key, value)])).expect_err("it makes no sense");
             assert!(problem.starts_with(expected), "{problem}");
         }
+        let twice = parse(&pairs(&[("limit", "2"), ("limit", "3")]));
+        assert_eq!(twice.expect_err("which?"), "limit is given more than once");
         let long = "x".repeat(10_000);
         assert!(parse(&pairs(&[("family", &long)])).expect_err("none").len() < 1_000);
     }

@@ -40,6 +40,8 @@ use view::{After, View};
 /// How often the thread that reads keys looks whether it is still wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// How long each broker has to tell its metrics. One that hangs must not hold up what is known of the others.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Events of the terminal that may wait.
 const EVENTS_MAX: usize = 64;
 
@@ -65,7 +67,7 @@ impl Top {
             return Err(Usage(format!("an interval of {interval:?} is below {INTERVAL_MIN:?}")).into());
         }
         let admin = connect(global).await?.admin();
-        let source = Source { admin, interval, deadline: global.timeout.0 };
+        let source = Source { admin, interval, deadline: global.timeout.0.min(PATIENCE) };
         let live = !self.once && global.output == Format::Text && std::io::stdout().is_terminal();
         if live {
             return source.watch(global.broker.first()).await;

@@ -387,6 +387,7 @@ pub(super) mod tests {
             replaced_by: None,
             replicas: 1,
             leaders: 1,
+            votes: 0,
         };
         let problem = |kind| crate::client::PartitionProblem {
             topic: "orders".to_owned(),

@@ -44,6 +44,8 @@ pub struct BrokerStatus {
     pub replicas: u32,
     /// Partitions that it leads.
     pub leaders: u32,
+    /// Votes that it has on the metadata and on the offsets of each shard of consumer groups.
+    pub votes: u32,
 }
 
 /// What is wrong with a partition.
@@ -113,6 +115,7 @@ impl From<v1::BrokerStatus> for BrokerStatus {
             replaced_by: known(status.replaced_by),
             replicas: status.replica_count,
             leaders: status.leader_count,
+            votes: status.vote_count,
         }
     }
 }

@@ -253,7 +253,9 @@ async fn within<T>(
 /// written.
 fn written(status: &Status, leader: NodeId) -> raft::Error {
     match status.code() {
-        Code::FailedPrecondition | Code::Unimplemented => raft::Error::NotLeader { leader: None },
+        Code::FailedPrecondition | Code::Unimplemented | Code::PermissionDenied => {
+            raft::Error::NotLeader { leader: None }
+        }
         _ if link::never_sent(status) => raft::Error::NotLeader { leader: Some(leader) },
         _ => raft::Error::OutcomeUnknown,
     }

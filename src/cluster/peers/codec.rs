@@ -4,8 +4,8 @@ use crate::proto::internal as wire;
 use crate::proto::internal::peer_frame::Body;
 use crate::proto::internal::{raft_appended, raft_transferred};
 use crate::raft::message::{
-    Append, Appended, Ballot, Request, Response, SnapshotRequest, TransferRequest, Transferred, VoteRequest,
-    VoteResponse,
+    Append, Appended, Ballot, EntriesRequest, Request, Response, SnapshotRequest, TransferRequest,
+    Transferred, VoteRequest, VoteResponse,
 };
 use crate::storage::Position;
 
@@ -29,6 +29,9 @@ pub(super) fn request_to_wire(request: Request) -> Body {
             to: request.to,
             last: request.last.map(position),
         }),
+        Request::Entries(EntriesRequest { ballot: of, from, to, bytes_max }) => {
+            Body::AskEntries(wire::RaftAskEntries { ballot: Some(ballot(of)), from, to, bytes_max })
+        }
     }
 }
 
@@ -52,6 +55,9 @@ pub(super) fn request_from_wire(body: Body) -> Option<Request> {
             to: request.to,
             last: request.last.map(position_from),
         }),
+        Body::AskEntries(wire::RaftAskEntries { ballot, from, to, bytes_max }) => {
+            Request::Entries(EntriesRequest { ballot: ballot_from(ballot?), from, to, bytes_max })
+        }
         _ => return None,
     })
 }
@@ -75,6 +81,7 @@ pub(super) fn response_to_wire(response: Response) -> Body {
             last: response.last.map(position),
         }),
         Response::Snapshot(of) => Body::Installed(ballot(of)),
+        Response::Entries(rows) => Body::Entries(wire::RaftEntries { rows }),
         Response::TransferLeader(transferred) => Body::Transferred(wire::RaftTransferred {
             outcome: Some(match transferred {
                 Transferred::Accepted => raft_transferred::Outcome::Accepted(true),
@@ -110,6 +117,7 @@ pub(super) fn response_from_wire(body: Body) -> Option<Response> {
             last: response.last.map(position_from),
         }),
         Body::Installed(of) => Response::Snapshot(ballot_from(of)),
+        Body::Entries(entries) => Response::Entries(entries.rows),
         Body::Transferred(transferred) => Response::TransferLeader(match transferred.outcome? {
             raft_transferred::Outcome::Accepted(_) => Transferred::Accepted,
             raft_transferred::Outcome::BallotChanged(changed) => Transferred::BallotChanged {
@@ -180,6 +188,7 @@ mod tests {
             Request::PreVote(vote),
             Request::Snapshot(SnapshotRequest { ballot: BALLOT, checkpoint: Bytes::from_static(b"state") }),
             Request::TransferLeader(TransferRequest { from: BALLOT, to: 3, last: Some(AT) }),
+            Request::Entries(EntriesRequest { ballot: BALLOT, from: 3, to: 7, bytes_max: 100 }),
         ];
         for request in requests {
             assert_eq!(request_from_wire(request_to_wire(request.clone())), Some(request));
@@ -196,6 +205,8 @@ mod tests {
             Response::Append(Appended::HigherBallot(BALLOT)),
             Response::Vote(VoteResponse { ballot: BALLOT, granted: false, last: None }),
             Response::Snapshot(BALLOT),
+            Response::Entries(Vec::new()),
+            Response::Entries(vec![Bytes::from_static(b"row"), Bytes::from_static(b"next")]),
             Response::TransferLeader(Transferred::Accepted),
             Response::TransferLeader(Transferred::BallotChanged { expected: BALLOT, actual: BALLOT }),
             Response::TransferLeader(Transferred::Behind { expected: Some(AT), actual: None }),

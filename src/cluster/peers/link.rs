@@ -26,7 +26,7 @@ const QUEUE_BYTES: usize = 64 << 20;
 /// Frames that travel in one message, at most.
 const FRAMES_PER_MESSAGE: usize = 256;
 /// Bytes of entries after which a message is closed.
-const MESSAGE_BYTES: usize = 1 << 20;
+pub(super) const MESSAGE_BYTES: usize = 1 << 20;
 /// Messages that may wait for the connection.
 const MESSAGES_AHEAD: usize = 4;
 /// How long a connection attempt may take, and how long to wait after one that failed.

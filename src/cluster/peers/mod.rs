@@ -48,7 +48,7 @@ use crate::raft::{Members, NodeId, Replica, SpanIds, Transport, TransportError};
 use crate::record::command::Command;
 use crate::storage::{self, GroupId, Store};
 use crate::task::{Criticality, Tasks};
-use crate::telemetry::{Metrics, TraceIds, Tracer, replication_of};
+use crate::telemetry::{Metrics, StorageFailure, TraceIds, Tracer, replication_of};
 
 pub use link::never_sent;
 pub use service::{Newcomer, Service};
@@ -396,6 +396,13 @@ impl Transport for Hub {
                     KeyValue::new("streambus.raft.group", group.to_string()),
                 ]
             });
+        }
+    }
+
+    fn damaged(&self, group: GroupId) {
+        // Partitions count their own damage, however it is noticed.
+        if !group.is_partition() {
+            self.0.metrics.storage.failed(StorageFailure::Corrupt);
         }
     }
 

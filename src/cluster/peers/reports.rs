@@ -51,9 +51,8 @@ pub(super) async fn tell(
                 if changed.is_err() {
                     return;
                 }
-                let known = teller.slots.len();
-                teller.listen(&routing);
-                teller.changed_of(known..teller.slots.len())
+                let new = teller.listen(&routing);
+                teller.changed_of(new.into_iter())
             }
             rung = teller.signal.wait() => teller.changed_of(rung.into_iter()),
             changed = ready.changed() => {
@@ -76,26 +75,41 @@ pub(super) async fn tell(
 
 struct Teller {
     signal: Arc<Signal>,
-    /// By slot of the signal. Those of partitions that are gone stay, so that slots keep their meaning.
-    slots: Vec<PartitionRef>,
+    /// By slot of the signal. Those of partitions that are gone are empty until others get them.
+    slots: Vec<Option<PartitionRef>>,
     by_group: HashMap<GroupId, usize>,
     sent: HashMap<GroupId, PartitionReport>,
 }
 
 impl Teller {
-    /// Listens to partitions that are new.
-    fn listen(&mut self, routing: &Routing) {
-        for partition in routing.partitions().values() {
-            let group = partition.group();
-            let known = self.by_group.get(&group).and_then(|slot| self.slots.get(*slot));
-            if known.is_some_and(|known| known.is(partition)) {
+    /// Listens to partitions that are new, and lets go those that are gone. Gives the slots of the new ones.
+    fn listen(&mut self, routing: &Routing) -> Vec<usize> {
+        let partitions = routing.partitions();
+        let (slots, mut new) = (&mut self.slots, Vec::new());
+        self.by_group.retain(|group, slot| {
+            let stays = |known: &mut PartitionRef| partitions.get(group).is_some_and(|now| known.is(now));
+            let gone = slots[*slot].take_if(|known| !stays(known));
+            if let Some(gone) = &gone {
+                gone.unlisten(&self.signal, *slot);
+            }
+            gone.is_none()
+        });
+        let free = slots.iter().enumerate().filter(|(_, partition)| partition.is_none());
+        let mut free: Vec<usize> = free.map(|(slot, _)| slot).collect();
+        for (group, partition) in partitions.iter() {
+            if self.by_group.contains_key(group) {
                 continue;
             }
-            let slot = self.slots.len();
+            let slot = free.pop().unwrap_or_else(|| {
+                slots.push(None);
+                slots.len() - 1
+            });
             partition.listen(&self.signal, slot);
-            self.slots.push(partition.clone());
-            self.by_group.insert(group, slot);
+            slots[slot] = Some(partition.clone());
+            self.by_group.insert(*group, slot);
+            new.push(slot);
         }
+        new
     }
 
     /// Reports of all partitions that this broker leads, and of those that it ceased to.
@@ -111,7 +125,7 @@ impl Teller {
     fn changed_of(&mut self, slots: impl Iterator<Item = usize>) -> Vec<PartitionReport> {
         let mut reports = Vec::new();
         for slot in slots {
-            let Some(partition) = self.slots.get(slot) else { continue };
+            let Some(Some(partition)) = self.slots.get(slot) else { continue };
             let group = partition.group();
             match partition.report() {
                 Some(report) if self.sent.get(&group) != Some(&report) => {

@@ -7,10 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::link::MESSAGE_BYTES;
 use super::{BROKER, CLUSTER, Hub, PROTOCOL, Serving, codec, error, reports};
 use crate::clock::Timestamp;
 use crate::cluster::control;
@@ -107,8 +109,12 @@ impl Service {
             tokio::select! {
                 biased;
                 Some(done) = working.next() => {
-                    let mut frames = vec![done];
-                    while let Some(Some(done)) = working.next().now_or_never() {
+                    let mut frames: Vec<PeerFrame> = vec![done];
+                    let mut bytes = frames[0].encoded_len();
+                    while bytes < MESSAGE_BYTES
+                        && let Some(Some(done)) = working.next().now_or_never()
+                    {
+                        bytes += done.encoded_len();
                         frames.push(done);
                     }
                     if outgoing.send(Ok(PeerFrames { frames })).await.is_err() {

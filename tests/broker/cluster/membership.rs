@@ -1,6 +1,6 @@
 //! Brokers that join, leave, lose their disks, and lag.
 
-use streambus::client::BrokerStatus;
+use streambus::client::{BrokerStatus, ClusterStatus};
 use streambus::proto::v1;
 use streambus::proto::v1::position::At;
 
@@ -99,6 +99,32 @@ async fn a_broker_that_lost_its_disk_comes_back_as_another_and_gets_every_record
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_only_broker_with_votes_is_removed_only_after_another_has_them() {
+    let mut cluster = Cluster::start(2).await;
+    let admin = cluster.client().await.admin();
+    let voter = |status: &ClusterStatus| status.controller_voters == [1];
+    cluster.until(2, "the first broker has the only vote", voter).await;
+    let refused = admin.remove_broker(1).await.expect_err("nothing could be agreed on without it");
+    assert!(refused.to_string().contains("drain it first"), "{refused}");
+    admin.drain_broker(1, false).await.expect("known");
+    // At once, although others are to get its votes first.
+    eventually(PATIENCE, "it is removed", async || match admin.remove_broker(1).await {
+        Ok(()) => Some(()),
+        Err(refused) => {
+            let text = refused.to_string();
+            assert!(text.contains("still has votes") || refused.is_retriable(), "{refused}");
+            None
+        }
+    })
+    .await;
+    cluster.kill(1);
+    cluster.create_topic("kept", 1, 1).await;
+    append(cluster.broker(2), "kept", 0, batch::values(["kept"])).await;
+    let alone = |status: &ClusterStatus| status.brokers.len() == 1 && status.controller_voters == [2];
+    cluster.until(2, "the other one is the cluster", alone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drained_broker_has_nothing_left_and_can_be_removed() {
     let mut cluster = Cluster::start(3).await;
     cluster.create_topic("moved", 6, 2).await;
@@ -111,10 +137,9 @@ async fn a_drained_broker_has_nothing_left_and_can_be_removed() {
     admin.drain_broker(3, false).await.expect("known");
     cluster
         .until(1, "nothing is left", |status| {
-            let empty = |broker: &BrokerStatus| broker.broker_id == 3 && broker.replicas == 0;
-            status.brokers.iter().any(empty)
-                && status.problems.is_empty()
-                && !status.controller_voters.contains(&3)
+            let empty =
+                |broker: &BrokerStatus| broker.broker_id == 3 && broker.replicas == 0 && broker.votes == 0;
+            status.brokers.iter().any(empty) && status.problems.is_empty()
         })
         .await;
     admin.remove_broker(3).await.expect("removed");

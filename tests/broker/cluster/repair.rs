@@ -64,22 +64,24 @@ async fn in_a_table(cluster: &Cluster, id: u64, mark: &Bytes) {
 
 /// Damages the batch that begins with `record` on a broker that stops in order for it, so that nobody has noticed yet.
 async fn damage_unnoticed(cluster: &mut Cluster, id: u64, record: u64) {
-    in_a_table(cluster, id, &mark_of(record)).await;
-    cluster.stop(id).await;
-    damage::inflict(&cluster.data_dir(id), &mark_of(record));
-    cluster.restart(id).await;
+    damage_batch(cluster, id, record, true).await;
     cluster.settled().await;
 }
 
 /// Damages the replica of a broker while that is down. Ended in order it has nothing to apply at its next start, and may
 /// not notice then.
 async fn damage(cluster: &mut Cluster, id: u64, in_order: bool) {
-    in_a_table(cluster, id, &mark()).await;
+    damage_batch(cluster, id, DAMAGED, in_order).await;
+}
+
+/// The same to the batch that begins with `record`.
+async fn damage_batch(cluster: &mut Cluster, id: u64, record: u64, in_order: bool) {
+    in_a_table(cluster, id, &mark_of(record)).await;
     match in_order {
         true => cluster.stop(id).await,
         false => cluster.kill(id),
     }
-    damage::inflict(&cluster.data_dir(id), &mark());
+    damage::inflict(&cluster.data_dir(id), &mark_of(record));
     cluster.restart(id).await;
 }
 
@@ -288,7 +290,7 @@ async fn damage_is_found_before_somebody_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_cannot_read_what_a_follower_lacks_lets_another_lead() {
+async fn a_leader_that_cannot_read_what_a_follower_lacks_is_repaired() {
     let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h"), SMALL_TABLES]).await;
     cluster.create_topic(TOPIC, 1, 3).await;
     cluster.settled().await;
@@ -307,6 +309,25 @@ async fn a_leader_that_cannot_read_what_a_follower_lacks_lets_another_lead() {
     assert_ne!(cluster.leader(TOPIC, 0).await, victim);
     has_everything(&cluster, late).await;
     has_everything(&cluster, victim).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_lacks_what_both_others_have_lost_apart_gets_everything() {
+    let mut cluster = Cluster::with(3, &[("cluster.balance_interval", "1h"), SMALL_TABLES]).await;
+    cluster.create_topic(TOPIC, 1, 3).await;
+    cluster.settled().await;
+    let late = cluster.leader(TOPIC, 0).await % 3 + 1;
+    cluster.kill(late);
+    fill(&cluster).await;
+    let victims = [late % 3 + 1, (late + 1) % 3 + 1];
+    for (victim, record) in victims.into_iter().zip([DAMAGED, DAMAGED + 16]) {
+        damage_batch(&mut cluster, victim, record, true).await;
+    }
+    cluster.restart(late).await;
+    all_repaired(&cluster, 2).await;
+    for id in 1..=3 {
+        has_everything(&cluster, id).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,6 +116,10 @@ fn mistakes_in_standard_variables_and_in_telemetry_are_told_with_all_others_befo
         assert!(told.contains(&format!("{} mistakes", mistakes.len())), "{told}");
     }
     assert!(!data.exists(), "nothing was begun");
+    let output = streambus(&[&["config", "check", "-o", "json"][..], &arguments].concat(), &environment);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((output.status.code(), &told["ok"]), (Some(2), &false.into()));
+    assert_eq!(told["mistakes"].as_array().map(Vec::len), Some(mistakes.len()));
 }
 
 #[test]
