@@ -68,8 +68,9 @@ fn advice_on(error: &client::Error) -> Option<String> {
     }
     if let client::Error::Timeout { .. } | client::Error::DeliveryTimeout { .. } = error {
         return Some(
-            "a broker may be stopped, cut off or overloaded, or too few may be left to agree: `streambus cluster status` says \
-             what is wrong (ask another broker with --broker HOST:PORT if this one does not answer); --timeout waits longer"
+            "a broker may be stopped, cut off or overloaded, or too few may be left to agree: look at /health on its HTTP port and at \
+             `streambus cluster status` (ask another broker with --broker HOST:PORT if this one does not answer), or wait longer \
+             with --timeout"
                 .to_owned(),
         );
     }
