@@ -698,14 +698,13 @@ async fn forward(partition: std::sync::Weak<Inner>, mut queue: mpsc::Receiver<Fo
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::Clock;
-    use crate::cluster::identity::Identity;
-    use crate::storage::{Disk, Store, Sync};
-    use crate::telemetry::{Metrics, Tracer};
+impl PartitionRef {
+    /// A partition that has no replica here.
+    pub(crate) fn fake(number: u32) -> Self {
+        use crate::cluster::identity::Identity;
+        use crate::storage::{Disk, Store, Sync};
+        use crate::telemetry::{Metrics, Tracer};
 
-    fn partition() -> PartitionRef {
         let (tasks, metrics) = (Tasks::new(), Metrics::detached());
         let store = Store::simulated(&Disk::new(), Sync::Always, Arc::new(|_| {})).expect("a store");
         let raft =
@@ -713,14 +712,19 @@ mod tests {
         let node = BrokerId(1);
         let identity = Identity { cluster: uuid::Uuid::nil(), broker: node };
         let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);
-        let topic = metrics.topic("orders");
-        let env = partition::Env::new(store, raft, Clock::system(), metrics, partition::Config::default());
-        PartitionRef::new(GroupId::partition(1, 0), node, hub, env, topic, tasks)
+        let (topic, clock) = (metrics.topic("orders"), crate::clock::Clock::system());
+        let env = partition::Env::new(store, raft, clock, metrics, partition::Config::default());
+        PartitionRef::new(GroupId::partition(1, number), node, hub, env, topic, tasks)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn a_new_partition_may_be_without_a_leader_for_a_while() {
-        let (led, partition) = (partition(), partition());
+        let (led, partition) = (PartitionRef::fake(0), PartitionRef::fake(0));
         assert!(!partition.lacks_leader());
         tokio::time::advance(FIRST_LEADER_WAIT - Duration::from_millis(1)).await;
         assert!(!partition.lacks_leader(), "all those of a new topic elect at the same time");
@@ -735,6 +739,19 @@ mod tests {
 
     fn report(term: u64, high_watermark: u64) -> PartitionReport {
         PartitionReport { term, log_start: 1, high_watermark, ..Default::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_does_not_answer_is_waited_for_until_another_has_led_for_a_while() {
+        let partition = PartitionRef::fake(0);
+        let answers_late = async |limit| tokio::time::timeout(limit, partition.replaced(2)).await.is_err();
+        partition.reported().take_up(2, &report(1, 1));
+        assert!(answers_late(10 * REPLACED).await, "it leads");
+        partition.reported().take_up(2, &PartitionReport { resigned: true, ..report(1, 1) });
+        assert!(answers_late(10 * REPLACED).await, "nobody leads");
+        partition.reported().take_up(3, &report(2, 1));
+        assert!(answers_late(REPLACED).await, "its answer may be on its way");
+        assert!(!answers_late(2 * REPLACED).await);
     }
 
     #[test]

@@ -431,43 +431,84 @@ mod tests {
         }
     }
 
+    /// A broker alone, with its topic `orders`.
+    struct Alone {
+        control: Control,
+        store: Store,
+        routing: Arc<Routing>,
+        tasks: Tasks,
+        run: std::pin::Pin<Box<dyn Future<Output = ()>>>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Alone {
+        async fn start() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let settings = storage::Config { reserve_bytes: 0, ..storage::Config::in_dir(directory.path()) };
+            let store = Store::open(&settings, None).expect("opened");
+            let tasks = Tasks::new();
+            let metrics = Metrics::detached();
+            let raft =
+                raft::Env::new(store.clone(), tasks.clone(), Default::default(), Arc::new(raft::NoPeers));
+            let identity = Identity { cluster: uuid::Uuid::nil(), broker: NODE };
+            let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);
+            let control =
+                Control::open(NODE.0, true, 1 << 20, hub.clone(), &raft, &tasks).await.expect("opened");
+            control.ready().await.expect("ready");
+            for command in [registration(), creation("orders")] {
+                control.change(&command).await.expect("changed");
+            }
+            let env = partition::Env::new(store.clone(), raft, Clock::system(), metrics, Default::default());
+            let routing = Arc::new(Routing::default());
+            let (reconciled, _) = watch::channel(Arc::default());
+            let reconciler = Reconciler {
+                node: NODE,
+                control: control.clone(),
+                hub,
+                env,
+                routing: routing.clone(),
+                tasks: tasks.clone(),
+                reconciled,
+                open: HashMap::new(),
+                known: HashMap::new(),
+                book: Book::default(),
+            };
+            let run = Box::pin(reconciler.run());
+            let mut this = Alone { control, store, routing, tasks, run, _directory: directory };
+            this.until(|routing| routing.topic("orders").is_some()).await;
+            this
+        }
+
+        /// Lets the reconciler run until the topics are as wished.
+        async fn until(&mut self, wish: impl Fn(&Routing) -> bool) {
+            let wished = async {
+                while !wish(&self.routing) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                () = &mut self.run => panic!("it runs until the broker stops"),
+                wished = tokio::time::timeout(PATIENCE, wished) => wished.expect("in time"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deleted_partition_leaves_memory_whoever_still_holds_it() {
+        let mut alone = Alone::start().await;
+        let partition = |routing: &Routing| routing.partitions().values().next().cloned();
+        alone.until(|routing| partition(routing).is_some_and(|known| known.replica().is_some())).await;
+        let held = partition(&alone.routing).expect("it is there");
+        let view = Arc::downgrade(held.replica().expect("it is open").view());
+        alone.control.change(&Command::DeleteTopic { name: "orders".into() }).await.expect("deleted");
+        alone.until(|_| view.strong_count() == 0).await;
+        assert!(held.is_closed() && held.replica().is_none());
+        alone.tasks.stop(PATIENCE).await;
+    }
+
     #[tokio::test]
     async fn topics_stay_when_the_control_replica_ends_with_its_store() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let settings = storage::Config { reserve_bytes: 0, ..storage::Config::in_dir(directory.path()) };
-        let store = Store::open(&settings, None).expect("opened");
-        let tasks = Tasks::new();
-        let metrics = Metrics::detached();
-        let raft = raft::Env::new(store.clone(), tasks.clone(), Default::default(), Arc::new(raft::NoPeers));
-        let identity = Identity { cluster: uuid::Uuid::nil(), broker: NODE };
-        let hub = Hub::new(identity, metrics.clone(), Tracer::disabled(), &tasks);
-        let control = Control::open(NODE.0, true, 1 << 20, hub.clone(), &raft, &tasks).await.expect("opened");
-        control.ready().await.expect("ready");
-        for command in [registration(), creation("orders")] {
-            control.change(&command).await.expect("changed");
-        }
-        let env = partition::Env::new(store.clone(), raft, Clock::system(), metrics, Default::default());
-        let routing = Arc::new(Routing::default());
-        let (reconciled, _) = watch::channel(Arc::default());
-        let reconciler = Reconciler {
-            node: NODE,
-            control: control.clone(),
-            hub,
-            env,
-            routing: routing.clone(),
-            tasks: tasks.clone(),
-            reconciled,
-            open: HashMap::new(),
-            known: HashMap::new(),
-            book: Book::default(),
-        };
-        let mut run = Box::pin(reconciler.run());
-        let mut routes = routing.changes();
-        let routed = async { while routing.topic("orders").is_none() && routes.changed().await.is_ok() {} };
-        tokio::select! {
-            () = &mut run => panic!("it runs until the broker stops"),
-            routed = tokio::time::timeout(PATIENCE, routed) => routed.expect("routed in time"),
-        }
+        let Alone { control, store, routing, tasks, mut run, _directory } = Alone::start().await;
 
         store.break_down();
         let mut metadata = control.watch();

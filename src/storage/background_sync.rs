@@ -60,7 +60,12 @@ impl BackgroundSync {
         let shared = Arc::clone(&progress);
         let thread = std::thread::Builder::new()
             .name("storage-sync".to_owned())
-            .spawn(move || run(&directory, &receiver, &shared, &queue, observer.as_ref()))
+            .spawn(move || {
+                let work = || run(&directory, &receiver, &shared, &queue, observer.as_ref());
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+                    queue.fail(&Error::storage("sync the journal", io::Error::other("the syncer panicked")));
+                }
+            })
             .map_err(|source| Error::storage("start the syncer", source))?;
         Ok(BackgroundSync { requests: Some(requests), progress, thread: Some(thread) })
     }

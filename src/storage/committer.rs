@@ -274,10 +274,16 @@ impl Committer {
         }
     }
 
-    /// Writes until the queue is closed and empty, then records that everything is on disk.
+    /// Writes until the queue is closed and empty, then records that everything is on disk. A panic on the way is a failure of
+    /// the store: nobody else would answer what waits.
     pub fn run(mut self) {
-        while let Some(items) = self.queue.take(self.round_bytes, self.deadline()) {
-            self.pass(items);
+        let work = |this: &mut Self| {
+            while let Some(items) = this.queue.take(this.round_bytes, this.deadline()) {
+                this.pass(items);
+            }
+        };
+        while catch_unwind(AssertUnwindSafe(|| work(&mut self))).is_err() {
+            self.queue.fail(&Error::storage("write", std::io::Error::other("the committer panicked")));
         }
         if self.queue.healthy().is_ok()
             && let Err(error) = self.finish()

@@ -238,6 +238,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Forgets which table has the index rows of a group, because it has none any more.
+    pub fn forget_index_table(&self, group: GroupId) {
+        self.index.assign(group, 0);
+    }
+
     /// Has groups that begin keep their index rows in another table than that of `group`. Blocking.
     pub fn leave_index_table(&self, group: GroupId) -> Result<(), Error> {
         self.index.begin_after(&self.database, group)

@@ -73,7 +73,12 @@ impl IndexTables {
 
     /// The rows of a group are in this table from now on.
     pub fn assign(&self, group: GroupId, number: u64) {
-        self.write().numbers.insert(group, number);
+        let mut inner = self.write();
+        // The first table needs no note: it is the one of groups without.
+        match number {
+            0 => inner.numbers.remove(&group),
+            number => inner.numbers.insert(group, number),
+        };
     }
 
     /// Has groups that begin use another table than that which `group` uses. Blocking.

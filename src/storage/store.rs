@@ -340,6 +340,7 @@ impl Store {
         batch.remove(Table::State, keys::exists(group));
         self.commit_blocking(batch, Durability::Sync)?;
         self.shared.purge_points.forget(group);
+        self.shared.engine.forget_index_table(group);
         self.shared.engine.release_files()
     }
 

@@ -119,6 +119,11 @@ impl Metrics {
         self.groups.series.remove(name);
     }
 
+    /// The consumer groups that have counters and distributions.
+    pub fn groups_named(&self) -> Vec<Arc<str>> {
+        self.groups.series.names()
+    }
+
     /// Registers who knows the consumer groups that this broker coordinates.
     pub fn observe_groups(&self, observer: Observer<GroupLevels>) {
         self.groups.observe(observer);

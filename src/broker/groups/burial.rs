@@ -73,24 +73,31 @@ impl Broker {
         let topic = queue.dead_letter_topic();
         self.make_dead_letter_topic(&topic, &found).await?;
         let groups = self.groups()?;
+        let (mut from, mut refused) = (Offset::ZERO, None);
         for buried in 0..AT_ONCE {
             let Ok(_turn) = groups.burials.acquire().await else { return Ok(buried) };
             // Somebody else may coordinate the group by now.
             if groups.term(&queue.name).ok() != Some(queue.term()) {
                 return Ok(buried);
             }
-            let Some(burial) = queue.bury(key) else { return Ok(buried) };
+            let Some(burial) = queue.bury(key, from) else { return refused.map_or(Ok(buried), Err) };
             if let Err(failure) = self.copy(&burial, &found, &topic).await {
                 if burial.not_copied() {
                     let lost = burial.dead.offset;
                     found.warn_missed(&queue.name, lost, lost.saturating_add(1), 1);
                     self.0.metrics.group(&queue.name).missed(&found.route.topic.name, 1);
                 }
-                return Err(failure);
+                // One that does not fit into the topic must not keep the others waiting.
+                if !matches!(failure, Error::DeadLetter(_)) {
+                    return Err(failure);
+                }
+                from = burial.dead.offset.saturating_add(1);
+                refused = Some(failure);
+                continue;
             }
             self.note_copy(&burial, &found).await?;
         }
-        Ok(AT_ONCE)
+        refused.map_or(Ok(AT_ONCE), Err)
     }
 
     /// Copies a record to the dead-letter topic.

@@ -85,7 +85,8 @@ impl Broker {
     /// Checks offsets and hands those that may be committed to the group's coordinator, behind earlier commits.
     ///
     /// # Errors
-    /// The coordinator cannot take anything. What is wrong with one offset is said in its result.
+    /// The coordinator cannot take anything, or the group of an outsider has members by now. What is wrong with one offset is
+    /// said in its result.
     pub(super) async fn begin_commit(
         &self,
         group: &str,
@@ -105,6 +106,12 @@ impl Broker {
         // Room first: between the check of the member and the place in the queue nothing may happen, or a partition
         // could have a new owner by then.
         let slot = self.groups()?.coordinators.of(group).reserve().await?;
+        if matches!(committer, Committer::Outsider) {
+            let members = self.groups()?.member_count(group);
+            if members > 0 {
+                return Err(Error::GroupNotEmpty { group: group.to_owned(), members });
+            }
+        }
         let mut results = Vec::with_capacity(offsets.len());
         let mut accepted = Vec::new();
         for wanted in offsets {

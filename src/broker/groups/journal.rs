@@ -215,10 +215,7 @@ impl State {
             self.remove(&id);
         }
         if !self.pairs.contains_key(&id) && self.pairs.len() >= PAIRS_MAX {
-            let quietest = self.pairs.iter().min_by_key(|(_, pair)| pair.touched).map(|(key, _)| key.clone());
-            if let Some(quietest) = quietest {
-                self.remove(&quietest);
-            }
+            self.forget_quietest();
         }
         self.clock += 1;
         let pair = self.pairs.entry(id).or_insert_with(|| Pair {
@@ -230,6 +227,15 @@ impl State {
         });
         pair.touched = self.clock;
         pair
+    }
+
+    /// Forgets the pairs that were quiet for longest, some at once: finding them takes a look at all.
+    fn forget_quietest(&mut self) {
+        let mut touched: Vec<u64> = self.pairs.values().map(|pair| pair.touched).collect();
+        let (_, limit, _) = touched.select_nth_unstable(PAIRS_MAX / 64);
+        let quiet = self.pairs.iter().filter(|(_, pair)| pair.touched <= *limit);
+        let quiet: Vec<_> = quiet.map(|(key, _)| key.clone()).collect();
+        quiet.iter().for_each(|key| self.remove(key));
     }
 
     fn remove(&mut self, key: &(Arc<str>, PartitionKey)) {

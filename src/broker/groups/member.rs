@@ -16,17 +16,20 @@ use super::mailbox::Mailbox;
 use super::offsets::TopicPartition;
 use super::registry::Coordinated as _;
 use super::share::LeasedRange;
-use super::start::Start;
+use super::start::{Owner, Start};
 use crate::broker::fetch::{FetchPartition, Fetched, Position, Responding};
 use crate::broker::{Broker, Error, ErrorCode, Subscription};
 use crate::clock::Timestamp;
 use crate::coordination::membership::{MemberSpec, TopicFilter};
 use crate::coordination::{Command, Kind, PartitionKey};
 use crate::record::{CodecSet, Offset, SpanLink};
+use crate::task::Criticality;
 use crate::telemetry::GroupMetrics;
 
 /// Commits of a member that may be on their way. While there are so many, the member's requests are not read.
 const COMMITS_IN_FLIGHT: usize = 64;
+/// After how long a partition is looked at again that cannot be read yet.
+const BEGIN_AGAIN: Duration = Duration::from_millis(200);
 /// Delivered batches of a partition whose way to their commit is timed. Of a member that commits more rarely than
 /// that, only the newest batches are timed.
 const TIMED_BATCHES: usize = 1_024;
@@ -421,6 +424,10 @@ impl Member {
         self.poke();
     }
 
+    fn owner(&self, epoch: u64) -> Owner<'_> {
+        Owner { live: &self.live, member: &self.id, session: self.session, epoch }
+    }
+
     fn poke(&self) {
         if let Ok(groups) = self.broker.groups() {
             groups.changed.notify_one();
@@ -444,7 +451,7 @@ impl Member {
         let event = match notice {
             Notice::Assign { epoch, partitions } => {
                 let found = self.broker.find(&partitions)?;
-                let starts = self.broker.starts(&self.live.name, self.reset, found).await?;
+                let starts = self.broker.starts(&self.owner(epoch), self.reset, found).await?;
                 let mut assigned = Vec::with_capacity(starts.len());
                 for start in starts {
                     assigned.extend(self.begin(start).await);
@@ -476,7 +483,7 @@ impl Member {
                 let next = self.held.get(&key).map(|held| held.next);
                 for found in self.broker.find(&[key])? {
                     let Some(next) = next else { continue };
-                    let start = self.broker.restart(&self.live.name, self.reset, found, next).await?;
+                    let start = self.broker.restart(&self.owner(self.epoch), self.reset, found, next).await?;
                     assigned.extend(self.begin(start).await);
                 }
                 MemberEvent::Assigned { epoch: self.epoch, partitions: assigned }
@@ -528,9 +535,28 @@ impl Member {
             }
         };
         let readable = failed.is_empty();
-        self.ready.extend(failed.into_iter().map(|failed| MemberEvent::Records(failed, None)));
+        for failed in failed {
+            let code = failed.error.as_ref().map(Error::code);
+            if matches!(code, Some(ErrorCode::NotLeader | ErrorCode::NotReady)) {
+                self.begin_later(found.key);
+            } else {
+                self.ready.push_back(MemberEvent::Records(failed, None));
+            }
+        }
         let start = self.held.get(&found.key)?.next;
         readable.then_some(AssignedPartition { topic, partition, start, metadata, missed })
+    }
+
+    /// Begins to read a partition in a moment that cannot be read now, because its leader is not known yet.
+    fn begin_later(&self, key: PartitionKey) {
+        let mailbox = Arc::downgrade(&self.mailbox);
+        let Ok(groups) = self.broker.groups() else { return };
+        groups.tasks.spawn_until_stopped("begin later", Criticality::BestEffort, async move {
+            tokio::time::sleep(BEGIN_AGAIN).await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.push(Notice::Restart(key));
+            }
+        });
     }
 
     /// Notes what is delivered. None if it is dealt with here.

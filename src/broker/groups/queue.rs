@@ -28,7 +28,8 @@ pub(super) struct QueueMember {
     pub(super) mailbox: Arc<Mailbox<Notice>>,
     pub(super) signal: Arc<Signal>,
     heard: Instant,
-    asked: bool,
+    /// When it was asked for a sign of life since then.
+    asked: Option<Instant>,
 }
 
 impl QueueMember {
@@ -48,8 +49,15 @@ impl QueueMember {
             mailbox: Arc::default(),
             signal: Signal::new(),
             heard: Instant::now(),
-            asked: false,
+            asked: None,
         }
+    }
+
+    /// When it is asked for a sign of life, or removed because it did not answer. It has as long to answer as if it had been
+    /// asked in time.
+    fn due(&self) -> Instant {
+        let first = self.session_timeout / 3;
+        self.asked.map_or(self.heard + first, |asked| asked + (self.session_timeout - first))
     }
 }
 
@@ -171,7 +179,7 @@ impl Queue {
     pub(super) fn heard(&self, session: SessionId) {
         if let Some(member) = self.lock().members.get_mut(&session) {
             member.heard = Instant::now();
-            member.asked = false;
+            member.asked = None;
         }
     }
 
@@ -189,7 +197,7 @@ impl Queue {
         let silent: Vec<_> = state
             .members
             .iter()
-            .filter(|(_, member)| now >= member.heard + member.session_timeout)
+            .filter(|(_, member)| member.asked.is_some() && now >= member.due())
             .map(|(session, _)| *session)
             .collect();
         let mut said = Vec::new();
@@ -200,8 +208,8 @@ impl Queue {
             state.end_if_empty();
         }
         for member in state.members.values_mut() {
-            if !member.asked && now >= member.heard + member.session_timeout / 3 {
-                member.asked = true;
+            if member.asked.is_none() && now >= member.due() {
+                member.asked = Some(now);
                 member.mailbox.push(Notice::Keepalive);
             }
         }
@@ -214,9 +222,7 @@ impl Queue {
         if again {
             state.ring();
         }
-        let of_members = state.members.values().map(|member| {
-            member.heard + if member.asked { member.session_timeout } else { member.session_timeout / 3 }
-        });
+        let of_members = state.members.values().map(QueueMember::due);
         let of_leases = state.partitions.values().filter_map(Leases::deadline);
         let next = of_members.chain(of_leases).min();
         (said, next)
@@ -266,13 +272,14 @@ impl Queue {
         with_dead.map(|(key, _)| *key).collect()
     }
 
-    /// Begins to bury the first dead record of a partition, if there is one and the group is not over. One at a time.
-    pub(super) fn bury(self: &Arc<Self>, key: PartitionKey) -> Option<Burial> {
+    /// Begins to bury the first dead record of a partition from `from` on, if there is one and the group is not over. One at
+    /// a time.
+    pub(super) fn bury(self: &Arc<Self>, key: PartitionKey, from: Offset) -> Option<Burial> {
         let mut state = self.lock();
         if state.over || state.burying.is_some() {
             return None;
         }
-        let dead = state.partitions.get_mut(&key)?.copy_first_dead()?;
+        let dead = state.partitions.get_mut(&key)?.copy_first_dead(from)?;
         state.burying = Some(Burying { key, reopen: false });
         Some(Burial { queue: self.clone(), dead, key })
     }
@@ -443,7 +450,7 @@ mod tests {
     #[test]
     fn who_joins_while_a_record_is_copied_does_not_get_it() {
         let queue = with_a_dead_record();
-        let burial = queue.bury(KEY).expect("a dead record");
+        let burial = queue.bury(KEY, Offset::ZERO).expect("a dead record");
         let reason = DeathReason::Rejected { detail: "bad".into() };
         assert_eq!(burial.dead, Dead { offset: Offset(0), reason, delivery_count: 1 });
         queue.leave(FIRST);
@@ -459,18 +466,18 @@ mod tests {
     #[test]
     fn a_group_whose_last_member_goes_is_over_after_its_burial_and_begins_no_other() {
         let queue = with_a_dead_record();
-        let burial = queue.bury(KEY).expect("a dead record");
+        let burial = queue.bury(KEY, Offset::ZERO).expect("a dead record");
         queue.leave(FIRST);
         // The copy failed: the record is still dead.
         drop(burial);
         assert!(queue.is_over());
-        assert!(queue.bury(KEY).is_none());
+        assert!(queue.bury(KEY, Offset::ZERO).is_none());
     }
 
     #[test]
     fn leases_are_not_made_anew_while_a_record_is_copied() {
         let queue = with_a_dead_record();
-        let burial = queue.bury(KEY).expect("a dead record");
+        let burial = queue.bury(KEY, Offset::ZERO).expect("a dead record");
         queue.reopen(KEY);
         note(burial);
         assert!(queue.with(KEY, |_| ()).is_none(), "they are forgotten after that");
@@ -480,22 +487,22 @@ mod tests {
     fn a_record_that_is_deleted_while_it_is_copied_is_lost_once_and_only_without_a_copy() {
         let delete = |queue: &Queue| queue.with(KEY, |leases| leases.trimmed(Offset(1)).missed);
         let queue = with_a_dead_record();
-        let burial = queue.bury(KEY).expect("a dead record");
+        let burial = queue.bury(KEY, Offset::ZERO).expect("a dead record");
         assert_eq!(delete(&queue), Some(0));
         note(burial);
 
         let queue = with_a_dead_record();
-        let burial = queue.bury(KEY).expect("a dead record");
+        let burial = queue.bury(KEY, Offset::ZERO).expect("a dead record");
         assert_eq!(delete(&queue), Some(0));
         assert_eq!([burial.not_copied(), burial.not_copied()], [true, false]);
-        assert!(queue.bury(KEY).is_none());
+        assert!(queue.bury(KEY, Offset::ZERO).is_none());
     }
 
     #[test]
     fn a_group_is_ended_after_its_burial_and_only_without_members() {
         let queue = with_a_dead_record();
         assert_eq!(queue.end().now_or_never(), Some(1));
-        let burial = queue.bury(KEY).expect("a dead record");
+        let burial = queue.bury(KEY, Offset::ZERO).expect("a dead record");
         queue.leave(FIRST);
         let mut end = Box::pin(queue.end());
         assert_eq!(end.as_mut().now_or_never(), None);

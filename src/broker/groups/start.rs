@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use tracing::warn;
 
+use super::live::{Live, SessionId};
 use super::member::OffsetReset;
 use super::offsets::standing_at;
+use super::registry::Coordinated as _;
 use crate::broker::produce::in_partition;
 use crate::broker::{Broker, Error};
+use crate::cluster::coordinator;
 use crate::cluster::partition_ref::PartitionRef;
 use crate::cluster::routing::Route;
 use crate::coordination::{Command, Outcome, PartitionKey};
@@ -60,6 +63,21 @@ impl OffsetReset {
             OffsetReset::Latest => Some(bounds.high_watermark),
             OffsetReset::Error => None,
         }
+    }
+}
+
+/// A member that is given partitions.
+pub(super) struct Owner<'a> {
+    pub(super) live: &'a Live,
+    pub(super) member: &'a str,
+    pub(super) session: SessionId,
+    /// Its epoch, once it has them.
+    pub(super) epoch: u64,
+}
+
+impl Owner<'_> {
+    fn may_commit(&self, key: PartitionKey) -> bool {
+        self.live.may_commit(self.member, Some(self.session), self.epoch, key).is_ok()
     }
 }
 
@@ -130,15 +148,15 @@ impl Broker {
     /// The coordinator failed. What is wrong with one partition is said in its [`Start::offset`].
     pub(super) async fn starts(
         &self,
-        group: &Arc<str>,
+        owner: &Owner<'_>,
         reset: OffsetReset,
         found: Vec<Found>,
     ) -> Result<Vec<Start>, Error> {
-        let standing = self.standing(group, reset, &found).await?;
+        let standing = self.standing(&owner.live.name, reset, &found).await?;
         let mut starts = Vec::with_capacity(found.len());
         for found in found {
             let committed = standing.get(&found.key).copied();
-            starts.push(self.start(group, reset, found, committed).await?);
+            starts.push(self.start(owner, reset, found, committed).await?);
         }
         Ok(starts)
     }
@@ -149,21 +167,22 @@ impl Broker {
     /// See [`Broker::starts`].
     pub(super) async fn restart(
         &self,
-        group: &Arc<str>,
+        owner: &Owner<'_>,
         reset: OffsetReset,
         found: Found,
         next: Offset,
     ) -> Result<Start, Error> {
-        self.start(group, reset, found, Some(next)).await
+        self.start(owner, reset, found, Some(next)).await
     }
 
     async fn start(
         &self,
-        group: &Arc<str>,
+        owner: &Owner<'_>,
         reset: OffsetReset,
         found: Found,
         committed: Option<Offset>,
     ) -> Result<Start, Error> {
+        let group = &owner.live.name;
         let mut bounds = found.partition.bounds();
         // What this broker knows may be older than what was committed; only the leader can say that it is not there.
         let fresh = match committed {
@@ -194,9 +213,14 @@ impl Broker {
         let missed = to.saturating_since(from);
         found.warn_missed(group, from, to, missed);
         self.0.metrics.group(group).missed(&found.route.topic.name, missed);
-        let offsets = vec![(found.key, to, metadata.clone())];
-        let command = Command::CommitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
-        self.groups()?.coordinators.of(group).change(command).await?;
+        // Room first, as for every commit: whoever does not own the partition any more must not set back its new owner.
+        let slot = self.groups()?.coordinators.of(group).reserve().await?;
+        if owner.may_commit(found.key) {
+            let offsets = vec![(found.key, to, metadata.clone())];
+            let command = Command::CommitOffsets { group: group.clone(), at: self.0.clock.now(), offsets };
+            let unknown = Err(coordinator::Error::Raft(crate::raft::Error::OutcomeUnknown));
+            slot.submit_in(owner.live.term().into(), command).await.unwrap_or(unknown)?;
+        }
         Ok(Start { found, offset: Ok(to), metadata, missed })
     }
 }

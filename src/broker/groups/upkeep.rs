@@ -1,6 +1,6 @@
 //! What happens to groups without anybody asking: time-outs, topics that come and go, groups that expire.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::clock::Timestamp;
 use crate::coordination::membership::{FenceReason, TopicView};
 use crate::coordination::{Command, Kind};
 use crate::metadata::TopicId;
+use crate::task::Criticality;
 
 /// How often the append times of the records that groups read next are looked up, where they are not in memory.
 const AGES_EVERY: Duration = Duration::from_secs(1);
@@ -44,16 +45,16 @@ impl Broker {
                 next = live.tick(now).map_or(next, |due| next.min(due));
             }
             for queue in groups.queues.all() {
-                next = self.tick_queue(&queue, now).await.map_or(next, |due| next.min(due));
+                next = self.tick_queue(&queue, now).map_or(next, |due| next.min(due));
             }
-            self.bury_empty().await;
+            self.bury_empty();
             tokio::time::sleep(PAUSE).await;
             let _ = tokio::time::timeout_at(next.into(), changed).await;
         }
     }
 
     /// Forgets consumer and share groups whose last member is gone, and notes when that was.
-    async fn bury_empty(&self) {
+    fn bury_empty(&self) {
         let Ok(groups) = self.groups() else { return };
         let mut over: Vec<Arc<str>> = Vec::new();
         groups.live.forget_over(|name, live| {
@@ -61,12 +62,24 @@ impl Broker {
             over.push(name);
         });
         groups.queues.forget_over(|name, _| over.push(name));
-        for group in over {
-            let coordinator = groups.coordinators.of(&group);
+        if over.is_empty() {
+            return;
+        }
+        // Nothing may wait for that: members of all groups are looked after here.
+        let broker = self.clone();
+        groups.tasks.spawn_until_stopped("groups without members", Criticality::BestEffort, async move {
+            broker.touch(&over).await;
+        });
+    }
+
+    /// Notes that these groups are used until now.
+    async fn touch(&self, used: &[Arc<str>]) {
+        let Ok(groups) = self.groups() else { return };
+        for group in used {
             let touch = Command::Touch { group: group.clone(), at: self.0.clock.now() };
-            if let Err(failure) = coordinator.change(touch).await {
-                // Without it the group's retention counts from its last commit.
-                warn!(group = &*group, error = %failure, "the leaving of a group's last member was not noted");
+            if let Err(failure) = groups.coordinators.of(group).change(touch).await {
+                // Without it the group's retention counts from when that was noted last.
+                warn!(group = &**group, error = %failure, "it was not noted until when a group was used");
             }
         }
     }
@@ -126,17 +139,24 @@ impl Broker {
         let config = &groups.config;
         let mut tick = tokio::time::interval(config.retention_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut led = Led::default();
+        let ago = |time: Duration| {
+            let ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+            Timestamp(self.0.clock.now().0.saturating_sub(ms))
+        };
         loop {
             tick.tick().await;
             if let Err(failure) = self.forget_topics().await {
                 warn!(error = %failure, "offsets of a deleted topic could not be removed yet");
             }
+            groups.forget_foreign();
             if config.retention.is_zero() {
                 continue;
             }
-            let keep_ms = i64::try_from(config.retention.as_millis()).unwrap_or(i64::MAX);
-            let oldest = Timestamp(self.0.clock.now().0.saturating_sub(keep_ms));
-            for group in groups.unused_since(oldest) {
+            self.touch(&groups.used_but_noted_before(ago(config.retention / 4))).await;
+            // Members are in memory only: when this broker begins to coordinate a group, they have yet to come back.
+            let settled = led.for_at_least(config.retention.min(config.session_timeout_max), groups);
+            for group in groups.unused_since(ago(config.retention), &settled) {
                 match self.delete_group(&group).await {
                     Ok(()) => {
                         info!(name: "group.expired", group = &*group, "group deleted: nobody has used it for groups.retention");
@@ -179,6 +199,29 @@ async fn gone(
     kept
 }
 
+/// Since when this broker leads which shard, and in which term.
+#[derive(Default)]
+struct Led(BTreeMap<u32, (u64, Instant)>);
+
+impl Led {
+    /// The shards that it has led for so long without interruption.
+    fn for_at_least(&mut self, least: Duration, groups: &Groups) -> BTreeSet<u32> {
+        let now = Instant::now();
+        let shards = groups.coordinators.all().iter();
+        let led = shards.filter_map(|shard| Some((shard.shard(), shard.leading()?)));
+        self.look(least, now, led.collect())
+    }
+
+    fn look(&mut self, least: Duration, now: Instant, led: BTreeMap<u32, u64>) -> BTreeSet<u32> {
+        self.0.retain(|shard, (term, _)| led.get(shard) == Some(term));
+        for (shard, term) in led {
+            self.0.entry(shard).or_insert((term, now));
+        }
+        let settled = self.0.iter().filter(|(_, (_, since))| now.duration_since(*since) >= least);
+        settled.map(|(shard, _)| *shard).collect()
+    }
+}
+
 impl Groups {
     /// Ends the sessions of groups that another broker, or this one in another term, coordinates now.
     fn dissolve_foreign(&self) {
@@ -191,10 +234,29 @@ impl Groups {
         }
     }
 
-    /// Groups without members that were last used before `oldest`.
-    fn unused_since(&self, oldest: Timestamp) -> Vec<Arc<str>> {
+    /// Groups with members that were noted as used before `oldest` for the last time.
+    fn used_but_noted_before(&self, oldest: Timestamp) -> Vec<Arc<str>> {
+        let consumers = self.live.all().into_iter().map(|live| live.name.clone());
+        let names = consumers.chain(self.queues.all().into_iter().map(|queue| queue.name.clone()));
+        let is_old = |name: &Arc<str>| self.with_group(name, |group| group.last_active < oldest);
+        names.filter(|name| is_old(name).unwrap_or(false)).collect()
+    }
+
+    /// Forgets what was noted and counted of groups that this broker coordinates no more, or that are gone.
+    fn forget_foreign(&self) {
+        let epochs: Vec<Arc<str>> = lock(&self.epochs).keys().cloned().collect();
+        for name in self.metrics.groups_named().into_iter().chain(epochs) {
+            let here = self.coordinators.of(&name).leading().is_some();
+            if !here || self.with_group(&name, |_| ()).is_err() {
+                self.forget(&name);
+            }
+        }
+    }
+
+    /// Groups without members that were last used before `oldest`, in the shards that are named.
+    fn unused_since(&self, oldest: Timestamp, shards: &BTreeSet<u32>) -> Vec<Arc<str>> {
         let mut unused = Vec::new();
-        for coordinator in self.coordinators.all().iter().filter(|shard| shard.leading().is_some()) {
+        for coordinator in self.coordinators.all().iter().filter(|one| shards.contains(&one.shard())) {
             coordinator.read(|state| {
                 let old = state.groups().filter(|group| group.last_active < oldest);
                 unused.extend(old.map(|group| (group.kind, group.name.clone())));
@@ -213,6 +275,21 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+
+    #[test]
+    fn a_shard_counts_from_when_it_is_led_in_a_term() {
+        let (mut led, start, least) = (Led::default(), Instant::now(), Duration::from_secs(10));
+        let mut look = |after: u64, shards: &[(u32, u64)]| {
+            let now = start + Duration::from_secs(after);
+            led.look(least, now, shards.iter().copied().collect()).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(look(0, &[(1, 5)]), [0; 0]);
+        assert_eq!(look(9, &[(1, 5), (2, 7)]), [0; 0]);
+        assert_eq!(look(10, &[(1, 5), (2, 7)]), [1]);
+        assert_eq!(look(19, &[(1, 6), (2, 7)]), [2], "another one led in between");
+        assert_eq!(look(20, &[(1, 6)]), [0; 0]);
+        assert_eq!(look(29, &[(1, 6), (2, 7)]), [1]);
+    }
 
     fn topics(ids: &[u32]) -> BTreeSet<TopicId> {
         ids.iter().copied().map(TopicId).collect()

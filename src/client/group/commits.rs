@@ -61,15 +61,16 @@ impl Committer {
     /// [`Error::Partition`] with the first partition that failed; [`Error::NotMember`] while the member is joining
     /// anew; a connection that broke, in which case the commit may have happened.
     pub async fn commit(&self) -> Result<(), Error> {
-        let offsets = {
-            let mut state = self.shared.lock();
-            if self.claims.is_none() {
-                state.settle_all();
-            }
-            state.progress_of(self.claims.as_deref(), Progress::unacknowledged)
-        };
+        if self.claims.is_none() {
+            self.shared.lock().settle_all();
+        }
         self.shared.settled.notify_waiters();
-        self.commit_offsets(offsets.into_iter().map(|(at, offset)| OffsetCommit::new(at, offset))).await
+        // Looked at anew for each attempt: the interval may have committed more meanwhile.
+        let unacknowledged = || {
+            let progress = self.shared.lock().progress_of(self.claims.as_deref(), Progress::unacknowledged);
+            progress.into_iter().map(|(at, offset)| OffsetCommit::new(at, offset)).collect()
+        };
+        self.commit_with_retries(unacknowledged).await
     }
 
     /// Commits what the program says, whether it was handed out or not.
@@ -82,12 +83,19 @@ impl Committer {
         offsets: impl IntoIterator<Item = OffsetCommit> + Send,
     ) -> Result<(), Error> {
         let offsets: Vec<OffsetCommit> = offsets.into_iter().collect();
+        self.commit_with_retries(|| offsets.clone()).await
+    }
+
+    async fn commit_with_retries(
+        &self,
+        offsets: impl Fn() -> Vec<OffsetCommit> + Send + Sync,
+    ) -> Result<(), Error> {
         let config = self.shared.router.config();
         let give_up = Instant::now() + config.request_timeout;
         let mut failures = 0;
         loop {
             let limit = give_up.saturating_duration_since(Instant::now());
-            let attempt = async { self.commit_async(offsets.clone()).await?.await };
+            let attempt = async { self.commit_async(offsets()).await?.await };
             let result = timeout(limit, attempt).await;
             let result = result.unwrap_or(Err(Error::Timeout { from: None, after: config.request_timeout }));
             let Err(error) = result else { return Ok(()) };

@@ -317,6 +317,16 @@ impl Shared {
         let wanted = state.claims.get_mut(&claim);
         let wanted = wanted.filter(|held| matches!(held.phase, Phase::Assigned | Phase::Active));
         let Some(held) = wanted else {
+            let failure = records.error.map(|error| Error::from(error).at(&at.topic, at.partition));
+            if let Some(failure) = failure.filter(|_| claim == ClaimId::default()) {
+                // It is the member's, and cannot be read from where the group is. It was never given to the program.
+                if failure.is_retriable() {
+                    return Err(failure);
+                }
+                state.ready.push_back(Ready::Failure(failure));
+                wake(state);
+                return Ok(());
+            }
             // It was revoked while this was on its way.
             let bytes = records.batches.iter().map(|batch| batch.batch.len() as u64).sum();
             state.grant(bytes, self.grant_at());

@@ -182,7 +182,8 @@ impl Shared {
         let mut state = self.lock();
         for partition in assigned.partitions {
             let at = TopicPartition::new(partition.topic, partition.partition);
-            state.partitions.insert(at, Partition::default());
+            // It may be one that could not be read for a while; what the program has of it is still leased.
+            state.partitions.entry(at).or_default().release_by = None;
         }
     }
 
@@ -193,6 +194,16 @@ impl Shared {
         let mut state = self.lock();
         let Some(session) = state.session.as_ref().map(|session| session.id) else { return Ok(()) };
         let Some(partition) = state.partitions.get_mut(&at) else {
+            if let Some(error) = records.error {
+                // It cannot be read from where the group is, and was never given to the program.
+                let failure = Error::from(error).at(&at.topic, at.partition);
+                if failure.is_retriable() {
+                    return Err(failure);
+                }
+                state.ready.push_back(Ready::Failure(failure));
+                wake(state);
+                return Ok(());
+            }
             let bytes = records.batches.iter().map(|batch| batch.batch.len() as u64).sum();
             state.grant(bytes, self.grant_at());
             return Ok(());

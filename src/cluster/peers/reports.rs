@@ -36,8 +36,7 @@ pub(super) async fn tell(
     mut ready: watch::Receiver<bool>,
     outgoing: mpsc::Sender<Result<PartitionReports, Status>>,
 ) {
-    let mut teller =
-        Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() };
+    let mut teller = Teller::new();
     let mut repeat = tokio::time::interval(REPEAT_EVERY);
     repeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut partitions = routing.changes();
@@ -82,6 +81,10 @@ struct Teller {
 }
 
 impl Teller {
+    fn new() -> Self {
+        Teller { signal: Signal::new(), slots: Vec::new(), by_group: HashMap::new(), sent: HashMap::new() }
+    }
+
     /// Listens to partitions that are new, and lets go those that are gone. Gives the slots of the new ones.
     fn listen(&mut self, routing: &Routing) -> Vec<usize> {
         let partitions = routing.partitions();
@@ -185,6 +188,27 @@ async fn listen(hub: Hub, node: NodeId, link: Weak<Link>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn partitions_that_are_gone_are_let_go_and_leave_their_slots_to_others() {
+        let routing = Routing::default();
+        let set = |numbers: &[u32]| {
+            let new = numbers.iter().map(|number| PartitionRef::fake(*number));
+            routing.replace(HashMap::new(), new.map(|one| (one.group(), one)).collect());
+        };
+        let mut teller = Teller::new();
+        set(&[0, 1]);
+        assert_eq!(teller.listen(&routing).len(), 2);
+        assert_eq!(teller.listen(&routing).len(), 0, "they are known");
+        set(&[]);
+        assert_eq!(teller.listen(&routing).len(), 0);
+        assert!(teller.by_group.is_empty() && teller.slots.iter().all(Option::is_none));
+        set(&[2, 3, 4]);
+        assert_eq!(teller.listen(&routing).len(), 3);
+        assert_eq!(teller.slots.len(), 3);
+        set(&[4]);
+        assert_eq!(teller.listen(&routing).len(), 1, "it was deleted and made again");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_broker_tells_whether_it_serves_although_it_leads_nothing() {

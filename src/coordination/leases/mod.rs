@@ -367,10 +367,10 @@ impl Leases {
         })
     }
 
-    /// The first dead record, which is to be copied to the dead-letter topic now. Until [`buried`](Self::buried) or
+    /// The first dead record from `from` on, which is to be copied to the dead-letter topic now. Until [`buried`](Self::buried) or
     /// [`not_copied`](Self::not_copied) is called, it is not lost if retention deletes it.
-    pub fn copy_first_dead(&mut self) -> Option<Dead> {
-        let dead = self.dead().next()?;
+    pub fn copy_first_dead(&mut self, from: Offset) -> Option<Dead> {
+        let dead = self.dead().find(|dead| dead.offset >= from)?;
         let death = Death { reason: dead.reason.clone(), deliveries: dead.delivery_count };
         self.runs.set(OffsetRange { first: dead.offset, last: dead.offset }, Some(State::Copying(death)));
         Some(dead)

@@ -70,18 +70,28 @@ pub(super) struct Member {
     pub(super) connected: bool,
     /// When something was heard of it, its stream's end included.
     pub(super) heard: Instant,
-    /// Whether it was asked for a sign of life since then.
-    pub(super) asked: bool,
+    /// When it was asked for a sign of life since then.
+    pub(super) asked: Option<Instant>,
     pub(super) epoch: u64,
 }
 
 impl Member {
-    pub(super) fn times_out(&self) -> Instant {
-        self.heard + self.spec.session_timeout
+    /// When it is removed, if nothing is heard of it. None before it was asked for a sign of life, if it can be: a coordinator
+    /// that was held up must not take its own silence for that of members. They have as long to answer as if they had been
+    /// asked in time.
+    pub(super) fn times_out(&self) -> Option<Instant> {
+        match self.connected {
+            true => self.asked.map(|asked| asked + (self.spec.session_timeout - self.asked_after())),
+            false => Some(self.heard + self.spec.session_timeout),
+        }
     }
 
     /// When it is to be asked for a sign of life. None if it was, or cannot be.
     pub(super) fn asks(&self) -> Option<Instant> {
-        (self.connected && !self.asked).then(|| self.heard + self.spec.session_timeout / 3)
+        (self.connected && self.asked.is_none()).then(|| self.heard + self.asked_after())
+    }
+
+    fn asked_after(&self) -> Duration {
+        self.spec.session_timeout / 3
     }
 }

@@ -127,7 +127,7 @@ impl Membership {
         };
         let member = spec.member_id.clone();
         self.ids.insert(member.clone(), key);
-        let (connected, heard, asked, epoch) = (true, now, false, self.epoch);
+        let (connected, heard, asked, epoch) = (true, now, None, self.epoch);
         self.members.insert(key, Member { spec, reads, session, connected, heard, asked, epoch });
         effects.push(Effect::Joined { session, member, epoch });
         self.rebalance();
@@ -141,7 +141,7 @@ impl Membership {
         if let Some(key) = self.connected(member, session) {
             let member = self.members.get_mut(&key).expect("ids name members");
             member.heard = now;
-            member.asked = false;
+            member.asked = None;
         }
     }
 
@@ -221,7 +221,7 @@ impl Membership {
             .collect();
         let mut gone = Vec::new();
         for (key, member) in &self.members {
-            if member.times_out() <= now {
+            if member.times_out().is_some_and(|at| at <= now) {
                 gone.push((*key, Some(FenceReason::SessionTimeout), Cause::SessionTimeout));
             } else if late.contains(key) {
                 gone.push((*key, Some(FenceReason::ReleaseTimeout), Cause::ReleaseTimeout));
@@ -229,7 +229,7 @@ impl Membership {
         }
         let mut effects = if gone.is_empty() { Vec::new() } else { self.without(now, &gone) };
         for member in self.members.values_mut().filter(|member| member.asks().is_some_and(|due| due <= now)) {
-            member.asked = true;
+            member.asked = Some(now);
             effects.push(Effect::Keepalive { session: member.session });
         }
         effects
@@ -238,7 +238,7 @@ impl Membership {
     /// When [`tick`](Membership::tick) has something to do next, if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let members = self.members.values().map(|member| member.asks().unwrap_or(member.times_out()));
+        let members = self.members.values().filter_map(|member| member.asks().or(member.times_out()));
         members.chain(self.revoking.values().copied()).min()
     }
 

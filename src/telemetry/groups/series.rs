@@ -253,6 +253,11 @@ impl Registry {
         counts
     }
 
+    /// All that are there.
+    pub(in crate::telemetry) fn names(&self) -> Vec<Arc<str>> {
+        self.read().groups.keys().cloned().collect()
+    }
+
     /// Forgets `name`: its series are gone at the next collection.
     pub(in crate::telemetry) fn remove(&self, name: &str) {
         let mut live = self.write();

@@ -57,14 +57,25 @@ impl<T> Lanes<T> {
     }
 
     fn add(&mut self, topic: &str, partition: u32) -> usize {
-        // Names that clients make up must not collect; with entries waiting their number is bounded by the window.
-        if self.lanes.len() >= IDLE_LANES_MAX && self.is_empty() {
-            *self = Lanes::default();
+        // Names that clients make up must not collect. The number of busy lanes is bounded by the window.
+        if self.lanes.len() >= IDLE_LANES_MAX + 2 * self.busy.len() {
+            self.forget_idle();
         }
         let index = self.lanes.len();
         self.lanes.push(Lane { topic: topic.to_owned(), partition, entries: VecDeque::new() });
         self.by_partition.entry(topic.to_owned()).or_default().insert(partition, index);
         index
+    }
+
+    fn forget_idle(&mut self) {
+        let mut old: Vec<Option<Lane<T>>> = std::mem::take(&mut self.lanes).into_iter().map(Some).collect();
+        self.by_partition = HashMap::new();
+        for index in &mut self.busy {
+            let Some(lane) = old[*index].take() else { continue };
+            *index = self.lanes.len();
+            self.by_partition.entry(lane.topic.clone()).or_default().insert(lane.partition, *index);
+            self.lanes.push(lane);
+        }
     }
 
     pub(super) fn push(&mut self, lane: LaneId, entry: T) {

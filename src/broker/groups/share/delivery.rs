@@ -82,6 +82,8 @@ impl ShareMember {
             let available = range_of(batch.base_offset, batch.record_count);
             let got = self.queue.with(found.key, |all| all.acquire(now, session, spec, available, left))?;
             if got.is_empty() {
+                // They may have been delivered as often as is allowed, and be dead now.
+                self.broker.groups().ok()?.dead.notify_one();
                 continue;
             }
             left -= got.iter().map(|lease| lease.range.count()).sum::<u64>();

@@ -173,16 +173,29 @@ impl Broker {
     }
 
     /// Has time-outs of a share group replicated, and gives when the next is due.
-    pub(super) async fn tick_queue(&self, queue: &Arc<Queue>, now: Instant) -> Option<Instant> {
+    pub(super) fn tick_queue(&self, queue: &Arc<Queue>, now: Instant) -> Option<Instant> {
         let (said, next) = queue.tick(now);
         let group = self.0.metrics.group(&queue.name);
         let expired = said.iter().map(|said| said.expired).sum();
         group.acknowledgements(Acked::Expire, expired);
-        if let Err(failure) = self.replicate(queue, said).await {
-            // The deliveries were not counted; they are delivered again all the same.
-            warn!(group = &*queue.name, error = %failure, "expired leases were not noted");
-        }
+        self.replicate_later(queue, said, "expired leases were not noted");
         next
+    }
+
+    /// The same as [`Broker::replicate`], without waiting for room. `failed` is told if nothing comes of it: the deliveries
+    /// were not counted then, and the records are delivered again all the same.
+    fn replicate_later(&self, queue: &Arc<Queue>, said: Vec<Said>, failed: &'static str) {
+        // A broker that stops has no use for counts of deliveries.
+        let Ok(groups) = self.groups() else { return };
+        if said.is_empty() {
+            return;
+        }
+        let (broker, queue) = (self.clone(), queue.clone());
+        groups.tasks.spawn("share updates", Criticality::BestEffort, async move {
+            if let Err(failure) = broker.replicate(&queue, said).await {
+                warn!(group = &*queue.name, error = %failure, "{failed}");
+            }
+        });
     }
 
     /// Hands what leases had to say to the coordinator. Nothing waits for it.
@@ -300,17 +313,9 @@ impl ShareMember {
 impl Drop for ShareMember {
     fn drop(&mut self) {
         let said = self.queue.leave(self.session);
-        // A broker that stops has no use for counts of deliveries.
-        let Ok(groups) = self.broker.groups() else { return };
-        groups.changed.notify_one();
-        if said.is_empty() {
-            return;
+        self.broker.replicate_later(&self.queue, said, "the leases of a member that left were not noted");
+        if let Ok(groups) = self.broker.groups() {
+            groups.changed.notify_one();
         }
-        let (broker, queue) = (self.broker.clone(), self.queue.clone());
-        groups.tasks.spawn("share leaving", Criticality::BestEffort, async move {
-            if let Err(failure) = broker.replicate(&queue, said).await {
-                warn!(group = &*queue.name, error = %failure, "the leases of a member that left were not noted");
-            }
-        });
     }
 }

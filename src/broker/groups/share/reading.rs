@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tracing::warn;
-
 use super::{MemberEvent, ShareMember};
 use crate::broker::Error;
 use crate::broker::fetch::Fetched;
@@ -14,7 +12,6 @@ use crate::broker::groups::queue::Said;
 use crate::broker::groups::start::Found;
 use crate::coordination::{Command, Leases, PartitionKey, Progress};
 use crate::record::Offset;
-use crate::task::Criticality;
 
 /// The slot of the member's bell that all partitions share: all of them are looked at in turn.
 const RECORDS: usize = 1;
@@ -191,14 +188,7 @@ impl ShareMember {
             found.warn_missed(group, first, to, trimmed.missed);
         }
         let said = Said { key: found.key, updates: vec![update], expired: 0, missed: trimmed.missed };
-        let (broker, queue) = (self.broker.clone(), self.queue.clone());
-        if let Ok(groups) = self.broker.groups() {
-            groups.tasks.spawn("share retention", Criticality::BestEffort, async move {
-                if let Err(failure) = broker.replicate(&queue, vec![said]).await {
-                    warn!(group = &*queue.name, error = %failure, "the start of the log was not noted");
-                }
-            });
-        }
+        self.broker.replicate_later(&self.queue, vec![said], "the start of the log was not noted");
         Ok(trimmed.missed)
     }
 

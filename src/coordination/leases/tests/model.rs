@@ -357,7 +357,7 @@ impl World {
     }
 
     fn copy(&mut self) -> bool {
-        let first = self.leases.copy_first_dead().map(|dead| dead.offset.0);
+        let first = self.leases.copy_first_dead(Offset::ZERO).map(|dead| dead.offset.0);
         let dead = self.records.iter_mut().find_map(|(offset, fate)| match *fate {
             Fate::Dead { rejected, deliveries } => {
                 Some((*offset, fate, Fate::Copying { rejected, deliveries }))

@@ -182,13 +182,16 @@ fn a_rejected_record_is_dead_until_its_copy_is_committed() {
     assert_eq!(leases.dead().collect::<Vec<_>>(), dead);
     assert_eq!(leases.buried(range(0, 99)), [], "there is no copy yet");
 
-    assert_eq!([leases.copy_first_dead(), leases.copy_first_dead()], dead.clone().map(Some));
-    assert_eq!(leases.copy_first_dead(), None);
+    assert_eq!(
+        [leases.copy_first_dead(Offset::ZERO), leases.copy_first_dead(Offset::ZERO)],
+        dead.clone().map(Some)
+    );
+    assert_eq!(leases.copy_first_dead(Offset::ZERO), None);
     assert_eq!(leases.buried(range(0, 99)), [ShareUpdate::Accept(range(10, 11))]);
     assert_eq!((leases.dead().count(), leases.start()), (0, Offset(10)));
     leases.failed(range(10, 11));
     assert_eq!(leases.dead().count(), 2);
-    assert_eq!([leases.copy_first_dead(), leases.copy_first_dead()], dead.map(Some));
+    assert_eq!([leases.copy_first_dead(Offset::ZERO), leases.copy_first_dead(Offset::ZERO)], dead.map(Some));
     leases.buried(range(10, 11));
     leases.committed(range(10, 11));
     assert_eq!((leases.dead().count(), leases.start()), (0, Offset(12)));
@@ -199,7 +202,7 @@ fn a_record_that_retention_deletes_while_it_is_copied_is_lost_only_if_there_is_n
     let rejected = |now| {
         let mut leases = leased(now);
         leases.reject(ANN, range(10, 11), &"".into()).unwrap();
-        assert_eq!(leases.copy_first_dead().map(|dead| dead.offset), Some(Offset(10)));
+        assert_eq!(leases.copy_first_dead(Offset::ZERO).map(|dead| dead.offset), Some(Offset(10)));
         leases
     };
     let mut leases = rejected(Instant::now());

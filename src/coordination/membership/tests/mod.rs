@@ -362,12 +362,25 @@ fn a_member_that_stays_silent_is_fenced_and_its_partitions_move() {
     group.join(member("a"), 1);
     group.join(member("b"), 2);
     group.release("a", 1, &keys([1]));
+    assert_eq!(group.after(10).tick(), [keepalive(1), keepalive(2)]);
     group.after(25).heard("b", 2);
-    assert_eq!(group.after(29).tick(), [keepalive(1)]);
+    assert_eq!(group.after(29).tick(), []);
     let effects = group.after(30).tick();
     assert_eq!(effects[..2], [fence(1, FenceReason::SessionTimeout), rebalanced(Cause::SessionTimeout)]);
     assert_eq!(effects[2..], [assign(2, 4, keys([0])), settled(0)]);
     assert_eq!(group.commit("a", 1, epoch(2), 0), Err(Fenced::UnknownMember { member: "a".to_owned() }));
+}
+
+#[test]
+fn a_member_that_was_asked_late_has_as_long_to_answer() {
+    let mut group = Group::of(1);
+    group.join(member("a"), 1);
+    // The coordinator was held up for long.
+    assert_eq!(group.after(100).tick(), [keepalive(1)]);
+    assert_eq!(group.membership.deadline(), Some(group.start + Duration::from_secs(120)));
+    assert_eq!(group.after(119).tick(), []);
+    let effects = group.after(120).tick();
+    assert_eq!(effects[..1], [fence(1, FenceReason::SessionTimeout)]);
 }
 
 #[test]
