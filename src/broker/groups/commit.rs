@@ -51,9 +51,11 @@ pub(super) enum Committer {
     Outsider,
 }
 
-/// A commit on its way. Dropping it does not withdraw it.
+/// A commit on its way. Dropping it does not withdraw it: what becomes of it is noted and counted all the same.
 pub(super) struct PendingCommit {
     results: Vec<CommitResult>,
+    /// Whether nobody waits for the results any more.
+    left_alone: bool,
     receiver: Option<oneshot::Receiver<Result<Outcome, coordinator::Error>>>,
     metrics: Metrics,
     received: Instant,
@@ -62,6 +64,7 @@ pub(super) struct PendingCommit {
 }
 
 /// Offsets that a group commits, and where that is noted.
+#[derive(Clone)]
 struct Noted {
     journal: Arc<Journal>,
     group: Arc<str>,
@@ -145,7 +148,8 @@ impl Broker {
                 Committer::Outsider => slot.submit(command),
             }
         });
-        Ok(PendingCommit { results, receiver, metrics: self.0.metrics.clone(), received, noted })
+        let metrics = self.0.metrics.clone();
+        Ok(PendingCommit { results, left_alone: false, receiver, metrics, received, noted })
     }
 
     fn check_offset(
@@ -184,10 +188,12 @@ impl Broker {
 impl PendingCommit {
     /// Waits until what was accepted is committed, or not.
     pub(super) async fn outcome(mut self) -> Vec<CommitResult> {
-        if let Some(receiver) = self.receiver.take() {
+        if let Some(receiver) = &mut self.receiver {
             // A coordinator that is gone may have written the entry all the same.
             let unknown = Err(coordinator::Error::Raft(crate::raft::Error::OutcomeUnknown));
-            match receiver.await.unwrap_or(unknown) {
+            let outcome = receiver.await.unwrap_or(unknown);
+            self.receiver = None;
+            match outcome {
                 Ok(_) => self.noted.committed(),
                 Err(error) => {
                     let error = Error::from(error);
@@ -201,7 +207,24 @@ impl PendingCommit {
             self.metrics.groups.committed(outcome_of(result.error.as_ref()));
         }
         self.metrics.groups.commit_answered(self.received.elapsed(), None);
-        self.results
+        std::mem::take(&mut self.results)
+    }
+}
+
+impl Drop for PendingCommit {
+    fn drop(&mut self) {
+        let Some(receiver) = self.receiver.take().filter(|_| !self.left_alone) else { return };
+        // Without a runtime the broker has stopped.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let rest = PendingCommit {
+            results: std::mem::take(&mut self.results),
+            left_alone: true,
+            receiver: Some(receiver),
+            metrics: self.metrics.clone(),
+            received: self.received,
+            noted: self.noted.clone(),
+        };
+        runtime.spawn(rest.outcome());
     }
 }
 

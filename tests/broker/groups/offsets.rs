@@ -210,3 +210,23 @@ async fn groups_that_nobody_uses_expire_and_their_series_with_them() {
     assert!(describe(&broker, "busy").await.is_ok(), "a group with members stays");
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn a_group_that_has_members_when_its_broker_is_killed_is_there_when_they_come_back() {
+    let settings = [("groups.retention", "5s"), ("groups.retention_interval", "50ms")];
+    let broker = Process::start(&settings).await;
+    broker.create_topic("orders", 1).await;
+    put_numbers(&broker, "orders", 0, 0, 10).await;
+    let mut member = GroupStream::join(&broker, join("busy", &["orders"])).await;
+    member.records(10).await;
+    assert_eq!(member.commit("orders", &[(0, 7)]).await, [None]);
+    commit_plainly(&broker, "idle", vec![commit("orders", 0, 7)]).await;
+    eventually(PATIENCE, "an idle group expires", async || {
+        describe(&broker, "idle").await.is_err().then_some(())
+    })
+    .await;
+    let broker = broker.kill().start().await;
+    let mut member = GroupStream::join(&broker, join("busy", &["orders"])).await;
+    assert_eq!(member.assigned().await, [(0, 7)]);
+    broker.stop().await;
+}

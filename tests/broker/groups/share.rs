@@ -217,6 +217,25 @@ async fn with_jobs() -> TestBroker {
     broker
 }
 
+#[tokio::test]
+async fn a_record_that_does_not_fit_into_the_dead_letter_topic_keeps_no_others_waiting() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("jobs", 1).await;
+    let small = v1::TopicConfig { record_bytes_max: Some(2_000), ..Default::default() };
+    broker.create_topic_with("workers.dead-letter", 1, small).await;
+    put(&broker, "jobs", 0, &["large ".repeat(1_000).as_str(), "small"]).await;
+    let mut worker = member(&broker, LONG, 5).await;
+    worker.records(2).await;
+    let all = [(0, 0, 1)];
+    assert!(worker.acknowledge("jobs", &all, AckKind::Reject).await.iter().all(Option::is_none));
+    let letters = eventually(PATIENCE, "the other one is copied", async || {
+        Some(dead_letters(&broker).await).filter(|letters| !letters.is_empty())
+    })
+    .await;
+    assert_eq!(letters[0].1["streambus-dead-letter-offset"], "1");
+    broker.stop().await;
+}
+
 /// Rejects with a new member its share of the jobs. Their copies are under way then.
 async fn reject_some(broker: &Endpoint) -> GroupStream {
     // With credit for one delivery.

@@ -1,12 +1,13 @@
 //! Where groups begin, and what they are told of records that are gone.
 
+use streambus::client::{GroupConfig, OffsetReset};
 use streambus::proto::v1;
 use streambus::proto::v1::subscribe_response::Event;
 use streambus::telemetry::catalog;
 
 use super::{put, put_numbers, trim};
 use crate::support::group::{committed, join};
-use crate::support::{GroupStream, Process, TestBroker};
+use crate::support::{GroupStream, PATIENCE, Process, TestBroker};
 
 fn with_reset(reset: v1::OffsetReset) -> v1::JoinGroup {
     v1::JoinGroup { offset_reset: reset.into(), ..join("billing", &["orders"]) }
@@ -125,5 +126,18 @@ async fn a_member_that_retention_overtakes_goes_on_behind_the_gap() {
     };
     assert_eq!(next.offset, 6);
     assert!((1..=5).contains(&missed), "{missed}");
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_program_is_told_that_its_group_cannot_begin() {
+    let broker = TestBroker::start().await;
+    broker.create_topic("orders", 1).await;
+    let config = GroupConfig { offset_reset: OffsetReset::Fail, ..GroupConfig::new("billing", ["orders"]) };
+    let mut consumer = broker.client().await.group_consumer(config).await.expect("a member");
+    let told = tokio::time::timeout(PATIENCE, consumer.next_batch()).await.expect("it is told");
+    let code = told.expect("no end").err().and_then(|error| error.code());
+    assert_eq!(code, Some(v1::ErrorCode::OffsetOutOfRange));
+    consumer.close().await.expect("it leaves");
     broker.stop().await;
 }

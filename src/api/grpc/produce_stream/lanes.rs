@@ -147,4 +147,25 @@ mod tests {
         }
         assert!(lanes.lanes.len() <= IDLE_LANES_MAX);
     }
+
+    #[test]
+    fn nor_do_they_while_a_partition_stalls() {
+        let mut lanes = Lanes::default();
+        let stalled = lanes.of("orders", 0);
+        lanes.push(stalled, "first");
+        for number in 0..3 * IDLE_LANES_MAX as u32 {
+            let lane = lanes.of("made up", number);
+            lanes.push(lane, "refused");
+            lanes.drain_ready(|entry| *entry == "refused");
+        }
+        assert!(lanes.lanes.len() <= IDLE_LANES_MAX + 2);
+        let stalled = lanes.of("orders", 0);
+        lanes.push(stalled, "second");
+        let mut left = Vec::new();
+        lanes.drain_ready(|entry| {
+            left.push(*entry);
+            true
+        });
+        assert_eq!(left, ["first", "second"]);
+    }
 }
