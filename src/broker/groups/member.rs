@@ -480,7 +480,10 @@ impl Member {
             }
             Notice::Restart(key) => {
                 let mut assigned = Vec::new();
-                let next = self.held.get(&key).map(|held| held.next);
+                let held = self.held.get(&key);
+                // It may have been taken away, and given anew, since this was said.
+                let unread = held.filter(|held| !self.subscription.reads(&held.topic, key.partition));
+                let next = unread.map(|held| held.next);
                 for found in self.broker.find(&[key])? {
                     let Some(next) = next else { continue };
                     let start = self.broker.restart(&self.owner(self.epoch), self.reset, found, next).await?;
