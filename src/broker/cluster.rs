@@ -118,9 +118,13 @@ impl Broker {
                 if let Some(leader) = leader {
                     *leaders.entry(leader).or_default() += 1;
                 }
-                if let Some((problem, lagging, reason)) =
-                    problem_of(assignment, partition, &candidates, |id| hub.is_up(id.0))
-                {
+                if let Some((problem, lagging, reason)) = problem_of(
+                    assignment,
+                    partition,
+                    &candidates,
+                    |id| hub.is_up(id.0),
+                    |id| state.broker(id).is_some_and(|broker| broker.replaced_by.is_some()),
+                ) {
                     problems.push(PartitionProblem {
                         topic: route.topic.name.to_string(),
                         partition: number as u32,
@@ -288,11 +292,12 @@ fn problem_of(
     partition: &PartitionRef,
     candidates: &[Candidate],
     reached: impl Fn(BrokerId) -> bool,
+    replaced: impl Fn(BrokerId) -> bool,
 ) -> Option<(Problem, Vec<BrokerId>, String)> {
     let away: Vec<BrokerId> = assignment.replicas.iter().copied().filter(|id| !reached(*id)).collect();
     let damage = damage_of(assignment, partition, &reached);
     if partition.leader().is_none() {
-        let mut reason = why_leaderless(assignment, &reached);
+        let mut reason = why_leaderless(assignment, &reached, replaced);
         if let Some(damage) = damage {
             reason = format!("{reason}; {damage}");
         }
@@ -368,8 +373,22 @@ fn list(ids: &[BrokerId]) -> String {
 
 /// Why a partition has no leader, and what to do. While replicas move, those who had them before may still vote, and
 /// which ones do is known to the leader only.
-fn why_leaderless(assignment: &PartitionAssignment, reached: impl Fn(BrokerId) -> bool) -> String {
+fn why_leaderless(
+    assignment: &PartitionAssignment,
+    reached: impl Fn(BrokerId) -> bool,
+    replaced: impl Fn(BrokerId) -> bool,
+) -> String {
     let PartitionAssignment { replicas, moving_from, .. } = assignment;
+    let had = if assignment.is_moving() { moving_from } else { replicas };
+    let lost: Vec<_> = had.iter().copied().filter(|id| replaced(*id)).collect();
+    if lost.len() * 2 >= had.len() && !lost.is_empty() {
+        let Words { brokers, .. } = Words::of(&lost);
+        return format!(
+            "{brokers} lost the disk with too many of its {} replicas, and was replaced: there is no majority any more, \
+             and nothing will bring it back; delete the topic",
+            had.len()
+        );
+    }
     let mut away: Vec<_> = replicas.iter().chain(moving_from).copied().filter(|id| !reached(*id)).collect();
     away.sort();
     away.dedup();
@@ -467,13 +486,16 @@ mod tests {
     #[test]
     fn a_partition_without_a_leader_names_the_brokers_that_are_missing() {
         let why = |assignment: &PartitionAssignment, away: &[u64]| {
-            why_leaderless(assignment, |id| !away.contains(&id.0))
+            why_leaderless(assignment, |id| !away.contains(&id.0), |id| id.0 == 9)
         };
         let (one, three) = (moving(&[], &[3]), moving(&[], &[1, 2, 3]));
         assert_eq!(why(&three, &[]), "an election is under way");
         assert_eq!(why(&three, &[2]), "broker 2 is not reached; an election is under way");
         assert_eq!(why(&three, &[2, 3]), "brokers 2, 3 are not reached, so there is no majority: start them");
         assert_eq!(why(&one, &[3]), "broker 3 is not reached, so there is no majority: start it");
+        let lost = why(&moving(&[9], &[1]), &[9]);
+        assert!(lost.starts_with("broker 9 lost the disk") && lost.ends_with("delete the topic"), "{lost}");
+        assert_eq!(why(&moving(&[], &[1, 2, 9]), &[9]), "broker 9 is not reached; an election is under way");
         // The group is where the replicas move from, until they have moved.
         let leaves = moving(&[3], &[1]);
         let missing = "broker 3 is not reached, so there may be no majority: start it";

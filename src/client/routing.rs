@@ -198,7 +198,7 @@ impl Router {
         }
     }
 
-    /// Makes a call at the first address that can be reached.
+    /// Makes a call at the first address that can be reached and whose broker serves.
     async fn try_each<T, F>(
         &self,
         deadline: Instant,
@@ -208,6 +208,7 @@ impl Router {
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let mut unreachable: Vec<(String, String)> = Vec::new();
+        let mut not_ready = None;
         for address in self.candidates() {
             let broker = match self.connections.shared(&address).await {
                 Ok(broker) => broker,
@@ -228,6 +229,13 @@ impl Router {
                     self.lock().answered(&address);
                     Ok((address, response.into_inner()))
                 }
+                // It starts or stops, or has left the cluster, and has done nothing.
+                Err(error) if error.code() == Some(ErrorCode::NotReady) => {
+                    self.suspect(&address);
+                    self.lock().preferred = None;
+                    not_ready = Some(error);
+                    continue;
+                }
                 Err(error) => {
                     if matches!(error, Error::Connection { .. } | Error::Timeout { .. }) {
                         self.connections.forget(&address);
@@ -237,6 +245,9 @@ impl Router {
                     Err(error)
                 }
             };
+        }
+        if let Some(error) = not_ready {
+            return Err(error);
         }
         let (addresses, mut reasons): (Vec<_>, Vec<_>) = unreachable.into_iter().unzip();
         reasons.dedup();
@@ -292,7 +303,7 @@ impl Router {
         routes
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.config.request_timeout
     }
 

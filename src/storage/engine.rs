@@ -437,9 +437,10 @@ impl Engine {
         let tables = self.all_tables();
         let used: u64 = tables.iter().map(Keyspace::disk_space).sum();
         let files = tables.iter().filter(|rows| is_log(rows)).map(Keyspace::table_count).sum::<usize>();
-        let journals = journal_bytes_on_disk(directory)
-            .map_err(|source| Error::storage("measure the journals", source))?;
-        Ok((used + journals, files as u64, self.database.compactions_completed() as u64))
+        let measured = |source| Error::storage("measure the journals", source);
+        let journals = journal_bytes_on_disk(directory).map_err(measured)?;
+        let list = bytes_of_list(directory).map_err(measured)?;
+        Ok((used + journals + list, files as u64, self.database.compactions_completed() as u64))
     }
 
     fn all_tables(&self) -> Vec<Keyspace> {
@@ -475,12 +476,27 @@ fn log_keys_from(group: GroupId, log: &LogTable, index: u64) -> Result<Vec<Bytes
 
 /// Journals are created with their full size but without blocks, so their length says nothing.
 fn journal_bytes_on_disk(directory: &Path) -> std::io::Result<u64> {
+    bytes_on_disk(directory, |path| path.extension().is_some_and(|extension| extension == "jnl"))
+}
+
+/// Bytes of the engine's own list of tables. It keeps old copies of it until the next start.
+fn bytes_of_list(directory: &Path) -> std::io::Result<u64> {
+    let list = directory.join("keyspaces/0");
+    Ok(bytes_on_disk(&list, |_| true)? + bytes_on_disk(&list.join("tables"), |_| true)?)
+}
+
+/// What the files of a directory that are `counted` take of the disk; nothing if it is not there.
+fn bytes_on_disk(directory: &Path, counted: impl Fn(&Path) -> bool) -> std::io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
     let mut bytes = 0;
-    for entry in std::fs::read_dir(directory)? {
+    for entry in entries {
         let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "jnl") {
-            // A journal may be deleted between the listing and this look.
+        if counted(&entry.path()) {
+            // A file may be deleted between the listing and this look.
             bytes += entry.metadata().map_or(0, |found| found.blocks() * 512);
         }
     }

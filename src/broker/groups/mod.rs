@@ -218,6 +218,8 @@ impl Groups {
     /// then.
     async fn keep_empty(&self, name: &str) -> Result<KeptEmpty<'_>, Error> {
         self.with_group(name, |_| ())?;
+        // A leader that no majority follows any more knows of no members, and what it proposes may be agreed on much later.
+        self.coordinators.of(name).confirm().await?;
         let key: Arc<str> = name.into();
         if !lock(&self.kept_empty).insert(key.clone()) {
             return Err(Error::NotReady("changing the group's offsets"));

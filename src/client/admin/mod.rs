@@ -28,6 +28,8 @@ pub use types::{
     TopicDescription, TopicSpec, TopicSummary,
 };
 
+use tokio::time::{Instant, sleep};
+
 use super::connection::Broker;
 use super::message::partition_position;
 use super::routing::{Repeat, Router};
@@ -218,22 +220,55 @@ pub(super) async fn list_offsets(
 ) -> Result<Vec<Result<Offset, Error>>, Error> {
     let mut resolved = Vec::with_capacity(positions.len());
     for chunk in positions.chunks(POSITIONS_MAX) {
-        let request = v1::ListOffsetsRequest {
-            positions: chunk.iter().map(|(at, position)| partition_position(at, *position)).collect(),
-        };
-        let call = |broker: Broker| {
-            let request = request.clone();
-            async move { broker.topics().list_offsets(request).await }
-        };
-        let response = router.call(Repeat::Harmless, call).await?;
-        if response.offsets.len() != chunk.len() {
-            let what = format!("{} offsets for {} positions", response.offsets.len(), chunk.len());
-            return Err(Error::InvalidResponse { what });
-        }
-        resolved.extend(response.offsets.into_iter().map(|offset| match offset.error {
-            None => Ok(Offset(offset.offset)),
-            Some(error) => Err(Error::from(error).at(&offset.topic, offset.partition)),
-        }));
+        resolved.extend(list_some_offsets(router, chunk).await?);
     }
     Ok(resolved)
+}
+
+/// The same, of as many positions as fit into a request. Partitions that are without a leader at the moment are asked for
+/// again, until `request_timeout`.
+async fn list_some_offsets(
+    router: &Router,
+    positions: &[(TopicPartition, Position)],
+) -> Result<Vec<Result<Offset, Error>>, Error> {
+    let deadline = router.deadline();
+    let mut resolved = ask_for_offsets(router, positions).await?;
+    for failures in 1.. {
+        let passes = |found: &&Result<Offset, Error>| found.as_ref().is_err_and(Error::is_retriable);
+        let Some(Err(error)) = resolved.iter().find(passes) else { break };
+        let delay = router.config().backoff.delay_after(failures, error);
+        if Instant::now() + delay >= deadline {
+            break;
+        }
+        sleep(delay).await;
+        let again: Vec<usize> = (0..positions.len()).filter(|place| passes(&&resolved[*place])).collect();
+        let asked: Vec<_> = again.iter().map(|place| positions[*place].clone()).collect();
+        for (place, found) in again.into_iter().zip(ask_for_offsets(router, &asked).await?) {
+            resolved[place] = found;
+        }
+    }
+    Ok(resolved)
+}
+
+async fn ask_for_offsets(
+    router: &Router,
+    positions: &[(TopicPartition, Position)],
+) -> Result<Vec<Result<Offset, Error>>, Error> {
+    let request = v1::ListOffsetsRequest {
+        positions: positions.iter().map(|(at, position)| partition_position(at, *position)).collect(),
+    };
+    let call = |broker: Broker| {
+        let request = request.clone();
+        async move { broker.topics().list_offsets(request).await }
+    };
+    let response = router.call(Repeat::Harmless, call).await?;
+    if response.offsets.len() != positions.len() {
+        let what = format!("{} offsets for {} positions", response.offsets.len(), positions.len());
+        return Err(Error::InvalidResponse { what });
+    }
+    let found = response.offsets.into_iter().map(|offset| match offset.error {
+        None => Ok(Offset(offset.offset)),
+        Some(error) => Err(Error::from(error).at(&offset.topic, offset.partition)),
+    });
+    Ok(found.collect())
 }

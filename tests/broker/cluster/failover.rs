@@ -5,11 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use streambus::client::{Client, ClusterStatus, ProducerConfig, ProducerRecord};
+use streambus::client::{
+    Client, ClusterStatus, Offset, Position, ProducerConfig, ProducerRecord, TopicPartition,
+};
+use streambus::proto::v1;
 use streambus::proto::v1::position::At;
 
-use crate::support::asking::read;
+use crate::support::asking::{append, read};
 use crate::support::cluster::other_leader;
+use crate::support::endpoint::reason;
+use crate::support::group::{commit, committed, describe};
 use crate::support::tool::{self, streambus};
 use crate::support::{Cluster, Endpoint, PATIENCE, batch, eventually, within};
 
@@ -464,4 +469,46 @@ async fn every_broker_says_of_all_when_they_sync() {
             "{described}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_are_found_although_their_partition_has_just_lost_its_leader() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("orders", 1, 3).await;
+    cluster.settled().await;
+    append(cluster.broker(1), "orders", 0, batch::values(["a", "b"])).await;
+    let leader = cluster.leader("orders", 0).await;
+    let admin = cluster.broker(leader % 3 + 1).client().await.admin();
+    cluster.kill(leader);
+    let end = (TopicPartition::new("orders", 0), Position::Latest);
+    let found = admin.list_offsets(&[end]).await.expect("somebody answers");
+    assert_eq!(found[0].as_ref().ok(), Some(&Offset(2)), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_is_deleted_without_a_majority_is_there_afterwards() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_topic("orders", 1, 3).await;
+    cluster.settled().await;
+    append(cluster.broker(1), "orders", 0, batch::values(["a", "b"])).await;
+    let offsets = vec![commit("orders", 0, 1)];
+    let request = v1::CommitOffsetsRequest { group: "billing".to_owned(), membership: None, offsets };
+    cluster.broker(1).groups().await.commit_offsets(request).await.expect("committed");
+    let coordinator = describe(cluster.broker(1), "billing").await.expect("it is there").coordinator_id;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != coordinator).collect();
+    others.iter().for_each(|id| cluster.kill(*id));
+    let deserted = |status: &ClusterStatus| status.coordinators.iter().all(Option::is_none);
+    cluster.until(coordinator, "it knows that nobody follows it", deserted).await;
+    let delete = v1::DeleteGroupRequest { group: "billing".to_owned() };
+    let refused = within("an answer", async {
+        cluster.broker(coordinator).groups().await.delete_group(delete).await.expect_err("nobody agrees")
+    })
+    .await;
+    let (_, code, _) = reason(&refused);
+    assert!(["NOT_LEADER", "NOT_READY"].contains(&code.as_str()), "nothing was changed: {refused:?}");
+    for id in others {
+        cluster.restart(id).await;
+    }
+    cluster.settled().await;
+    assert_eq!(committed(cluster.broker(coordinator), "billing", "orders").await[&0], 1);
 }

@@ -117,6 +117,14 @@ async fn the_only_broker_with_votes_is_removed_only_after_another_has_them() {
         }
     })
     .await;
+    // It still runs, and says that it has left; a client that names it first goes on to the other one.
+    let alone = cluster.broker(1).topics().await;
+    eventually(PATIENCE, "it knows that it was removed", async || {
+        let listed = alone.clone().list_topics(v1::ListTopicsRequest::default()).await;
+        listed.is_err().then_some(())
+    })
+    .await;
+    cluster.client().await.admin().list_topics().await.expect("the other one serves");
     cluster.kill(1);
     cluster.create_topic("kept", 1, 1).await;
     append(cluster.broker(2), "kept", 0, batch::values(["kept"])).await;
